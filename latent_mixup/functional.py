@@ -1,0 +1,241 @@
+"""The method as pure functions on tensors: mix codes, mix targets, mix losses."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latent_mixup.interpolation import Path, lerp
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+SUM_TOLERANCE = 1e-2  # half precision soft targets of many classes still pass
+PLAIN_MEAN = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiMarginLoss, nn.MultiLabelSoftMarginLoss)
+
+
+def mix_latents(latents: Tensor, partner: Tensor, lam: Tensor, path: Path = lerp) -> Tensor:
+    """Move each latent code towards its partner's; ``lam = 1`` returns it unchanged.
+
+    Args:
+        latents: ``[B, ...]``; in W+ ``[B, num_ws, w_dim]``.
+        partner: Row each code is mixed with, ``[B]``, int64 in ``[0, B)``.
+        lam: Weight of the code itself, ``[B]``, in ``[0, 1]``.
+        path: ``lerp`` for W and W+, ``slerp`` for Gaussian z.
+
+    Returns:
+        Mixed codes; shape, dtype and device of ``latents``.
+
+    Raises:
+        ValueError: ``partner`` or ``lam`` does not have one entry per code.
+
+    Reference: Latent-Mixup, section 1.1.3.
+
+    Example:
+        >>> mix_latents(torch.randn(2, 8, 512), torch.tensor([1, 0]), torch.tensor([1.0, 0.3])).shape
+        torch.Size([2, 8, 512])
+    """
+    if partner.shape != latents.shape[:1]:
+        raise ValueError(f"partner needs one row per code: got {list(partner.shape)} for {len(latents)} codes")
+    return path(latents, latents[partner.to(latents.device)], lam)
+
+
+def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
+    """Labels, or targets that are soft already, as rows that sum to 1.
+
+    Args:
+        labels: Integers ``[B]`` in ``[0, num_classes)``, or float ``[B, num_classes]``, rows summing to 1.
+        num_classes: Number of classes.
+        label_smoothing: Share of each row that is spread over all classes, in [0, 1); as in
+            ``F.cross_entropy``.
+
+    Returns:
+        ``[B, num_classes]`` float32, on the device of ``labels``; a new tensor.
+
+    Raises:
+        ValueError: A label lies outside ``num_classes``, or the shape is neither of the two.
+
+    Example:
+        >>> soft_targets(torch.tensor([2, 0]), 3).shape
+        torch.Size([2, 3])
+    """
+    if labels.is_floating_point():
+        _check_soft(labels, num_classes)
+        targets = labels.float()
+    else:
+        check_labels(labels, num_classes)
+        targets = F.one_hot(labels.long(), num_classes).float()
+    return targets * (1 - label_smoothing) + label_smoothing / num_classes
+
+
+def mix_targets(
+    labels_a: Tensor, labels_b: Tensor, lam: Tensor, num_classes: int, label_smoothing: float = 0.0
+) -> Tensor:
+    """Soft targets of mixes: ``lam * a + (1 - lam) * b``, then smoothed.
+
+    Args:
+        labels_a: The samples' own labels, ``[B]`` integers, or soft targets ``[B, num_classes]``.
+        labels_b: Their partners', in either form.
+        lam: Weight of ``labels_a``, ``[B]``, in [0, 1].
+        num_classes: Number of classes.
+        label_smoothing: See :func:`soft_targets`.
+
+    Returns:
+        ``[B, num_classes]`` float32 whose rows sum to 1, for ``F.cross_entropy(logits, targets)``.
+
+    Raises:
+        ValueError: A label lies outside ``num_classes``, or the lengths do not agree.
+
+    Reference: Latent-Mixup, section 1.1.3; Zhang et al. 2018 (arXiv 1710.09412), equation 1.
+
+    Example:
+        >>> mix_targets(torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([0.3, 0.5]), 3).shape
+        torch.Size([2, 3])
+    """
+    own = soft_targets(labels_a, num_classes, label_smoothing)
+    return lerp(own, soft_targets(labels_b, num_classes, label_smoothing).to(own.device), lam)
+
+
+def mixup_criterion(criterion: Criterion, pred: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor) -> Tensor:
+    """``lam * criterion(pred, y_a) + (1 - lam) * criterion(pred, y_b)``, with one ``lam`` or one a sample.
+
+    With a vector the criterion is asked for one loss per sample, and the weighted losses are then reduced
+    as it would have done it. That works for a loss module with a ``reduction`` attribute (a copy of it is
+    used), for a function with a ``reduction=`` keyword, such as ``F.cross_entropy``, and for a criterion
+    that returns a loss per sample as it is. A mean over class weights, or over targets that are not
+    ``ignore_index``, is normalised for each of the two terms, as in the formula above.
+
+    Args:
+        criterion: Any callable ``(pred, y) -> loss``.
+        pred: The network's output, ``[B, ...]``.
+        y_a: The samples' own targets, ``[B, ...]``.
+        y_b: Their partners' targets, ``[B, ...]``.
+        lam: Weight of ``y_a`` in [0, 1]: a number, or ``[B]``.
+
+    Returns:
+        The loss, reduced as ``criterion`` reduces it.
+
+    Raises:
+        ValueError: ``lam`` is neither one number nor ``[B]``, or the criterion returns one number for the
+            whole batch and cannot be asked for more.
+
+    Reference: Zhang et al. 2018 (arXiv 1710.09412), section 2, and their mixup-cifar10.
+
+    Example:
+        >>> y_a, y_b, lam = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([0.3, 0.5])
+        >>> mixup_criterion(nn.CrossEntropyLoss(), torch.randn(2, 3), y_a, y_b, lam).shape
+        torch.Size([])
+    """
+    if not isinstance(lam, Tensor) or lam.ndim == 0:
+        weight = lam if isinstance(lam, Tensor) else float(lam)
+        return weight * criterion(pred, y_a) + (1 - weight) * criterion(pred, y_b)
+    if lam.shape != pred.shape[:1]:
+        raise ValueError(f"lam needs to be one number or one per sample: got {list(lam.shape)} for {len(pred)}")
+    per_sample, reduction = _without_reduction(criterion)
+    own, other = per_sample(pred, y_a), per_sample(pred, y_b)
+    for losses in (own, other):
+        _check_per_sample(losses, len(pred), criterion)
+    weight = lam.to(own).view(-1, *[1] * (own.ndim - 1))
+    if reduction != "mean":
+        mixed = weight * own + (1 - weight) * other
+        return mixed.sum() if reduction == "sum" else mixed
+    own_mean = (weight * own).sum() / _mean_divisor(criterion, own, y_a)
+    return own_mean + ((1 - weight) * other).sum() / _mean_divisor(criterion, other, y_b)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise ``ValueError`` unless ``labels`` are integers ``[B]`` in ``[0, num_classes)``."""
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels need to be integers [B] or soft targets [B, {num_classes}]: "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(
+            f"label {int(outside[0])} is outside num_classes={num_classes}: "
+            f"labels need to be in [0, {num_classes}), or num_classes larger"
+        )
+
+
+def _check_soft(targets: Tensor, num_classes: int) -> None:
+    if targets.ndim != 2 or targets.shape[1] != num_classes:
+        raise ValueError(f"soft targets need shape [B, {num_classes}]: got {targets.dtype} {list(targets.shape)}")
+    sums = targets.detach().float().sum(1)
+    if len(sums) and (sums - 1).abs().max() > SUM_TOLERANCE:
+        raise ValueError(f"soft targets need rows that sum to 1: got sums from {sums.min():.3g} to {sums.max():.3g}")
+
+
+def _without_reduction(criterion: Criterion) -> tuple[Criterion, str]:
+    """The criterion with one loss per sample, and the reduction that was taken from it."""
+    reduction = getattr(criterion, "reduction", None)
+    if isinstance(reduction, str):
+        twin = copy.copy(criterion)
+        twin.reduction = "none"  # type: ignore[attr-defined]
+        return twin, reduction
+    keyword = _reduction_keyword(criterion)
+    if isinstance(keyword, str):
+        return functools.partial(criterion, reduction="none"), keyword  # type: ignore[call-arg]
+    return criterion, "none"
+
+
+def _reduction_keyword(criterion: Criterion) -> Any:
+    """What ``reduction`` is when nobody gives it; None where there is no such keyword."""
+    try:
+        parameters = inspect.signature(criterion).parameters
+    except (TypeError, ValueError):  # some built-ins have no signature
+        return None
+    return parameters["reduction"].default if "reduction" in parameters else None
+
+
+def _check_per_sample(losses: Tensor, batch_size: int, criterion: Criterion) -> None:
+    if losses.ndim == 0 or len(losses) != batch_size:
+        raise ValueError(
+            f"lam is a vector, but {_name(criterion)} returns a loss of shape {list(losses.shape)} for "
+            f"{batch_size} samples: give it reduction='none' or a reduction= keyword, "
+            'use target_format="soft", or use mode="batch" with lam[0]'
+        )
+
+
+def _mean_divisor(criterion: Criterion, losses: Tensor, y: Tensor) -> Tensor:
+    """What the criterion's own mean divides the sum of ``losses`` by."""
+    weight, ignore_index = _option(criterion, "weight", None), _option(criterion, "ignore_index", -100)
+    everything = losses.new_tensor(losses.numel())
+    if y.is_floating_point() or isinstance(criterion, PLAIN_MEAN):
+        return everything
+    if not _is_cross_entropy(criterion):
+        if weight is not None:
+            raise ValueError(
+                f"how {_name(criterion)} averages its class weights is not known: "
+                "give it reduction='none' and average the result"
+            )
+        return everything
+    kept = y != ignore_index
+    weights = torch.ones_like(losses) if weight is None else weight.to(losses)[y.where(kept, 0)]
+    return torch.where(kept, weights, 0.0).sum()
+
+
+def _is_cross_entropy(criterion: Criterion) -> bool:
+    function = criterion.func if isinstance(criterion, functools.partial) else criterion
+    return isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) or function in (
+        F.cross_entropy,
+        F.nll_loss,
+    )
+
+
+def _option(criterion: Criterion, name: str, default: int | None) -> Any:
+    """An option of a loss: a module's attribute or a partial's keyword."""
+    if isinstance(criterion, functools.partial):
+        return criterion.keywords.get(name, default)
+    return getattr(criterion, name, default)
+
+
+def _name(criterion: Criterion) -> str:
+    function = criterion.func if isinstance(criterion, functools.partial) else criterion
+    return getattr(function, "__name__", type(function).__name__)

@@ -1,0 +1,187 @@
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latent_mixup.functional import mix_latents, mix_targets, mixup_criterion, soft_targets
+from latent_mixup.interpolation import slerp
+
+B, C = 6, 4
+Y_A, Y_B = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([3, 1, 0, 2, 2, 0])
+LAM = torch.tensor([0.0, 0.2, 0.5, 0.7, 0.9, 1.0])
+LOGITS = torch.randn(B, C, generator=torch.Generator().manual_seed(0))
+WEIGHT = torch.tensor([1.0, 2.0, 0.5, 3.0])
+
+
+def returns_per_sample(pred, y):
+    return F.cross_entropy(pred, y, reduction="none")
+
+
+def returns_one_number(pred, y):
+    return F.cross_entropy(pred, y)
+
+
+# ---- codes -----------------------------------------------------------------------------------------
+
+
+def test_mix_latents_moves_each_code_towards_its_partner():
+    latents = torch.tensor([[0.0], [10.0], [20.0]])
+    mixed = mix_latents(latents, torch.tensor([1, 2, 0]), torch.tensor([1.0, 0.5, 0.25]))
+    assert torch.equal(mixed, torch.tensor([[0.0], [15.0], [5.0]]))
+
+
+def test_mix_latents_takes_a_path():
+    latents = torch.eye(2)
+    mixed = mix_latents(latents, torch.tensor([1, 0]), torch.tensor([0.5, 0.5]), path=slerp)
+    torch.testing.assert_close(mixed.norm(dim=1), torch.ones(2))
+
+
+def test_mix_latents_errors():
+    latents = torch.zeros(8, 2)
+    with pytest.raises(ValueError, match=r"partner needs one row per code: got \[7\] for 8 codes"):
+        mix_latents(latents, torch.zeros(7, dtype=torch.int64), torch.ones(8))
+    with pytest.raises(ValueError, match=r"lam needs one weight per code: got \[7\] for 8 codes"):
+        mix_latents(latents, torch.zeros(8, dtype=torch.int64), torch.ones(7))
+
+
+# ---- targets ---------------------------------------------------------------------------------------
+
+
+def test_mix_targets_by_hand():
+    targets = mix_targets(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.25, 0.6]), 3)
+    torch.testing.assert_close(targets, torch.tensor([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]]))
+    assert targets.dtype == torch.float32
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_rows_sum_to_one_and_symmetry(smoothing):
+    targets = mix_targets(Y_A, Y_B, LAM, C, smoothing)
+    torch.testing.assert_close(targets.sum(1), torch.ones(B))
+    torch.testing.assert_close(targets, mix_targets(Y_B, Y_A, 1 - LAM, C, smoothing))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_soft_labels_are_mixed_as_well(dtype):
+    soft = F.one_hot(Y_A, C).to(dtype)
+    torch.testing.assert_close(mix_targets(soft, Y_B, LAM, C), mix_targets(Y_A, Y_B, LAM, C))
+    torch.testing.assert_close(mix_targets(Y_B, soft, LAM, C, 0.1), mix_targets(Y_B, Y_A, LAM, C, 0.1))
+
+
+def test_smoothing_is_that_of_cross_entropy():
+    targets = mix_targets(Y_A, Y_B, LAM, C, 0.2)
+    expected = F.cross_entropy(LOGITS, mix_targets(Y_A, Y_B, LAM, C), label_smoothing=0.2)
+    torch.testing.assert_close(F.cross_entropy(LOGITS, targets), expected)
+
+
+def test_soft_targets_leave_the_input_alone():
+    soft = torch.full((2, 2), 0.5)
+    soft_targets(soft, 2).zero_()
+    assert torch.equal(soft, torch.full((2, 2), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 4]), r"label 4 is outside num_classes=4"),
+        (torch.tensor([-1, 0]), r"label -1 is outside num_classes=4"),
+        (torch.tensor([[0, 1]]), r"integers \[B\] or soft targets \[B, 4\]: got torch.int64 \[1, 2\]"),
+        (torch.rand(2, 5), r"shape \[B, 4\]: got torch.float32 \[2, 5\]"),
+        (torch.rand(2), r"shape \[B, 4\]: got torch.float32 \[2\]"),
+        (torch.ones(2, 4), r"sum to 1: got sums from 4 to 4"),
+    ],
+)
+def test_target_errors(labels, message):
+    with pytest.raises(ValueError, match=message):
+        soft_targets(labels, 4)
+
+
+# ---- losses ----------------------------------------------------------------------------------------
+
+CRITERIA = {
+    "module": nn.CrossEntropyLoss(),
+    "sum": nn.CrossEntropyLoss(reduction="sum"),
+    "smoothed": nn.CrossEntropyLoss(label_smoothing=0.1),
+    "weighted": nn.CrossEntropyLoss(weight=WEIGHT),
+    "weighted and smoothed": nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1),
+    "weighted and ignoring": nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=0),
+    "function": F.cross_entropy,
+    "partial": functools.partial(F.cross_entropy, label_smoothing=0.1),
+    "weighted partial": functools.partial(F.cross_entropy, weight=WEIGHT),
+    "margin": nn.MultiMarginLoss(weight=WEIGHT),
+    "none": nn.CrossEntropyLoss(reduction="none"),
+    "per sample": returns_per_sample,
+}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_equal_weights_give_the_scalar_formula(name, weight):
+    criterion = CRITERIA[name]
+    expected = weight * criterion(LOGITS, Y_A) + (1 - weight) * criterion(LOGITS, Y_B)
+    torch.testing.assert_close(mixup_criterion(criterion, LOGITS, Y_A, Y_B, weight), expected)
+    torch.testing.assert_close(mixup_criterion(criterion, LOGITS, Y_A, Y_B, torch.tensor(weight)), expected)
+    vector = torch.full((B,), weight)
+    torch.testing.assert_close(mixup_criterion(criterion, LOGITS, Y_A, Y_B, vector), expected)
+
+
+@pytest.mark.parametrize(
+    "criterion", [F.cross_entropy, nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)]
+)
+def test_own_weights_equal_soft_targets(criterion):
+    logits = LOGITS.clone().requires_grad_(True)
+    pair = mixup_criterion(criterion, logits, Y_A, Y_B, LAM)
+    soft = criterion(logits, mix_targets(Y_A, Y_B, LAM, C))
+    torch.testing.assert_close(pair, soft)
+    of_pair, of_soft = (torch.autograd.grad(loss, logits)[0] for loss in (pair, soft))
+    torch.testing.assert_close(of_pair, of_soft)
+
+
+def test_gradient_is_numerically_right():
+    logits = LOGITS.double().requires_grad_(True)
+    criterion = nn.CrossEntropyLoss(weight=WEIGHT.double())
+    assert torch.autograd.gradcheck(lambda pred: mixup_criterion(criterion, pred, Y_A, Y_B, LAM), logits)
+
+
+def test_a_loss_with_several_numbers_a_sample():
+    bce = nn.BCEWithLogitsLoss()
+    own, other = F.one_hot(Y_A, C).float(), F.one_hot(Y_B, C).float()
+    mixed = mix_targets(Y_A, Y_B, LAM, C)
+    torch.testing.assert_close(mixup_criterion(bce, LOGITS, own, other, LAM), bce(LOGITS, mixed))
+
+
+def test_the_caller_keeps_its_module():
+    criterion = nn.CrossEntropyLoss(weight=WEIGHT)
+    state = {name: id(value) for name, value in vars(criterion).items()}
+    mixup_criterion(criterion, LOGITS, Y_A, Y_B, LAM)
+    assert criterion.reduction == "mean"
+    assert {name: id(value) for name, value in vars(criterion).items()} == state
+
+
+def test_timm_losses():
+    timm_loss = pytest.importorskip("timm.loss")
+    bce = timm_loss.BinaryCrossEntropy(smoothing=0.1)
+    losses = [mixup_criterion(bce, LOGITS[[i]], Y_A[[i]], Y_B[[i]], float(LAM[i])) for i in range(B)]
+    torch.testing.assert_close(mixup_criterion(bce, LOGITS, Y_A, Y_B, LAM), torch.stack(losses).mean())
+    with pytest.raises(ValueError, match="LabelSmoothingCrossEntropy returns a loss of shape"):
+        mixup_criterion(timm_loss.LabelSmoothingCrossEntropy(), LOGITS, Y_A, Y_B, LAM)
+
+
+class WeightedHouseLoss(nn.Module):
+    reduction = "mean"
+    weight = WEIGHT
+
+    def forward(self, pred, y):
+        return F.cross_entropy(pred, y, self.weight, reduction=self.reduction)
+
+
+def test_criterion_errors():
+    with pytest.raises(ValueError, match=r"returns_one_number returns a loss of shape \[\] for 6 samples.*reduction"):
+        mixup_criterion(returns_one_number, LOGITS, Y_A, Y_B, LAM)
+    with pytest.raises(ValueError, match="how WeightedHouseLoss averages its class weights is not known"):
+        mixup_criterion(WeightedHouseLoss(), LOGITS, Y_A, Y_B, LAM)
+    with pytest.raises(ValueError, match=r"one per sample: got \[5\] for 6"):
+        mixup_criterion(F.cross_entropy, LOGITS, Y_A, Y_B, LAM[:5])
+    one_number = mixup_criterion(returns_one_number, LOGITS, Y_A, Y_B, 0.5)
+    assert one_number.shape == ()
