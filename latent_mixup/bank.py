@@ -1,0 +1,593 @@
+"""LatentBank: the inverted codes of a data set, with labels, quality and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from latent_mixup import hub
+from latent_mixup.bank_files import (
+    COLUMN_DTYPES,
+    INDEX_FILE,
+    STORED_DTYPES,
+    BankFormatError,
+    Columns,
+    Content,
+    Shards,
+    digest_of,
+    first_not_finite,
+    is_count,
+    write_bank,
+)
+from latent_mixup.generators.base import Generator
+
+__all__ = ["BankFormatError", "LatentBank", "fingerprint"]
+
+_PROBES = 16
+
+Rows: TypeAlias = int | slice | Sequence[int] | Tensor
+
+
+class LatentBank:
+    """The latent codes of a data set: one row a sample, on the CPU.
+
+    A bank from a folder reads its codes by mmap when they are asked for, and pickles as the folder's name.
+
+    Args:
+        latents: ``[N, *latent_shape]``, floating and finite; float16 and float32 stay as they are.
+        labels: Class of each row, ``[N]``, integers from 0.
+        source_index: Each row's index in the data set, ``[N]``, no two alike; None: ``0 .. N - 1``.
+        mse: Reconstruction error of each row, ``[N]``, from 0 (infinity: none was found).
+        lpips: Perceptual error of each row, ``[N]``, from 0.
+        status: ``[N]``, 0 ok, 1 failed, 2 skipped.
+        metadata: What JSON can say. Known keys: ``num_classes``; ``latent_space``; ``generator``, a dict with
+            ``name``, ``digest`` and ``commit``; ``dataset``, as :func:`fingerprint` gives it; ``inversion``;
+            ``versions``.
+
+    Raises:
+        ValueError: There is no row, or a column does not fit.
+
+    Example:
+        >>> bank = LatentBank(torch.randn(4, 512), torch.tensor([0, 1, 0, 2]))
+        >>> bank[[0, 3]][0].shape
+        torch.Size([2, 512])
+    """
+
+    metadata: dict[str, Any]
+
+    def __init__(
+        self,
+        latents: Tensor,
+        labels: Tensor | Sequence[int],
+        *,
+        source_index: Tensor | Sequence[int] | None = None,
+        mse: Tensor | Sequence[float] | None = None,
+        lpips: Tensor | Sequence[float] | None = None,
+        status: Tensor | Sequence[int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        codes = _check_latents(torch.as_tensor(latents))
+        given = {"labels": labels, "source_index": source_index, "mse": mse, "lpips": lpips, "status": status}
+        if source_index is None:
+            given["source_index"] = torch.arange(len(codes))
+        columns = {name: _check_column(name, value, len(codes)) for name, value in given.items() if value is not None}
+        checked = _check_metadata({} if metadata is None else metadata)
+        self._fill(codes, None, columns, checked, _num_classes(columns["labels"], checked.get("num_classes")))
+
+    def _fill(
+        self,
+        codes: Tensor | Shards,
+        rows: Tensor | None,
+        columns: Columns | None,
+        metadata: dict[str, Any],
+        num_classes: int,
+    ) -> None:
+        self._codes = codes
+        self._rows = rows  # rows of the shards that this bank shows; None: all
+        self._cached_columns = columns
+        self._lookup: tuple[Tensor, Tensor] | None = None
+        self.metadata = metadata
+        self.num_classes = num_classes
+
+    # ---------------------------------------------------------------------------------------------
+    # Reading
+    # ---------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"LatentBank({len(self)} rows of {self.latent_shape}, {self.num_classes} classes)"
+
+    def __getitem__(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Codes and labels of some rows, as on a Python list: negative rows count from the end.
+
+        Args:
+            rows: An int64 tensor ``[B]`` or a list, a bool tensor ``[N]``, a slice, or one int.
+
+        Returns:
+            Latents ``[B, *latent_shape]`` float32 and labels ``[B]`` int64; without the batch for one int.
+
+        Raises:
+            IndexError: A row is out of range.
+            TypeError: Rows are not integers.
+        """
+        wanted = self._row_numbers(rows)
+        latents, labels = self._latents(wanted), self.labels[wanted]
+        if not isinstance(rows, slice) and torch.as_tensor(rows).ndim == 0:
+            return latents[0], labels[0]
+        return latents, labels
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one code."""
+        return tuple(self._codes.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the codes are kept in; they are handed out as float32."""
+        return self._codes.dtype
+
+    @property
+    def latent_space(self) -> str | None:
+        """``"z"``, ``"w"``, ``"w+"`` or ``"vae"``, from the metadata."""
+        return cast("str | None", self.metadata.get("latent_space"))
+
+    @property
+    def generator_digest(self) -> str | None:
+        """``Generator.digest()`` of the generator the codes belong to, from the metadata."""
+        return cast("str | None", (self.metadata.get("generator") or {}).get("digest"))
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of each row, ``[N]`` int64."""
+        return self._columns["labels"]
+
+    @property
+    def source_index(self) -> Tensor:
+        """Each row's index in the data set, ``[N]`` int64."""
+        return self._columns["source_index"]
+
+    @property
+    def mse(self) -> Tensor | None:
+        """Reconstruction error of each row, ``[N]`` float32."""
+        return self._columns.get("mse")
+
+    @property
+    def lpips(self) -> Tensor | None:
+        """Perceptual error of each row, ``[N]`` float32."""
+        return self._columns.get("lpips")
+
+    @property
+    def status(self) -> Tensor | None:
+        """``[N]`` uint8: 0 ok, 1 failed, 2 skipped."""
+        return self._columns.get("status")
+
+    def rows_of(self, indices: int | Sequence[int] | Tensor) -> Tensor:
+        """The row of each data set index: ``[B]`` int64, -1 where the bank has no code for it."""
+        if self._lookup is None:
+            ordered, rows = self.source_index.sort()
+            self._lookup = (ordered, rows)
+        ordered, rows = self._lookup
+        wanted = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+        at = torch.searchsorted(ordered, wanted).clamp_(max=len(ordered) - 1)
+        return torch.where(ordered[at] == wanted, rows[at], -1)
+
+    def digest(self) -> str:
+        """SHA-256 over shape, columns and the float32 values of all codes (not the metadata)."""
+        if isinstance(self._codes, Shards) and self._rows is None:
+            return self._codes.index.digest
+        return digest_of(self._content(), self.dtype)
+
+    @property
+    def _columns(self) -> Columns:
+        if self._cached_columns is None:
+            columns = cast(Shards, self._codes).columns
+            self._cached_columns = columns if self._rows is None else _select(columns, self._rows)
+        return self._cached_columns
+
+    def _latents(self, rows: Tensor) -> Tensor:
+        if isinstance(self._codes, Shards):
+            return self._codes.latents(rows if self._rows is None else self._rows[rows])
+        return self._codes[rows].float()
+
+    def _content(self) -> Content:
+        return Content(self.latent_shape, self._columns, lambda rows: self[rows][0])
+
+    def _row_numbers(self, rows: Rows) -> Tensor:
+        """Any way of naming rows => int64 ``[B]`` in ``[0, N)``."""
+        if isinstance(rows, slice):
+            return torch.arange(*rows.indices(len(self)))
+        numbers = torch.as_tensor(rows)
+        if numbers.dtype == torch.bool and numbers.shape == (len(self),):
+            return numbers.nonzero()[:, 0]
+        if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
+            raise TypeError(f"bank[rows] needs integers, or one bool per row: got {numbers.dtype}")
+        if numbers.ndim > 1:
+            raise TypeError(f"bank[rows] needs rows of shape [B]: got {list(numbers.shape)}")
+        numbers = numbers.to("cpu", torch.int64).reshape(-1)
+        outside = (numbers < -len(self)) | (numbers >= len(self))
+        if outside.any():
+            raise IndexError(f"row {int(numbers[outside][0])} is out of range for a bank of {len(self)} rows")
+        return torch.where(numbers < 0, numbers + len(self), numbers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A bank from a folder is sent as the folder: the other process opens it when it first reads."""
+        state = self.__dict__.copy()
+        state["_lookup"] = None
+        if isinstance(self._codes, Shards):
+            state["_cached_columns"] = None
+        return state
+
+    # ---------------------------------------------------------------------------------------------
+    # Choosing rows
+    # ---------------------------------------------------------------------------------------------
+
+    def subset(self, rows: Rows) -> LatentBank:
+        """The bank of some rows, in the order given; the number of classes stays.
+
+        Raises:
+            ValueError: No row is left, or a row is there twice.
+        """
+        wanted = self._row_numbers(rows)
+        if not len(wanted):
+            raise ValueError("empty bank: no row was chosen, give at least one")
+        if (repeated := _first_repeated(wanted)) is not None:
+            raise ValueError(f"subset needs each row once: row {repeated} is there twice")
+        bank = LatentBank.__new__(LatentBank)
+        if isinstance(self._codes, Shards):
+            in_shards = wanted if self._rows is None else self._rows[wanted]
+            bank._fill(self._codes, in_shards, None, self.metadata.copy(), self.num_classes)
+        else:
+            columns = _select(self._columns, wanted)
+            bank._fill(self._codes[wanted], None, columns, self.metadata.copy(), self.num_classes)
+        return bank
+
+    def filter(self, max_mse: float | None = None, keep: float | None = None) -> LatentBank:
+        """The well inverted rows, in their old order.
+
+        Args:
+            max_mse: Rows with ``mse <= max_mse``.
+            keep: Then the best fraction by ``mse`` of these, in ``(0, 1]``; at least one row.
+
+        Raises:
+            ValueError: The bank has no ``mse``, nothing was asked for, or no row is left.
+        """
+        if self.mse is None:
+            raise ValueError("filter needs the mse of each row: this bank has none, make it with latent_mixup.invert")
+        if max_mse is None and keep is None:
+            raise ValueError("filter needs max_mse or keep: got neither")
+        if keep is not None and not 0 < keep <= 1:
+            raise ValueError(f"keep is the best fraction, in (0, 1]: got {keep}")
+        rows = self.mse.argsort(stable=True)
+        if max_mse is not None:
+            rows = rows[self.mse[rows] <= max_mse]
+        if not len(rows):
+            raise ValueError(f"empty bank: no row has mse <= {max_mse}, the best has {float(self.mse.min()):.4g}")
+        if keep is not None:
+            rows = rows[: max(1, round(keep * len(rows)))]
+        return self.subset(rows.sort().values)
+
+    @staticmethod
+    def concat(banks: Iterable[LatentBank]) -> LatentBank:
+        """One bank of the rows of several, in order; metadata they agree on stays.
+
+        Raises:
+            ValueError: They differ in shape, space, generator or columns, or share a ``source_index``.
+        """
+        banks = list(banks)
+        if not banks:
+            raise ValueError("concat needs at least one bank: got none")
+        for number, bank in enumerate(banks):
+            _check_belong(banks[0], bank, number)
+        columns = {name: torch.cat([bank._columns[name] for bank in banks]) for name in banks[0]._columns}
+        dtype = banks[0].dtype if len({bank.dtype for bank in banks}) == 1 else torch.float32
+        latents = torch.cat([bank[:][0].to(dtype) for bank in banks])
+        metadata = {
+            key: value
+            for key, value in banks[0].metadata.items()
+            if all(key in bank.metadata and bank.metadata[key] == value for bank in banks)
+        }
+        metadata["num_classes"] = max(bank.num_classes for bank in banks)
+        return LatentBank(latents, columns.pop("labels"), **columns, metadata=metadata)
+
+    # ---------------------------------------------------------------------------------------------
+    # Belonging together
+    # ---------------------------------------------------------------------------------------------
+
+    def check(self, other: object) -> None:
+        """Say, before training starts, when a generator or a data set does not belong to this bank.
+
+        Args:
+            other: A ``Generator``: compares latent shape, latent space and, where the bank names one, the
+                digest of its weights. Or a data set of ``(image, int label)``: compares its length with the
+                source indices, and its labels with the bank's (all of ``dataset.targets`` where it has them,
+                else of at most 16 items).
+
+        Raises:
+            ValueError: They do not belong together.
+            TypeError: ``other`` is neither.
+        """
+        if isinstance(other, Generator):
+            self._check_generator(other)
+        elif hasattr(other, "__len__") and hasattr(other, "__getitem__"):
+            self._check_dataset(other)
+        else:
+            raise TypeError(f"check needs a Generator or a data set with len() and [i]: got {type(other).__name__}")
+
+    def _check_generator(self, generator: Generator) -> None:
+        if tuple(generator.latent_shape) != self.latent_shape:
+            raise ValueError(
+                f"the bank's codes have shape {self.latent_shape}, the generator takes "
+                f"{tuple(generator.latent_shape)}: load the generator the bank was made with"
+            )
+        if self.latent_space not in (None, generator.latent_space):
+            raise ValueError(
+                f"the bank's codes lie in {self.latent_space!r}, the generator decodes "
+                f"{generator.latent_space!r}: load the generator the bank was made with"
+            )
+        if self.generator_digest is not None and self.generator_digest != (digest := generator.digest()):
+            name = self.metadata["generator"].get("name", "the one it was made with")
+            raise ValueError(
+                f"the bank belongs to a generator with digest {self.generator_digest[:12]} ({name}), "
+                f"this one has {digest[:12]}: load that generator, or invert the data set with this one"
+            )
+
+    def _check_dataset(self, dataset: Any) -> None:
+        needed = int(self.source_index.max()) + 1
+        if len(dataset) < needed:
+            raise ValueError(
+                f"the bank has codes of {needed} samples (its largest source_index is {needed - 1}), the "
+                f"data set has {len(dataset)}: pass the data set the bank was made from"
+            )
+        targets = _targets(dataset)
+        if targets is None:
+            rows = torch.linspace(0, len(self) - 1, min(_PROBES, len(self))).long()
+            labels = _probe_labels(dataset, self.source_index[rows].tolist())
+        else:
+            rows = torch.arange(len(self))
+            labels = targets[self.source_index]
+        wrong = (labels != self.labels[rows]).nonzero()
+        if len(wrong):
+            row = int(rows[wrong[0, 0]])
+            raise ValueError(
+                f"sample {int(self.source_index[row])} has label {int(labels[wrong[0, 0]])} in the data set "
+                f"and {int(self.labels[row])} in the bank: pass the data set the bank was made from, "
+                "in its order"
+            )
+
+    # ---------------------------------------------------------------------------------------------
+    # Files
+    # ---------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float16,
+        max_shard_bytes: int = 2 * 1024**3,
+    ) -> None:
+        """Write the bank into a folder; what is there stays whole until the new bank is complete.
+
+        Args:
+            folder: Made where it is missing. It may be the one this bank reads from.
+            dtype: ``torch.float16`` or ``torch.float32``.
+            max_shard_bytes: Codes are split into files of at most this size (one row at least).
+
+        Raises:
+            ValueError: A code does not fit in float16.
+        """
+        if dtype not in STORED_DTYPES.values():
+            raise ValueError(f"a bank is stored as torch.float16 or torch.float32: got {dtype}")
+        if max_shard_bytes < 1:
+            raise ValueError(f"max_shard_bytes needs to be at least 1: got {max_shard_bytes}")
+        write_bank(
+            Path(folder),
+            self._content(),
+            self.num_classes,
+            _check_metadata(self.metadata),
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        verify: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> LatentBank:
+        """Open a bank: a folder, a bundled name, or a Hub data set ``org/repo[@revision]``.
+
+        Files are opened, their sizes and headers compared with the index; codes are read when asked for.
+
+        Args:
+            name: See :func:`latent_mixup.hub.locate`, as for the other arguments.
+            verify: Read everything once: compare each file's SHA-256 and look for NaN.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: The Hub client's cache.
+            token: The Hub client's token.
+            local_files_only: Use what is in the cache, and no network.
+
+        Raises:
+            BankFormatError: The folder holds no bank that this version reads.
+            FileNotFoundError: There is nothing of this name.
+            hub.HubError: The Hub did not give it.
+        """
+        folder = hub.locate(
+            name,
+            "bank",
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        shards = Shards(folder.absolute())
+        metadata = _check_metadata_in_file(shards.folder / INDEX_FILE, shards.index.metadata)
+        if verify:
+            shards.verify()
+        shards.open()
+        bank = cls.__new__(cls)
+        bank._fill(shards, None, None, metadata, shards.index.num_classes)
+        _check_columns_in_file(folder, bank)
+        return bank
+
+
+def fingerprint(dataset: Any) -> dict[str, Any]:
+    """What a bank says of its data set: ``length``, and ``labels``, the SHA-256 of its targets (or None)."""
+    targets = _targets(dataset)
+    labels = None if targets is None else hashlib.sha256(targets.numpy().data).hexdigest()
+    return {"length": len(dataset), "labels": labels}
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks of what a user gives
+# --------------------------------------------------------------------------------------------------
+
+
+def _check_latents(latents: Tensor) -> Tensor:
+    if latents.ndim < 2:
+        raise ValueError(f"latents need shape [N, *latent_shape]: got {list(latents.shape)}")
+    if not len(latents):
+        raise ValueError("empty bank: latents have no row, give at least one")
+    if not latents.numel():
+        raise ValueError(f"latents need at least one number a row: got {list(latents.shape)}")
+    if not latents.is_floating_point():
+        raise ValueError(f"latents need a floating dtype: got {latents.dtype}")
+    latents = latents.detach().cpu()
+    if latents.dtype not in STORED_DTYPES.values():
+        latents = latents.float()
+    if (row := first_not_finite(latents)) is not None:
+        raise ValueError(f"latents need finite numbers: row {row} has NaN or infinity, leave it out")
+    return latents
+
+
+def _check_column(name: str, values: Any, num_rows: int) -> Tensor:
+    """One value per row, in the column's dtype, without a silent change of a value."""
+    column = torch.as_tensor(values).detach().cpu()
+    dtype = COLUMN_DTYPES[name]
+    if tuple(column.shape) != (num_rows,):
+        raise ValueError(f"{name} needs one entry per row, [{num_rows}]: got {list(column.shape)}")
+    if not dtype.is_floating_point and (column.is_floating_point() or column.is_complex()):
+        raise ValueError(f"{name} needs integers: got {column.dtype}")
+    bad = column.isnan() | (column < 0) if column.is_floating_point() else column < 0
+    if dtype == torch.uint8:
+        bad |= column > 255
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"{name} needs numbers from 0: row {row} has {column[row].item()}")
+    if name == "source_index" and (repeated := _first_repeated(column)) is not None:
+        raise ValueError(f"source_index needs one row per sample: {repeated} is there twice")
+    return column.to(dtype)
+
+
+def _first_repeated(values: Tensor) -> int | None:
+    ordered = values.sort().values
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    return int(repeated[0]) if len(repeated) else None
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy as JSON would give it back, with the known keys checked."""
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as cause:
+        raise ValueError(f"metadata needs to be what JSON can say: {cause}") from cause
+    generator = copy.get("generator", {})
+    if not isinstance(generator, dict) or not isinstance(generator.get("digest", ""), str | None):
+        raise ValueError(f"metadata['generator'] needs to be a dict with a digest: got {generator!r}")
+    if not isinstance(space := copy.get("latent_space"), str | None):
+        raise ValueError(f"metadata['latent_space'] needs to be a string: got {space!r}")
+    return copy
+
+
+def _num_classes(labels: Tensor, stated: object) -> int:
+    found = int(labels.max()) + 1
+    if stated is None:
+        return found
+    if not is_count(stated):
+        raise ValueError(f"num_classes needs to be a positive integer: got {stated!r}")
+    if found > stated:
+        raise ValueError(f"labels need to be below num_classes={stated}: got {found - 1}")
+    return stated
+
+
+def _check_belong(first: LatentBank, bank: LatentBank, number: int) -> None:
+    """Raise unless ``bank`` may be appended to ``first``."""
+    for what in ("latent_shape", "latent_space", "generator_digest"):
+        expected, found = getattr(first, what), getattr(bank, what)
+        if expected != found:
+            raise ValueError(f"concat needs banks of one {what}: bank 0 has {expected!r}, bank {number} {found!r}")
+    if first._columns.keys() != bank._columns.keys():
+        raise ValueError(
+            f"concat needs the same columns: bank 0 has {sorted(first._columns)}, bank {number} {sorted(bank._columns)}"
+        )
+
+
+def _select(columns: Columns, rows: Tensor) -> Columns:
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def _targets(dataset: Any) -> Tensor | None:
+    """``dataset.targets`` as int64 ``[N]``, where it has them and hands them out unchanged."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    try:
+        labels = torch.as_tensor(targets).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    plain = labels.shape == (len(dataset),) and not labels.is_floating_point()
+    return labels.long().contiguous() if plain else None
+
+
+def _probe_labels(dataset: Any, indices: list[int]) -> Tensor:
+    """The labels of a few items; the global torch RNG is left as it was (augmentations draw from it)."""
+    with torch.random.fork_rng(devices=[]):
+        return torch.tensor([_label(dataset[index], index) for index in indices])
+
+
+def _label(item: Any, index: int) -> int:
+    try:
+        label = torch.as_tensor(item[1])
+        if label.numel() != 1 or label.is_floating_point():
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError):
+        raise ValueError(f"the data set needs to give (image, int label): item {index} is {_describe(item)}") from None
+    return int(label)
+
+
+def _describe(item: Any) -> str:
+    inside = f" of {', '.join(type(part).__name__ for part in item)}" if isinstance(item, tuple | list) else ""
+    return f"a {type(item).__name__}{inside}"
+
+
+# --------------------------------------------------------------------------------------------------
+# The same laws for what a file says
+# --------------------------------------------------------------------------------------------------
+
+
+def _check_metadata_in_file(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _check_metadata(metadata)
+    except ValueError as cause:
+        raise BankFormatError(f"{path}: {cause}") from cause
+
+
+def _check_columns_in_file(folder: Path, bank: LatentBank) -> None:
+    try:
+        for name, column in bank._columns.items():
+            _check_column(name, column, len(bank))
+        _num_classes(bank.labels, bank.num_classes)
+    except ValueError as cause:
+        raise BankFormatError(f"{folder}: {cause}") from cause
