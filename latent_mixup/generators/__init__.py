@@ -1,0 +1,59 @@
+"""Generators: latent codes to images in [-1, 1]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latent_mixup import hub
+from latent_mixup.generators.base import Generator, LatentSpace, PathName
+from latent_mixup.generators.compact import CompactGenerator
+from latent_mixup.generators.store import read_generator
+from latent_mixup.generators.wrap import wrap
+
+__all__ = [
+    "CompactGenerator",
+    "Generator",
+    "LatentSpace",
+    "PathName",
+    "load_generator",
+    "wrap",
+]
+
+ARCHITECTURES: dict[str, type[Generator]] = {"CompactGenerator": CompactGenerator}
+
+
+def load_generator(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Generator:
+    """A generator from a folder, by its bundled name, or from the Hugging Face Hub, looked for in this order.
+
+    Args:
+        name: A folder; a bundled name such as ``"fashion-mnist"``; or ``org/repo[@revision]``.
+        revision: Branch, tag or commit on the Hub.
+        cache_dir: Where the Hub client keeps its downloads.
+        token: For private repositories.
+        local_files_only: Do not go online.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        FormatError: What is there is not a generator; the message names file and field.
+        HubError: The Hub did not give it.
+
+    Example:
+        >>> load_generator("fashion-mnist").decode(torch.zeros(2, 128)).shape
+        torch.Size([2, 1, 28, 28])
+    """
+    folder = hub.locate(
+        name,
+        "generator",
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+    )
+    return read_generator(folder, ARCHITECTURES)

@@ -1,0 +1,119 @@
+"""Generators as folders: ``config.json`` and ``model.safetensors``, read strictly, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from latent_mixup import hub
+
+if TYPE_CHECKING:
+    from latent_mixup.generators.base import Generator
+
+FORMAT_VERSION = 1
+CONFIG_FILE = hub.MAIN_FILE["generator"]
+WEIGHTS_FILE = "model.safetensors"
+_FIELDS = {"format_version": int, "architecture": str, "arguments": dict, "metadata": dict}
+
+G = TypeVar("G", bound="Generator")
+
+
+def save_generator(generator: Generator, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write ``config.json`` and ``model.safetensors``; an older generator in the folder is replaced whole.
+
+    Args:
+        generator: One of latent_mixup's own.
+        folder: Made where it is missing.
+        dtype: Of the stored weights: float32, or float16 for half the size. They are read as float32.
+
+    Raises:
+        ValueError: ``dtype`` is another one, or a weight is not finite in it.
+        NotImplementedError: The generator is somebody else's (:func:`wrap`).
+    """
+    if dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"dtype needs to be torch.float32 or torch.float16: got {dtype}")
+    tensors = {name: tensor.to(dtype) for name, tensor in generator.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has a value that is not finite in {dtype}: save with dtype=torch.float32")
+    config = {
+        "format_version": FORMAT_VERSION,
+        "architecture": type(generator).__name__,
+        "arguments": generator.arguments(),
+        "metadata": generator.metadata,
+    }
+    return hub.write_folder(
+        folder,
+        {
+            WEIGHTS_FILE: lambda path: hub.save_tensors(path, tensors),
+            CONFIG_FILE: (json.dumps(config, indent=2, allow_nan=False) + "\n").encode(),
+        },
+    )
+
+
+def read_generator(folder: Path, architectures: dict[str, type[G]]) -> G:
+    """Read what :func:`save_generator` wrote. The file's shapes are compared before anything is allocated.
+
+    Args:
+        folder: With ``config.json`` and ``model.safetensors``.
+        architectures: The classes it may name.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        FormatError: A file does not hold what its format says; the message names file and field.
+    """
+    config = _read_config(folder / CONFIG_FILE, architectures)
+    architecture = architectures[config["architecture"]]
+    try:
+        with torch.device("meta"):
+            generator = architecture(**config["arguments"])
+    except (TypeError, ValueError, RuntimeError, OverflowError) as cause:
+        raise hub.FormatError(f"{folder / CONFIG_FILE}: field 'arguments' is not understood: {cause}") from cause
+    weights = _read_weights(hub.safe_path(folder, WEIGHTS_FILE), generator.state_dict())
+    generator.load_state_dict(weights, strict=True, assign=True)
+    generator.metadata = config["metadata"]
+    generator.freeze()
+    return generator
+
+
+def _read_config(path: Path, architectures: dict[str, type[G]]) -> dict[str, Any]:
+    config = hub.read_json(path)
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise hub.FormatError(
+            f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade latent-mixup"
+        )
+    if set(config) != set(_FIELDS):
+        raise hub.FormatError(f"{path} needs the fields {', '.join(_FIELDS)}: found {', '.join(config) or 'none'}")
+    for field, kind in _FIELDS.items():
+        if not isinstance(config[field], kind):
+            raise hub.FormatError(f"{path}: field {field!r} needs a {kind.__name__}, found {config[field]!r:.100}")
+    if config["architecture"] not in architectures:
+        raise hub.FormatError(
+            f"{path}: field 'architecture' needs one of {', '.join(architectures)}: "
+            f"found {config['architecture']!r:.100}"
+        )
+    return config
+
+
+def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors, as float32, after names and shapes were found to be the expected ones."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: expected a folder that save_pretrained wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(set(expected) ^ set(file.keys())):
+                problem = "is missing" if name in expected else "is unknown"
+                raise hub.FormatError(f"{path}: tensor {name!r} {problem}: it does not belong to {CONFIG_FILE}")
+            for name, tensor in expected.items():
+                found = file.get_slice(name).get_shape()
+                if found != list(tensor.shape):
+                    raise hub.FormatError(f"{path}: tensor {name!r} needs {list(tensor.shape)}, found {found}")
+            return {name: file.get_tensor(name).float() for name in expected}
+    except SafetensorError as cause:
+        raise hub.FormatError(f"{path} is not a whole safetensors file: {cause}") from cause

@@ -1,0 +1,74 @@
+"""A tiny generator that is linear and exactly invertible, and data to go with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from latent_mixup.bank import LatentBank
+from latent_mixup.generators.base import Generator
+
+RESOLUTION = 4
+DIM = RESOLUTION * RESOLUTION
+
+
+class LinearGenerator(Generator):
+    """Decodes a code of 16 numbers by an orthogonal matrix; ``encode`` is its exact inverse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_shape = (DIM,)
+        self.latent_space = "z"
+        self.img_channels = 1
+        self.img_resolution = RESOLUTION
+        self.preferred_path = "lerp"
+        matrix = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5))
+        self.register_buffer("basis", torch.linalg.qr(matrix).Q)
+        self.freeze()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.check_latents(latents)
+        return (latents @ self.basis).view(-1, 1, RESOLUTION, RESOLUTION)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.basis.T
+
+    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.encode(torch.rand(n, 1, RESOLUTION, RESOLUTION, generator=generator) * 2 - 1)
+
+    def mean_latent(self) -> Tensor:
+        return torch.zeros(DIM)
+
+
+@pytest.fixture
+def linear_generator() -> LinearGenerator:
+    return LinearGenerator()
+
+
+@pytest.fixture
+def toy_dataset() -> TensorDataset:
+    """Fifty 4x4 grey images in [-1, 1] of three classes; ``dataset[i] -> (image, int label)``."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(50, 1, RESOLUTION, RESOLUTION, generator=draw) * 2 - 1
+    return LabelledImages(images, torch.arange(50) % 3)
+
+
+class LabelledImages(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= len(self.images):
+            raise IndexError(index)
+        return self.images[index], int(self.labels[index])
+
+
+@pytest.fixture
+def toy_bank(linear_generator: LinearGenerator, toy_dataset: LabelledImages) -> LatentBank:
+    """The exact codes of ``toy_dataset``."""
+    return LatentBank(linear_generator.encode(toy_dataset.images), toy_dataset.labels, source_index=torch.arange(50))
