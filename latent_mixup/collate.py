@@ -1,0 +1,106 @@
+"""LatentMixupCollate: a collate_fn that replaces part of a batch by decoded mixes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from latent_mixup.bank import LatentBank
+from latent_mixup.generators.base import Generator, PathName
+from latent_mixup.mixer import Mixer, MixSettings, Target, TargetFormat, Transform
+from latent_mixup.sampling import Mode
+
+NUM_PROBES = 4096
+
+
+class LatentMixupCollate:
+    """A ``collate_fn`` over any data set of ``(image, int label)``.
+
+    A share ``prob`` of each batch is replaced by mixes drawn from the bank. What is drawn depends on seed,
+    epoch, rank and on the batch itself, so neither on the number of workers nor on where a run was resumed
+    (as long as the data set's own images do not depend on them). Decodes where it is called: in a worker
+    process on the CPU only, so on an accelerator use :class:`latent_mixup.LatentMixupLoader`.
+
+    Args:
+        generator: Decodes the bank's codes.
+        bank: Codes and labels.
+        collate_fn: Makes ``(images, labels)`` of a list of samples.
+        alpha: ``lam`` is drawn from Beta(alpha, alpha).
+        prob: Share of the batch that becomes mixes.
+        mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
+        path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        num_classes: Width of the targets; None for the bank's.
+        label_smoothing: Share of a soft target that is spread over all classes.
+        transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
+        target_format: ``"soft"``: float32 ``[B, num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``.
+        seed: Names all draws; None for ``torch.initial_seed()``.
+
+    Raises:
+        ValueError: A setting is out of range, or bank and generator do not belong together.
+
+    Reference: Latent-Mixup, section 1.1.3.
+
+    Example:
+        >>> mixup = LatentMixupCollate(generator, bank, prob=0.5)  # doctest: +SKIP
+        >>> images, targets = next(iter(DataLoader(dataset, 64, collate_fn=mixup)))  # doctest: +SKIP
+        >>> images.shape, targets.shape  # doctest: +SKIP
+        (torch.Size([64, 1, 28, 28]), torch.Size([64, 10]))
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        bank: LatentBank,
+        *,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+        alpha: float = 1.0,
+        prob: float = 1.0,
+        mode: Mode = "elem",
+        path: PathName | None = None,
+        num_classes: int | None = None,
+        label_smoothing: float = 0.0,
+        transform: Transform | None = None,
+        target_format: TargetFormat = "soft",
+        seed: int | None = None,
+    ) -> None:
+        settings = MixSettings(
+            alpha=alpha,
+            prob=prob,
+            mode=mode,
+            path=path,
+            num_classes=num_classes,
+            label_smoothing=label_smoothing,
+            transform=transform,
+            target_format=target_format,
+            seed=seed,
+        )
+        self.collate_fn = collate_fn
+        self._mixer = Mixer(generator, bank, settings)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew; reaches worker processes, persistent ones included."""
+        self._mixer.epoch = epoch
+
+    def __call__(self, samples: list[Any]) -> tuple[Tensor, Target]:
+        """A list of ``(image, label)`` to images ``[B, C, H, W]`` and their targets."""
+        batch = self.collate_fn(samples)
+        if not isinstance(batch, Sequence) or len(batch) != 2:
+            raise TypeError(f"collate_fn needs to return (images, labels): got {type(batch).__name__}")
+        images, labels = batch
+        return self._mixer.blend(images, labels, self._mixer.key(_fingerprint(images, labels)))
+
+
+def _fingerprint(images: Any, labels: Any) -> int:
+    """CRC-32 of the labels and of some 4096 evenly spaced values of the images; 0 for what is no tensor."""
+    checksum = 0
+    for tensor in (labels, images):
+        if isinstance(tensor, Tensor):
+            values = tensor.detach().flatten()
+            probe = values[:: max(1, len(values) // NUM_PROBES)].cpu().contiguous()
+            checksum = zlib.crc32(probe.view(torch.uint8).numpy().tobytes(), checksum)
+    return checksum

@@ -1,0 +1,272 @@
+"""What LatentMixupDataset, LatentMixupCollate and LatentMixupLoader share: settings, checks, one batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from latent_mixup import sampling
+from latent_mixup.bank import LatentBank
+from latent_mixup.functional import check_labels, mix_targets
+from latent_mixup.generators.base import Generator, PathName
+from latent_mixup.images import MIN_IMAGES, RangeMismatchWarning, check_size, range_mismatch
+from latent_mixup.interpolation import path_named
+from latent_mixup.sampling import Mode
+
+Transform: TypeAlias = Callable[[Tensor], Tensor]
+TargetFormat: TypeAlias = Literal["soft", "pair"]
+Target: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
+"""Soft targets ``[B, num_classes]``, or ``(y_a, y_b, lam)``, ``[B]`` each."""
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """The keywords that the three wrappers share.
+
+    Attributes:
+        alpha: ``lam`` is drawn from Beta(alpha, alpha); above 0.
+        prob: Share of samples that are decoded mixes, in [0, 1]; the rest are the data set's own.
+        mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch as in the paper.
+        path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        num_classes: Width of the targets; None for the bank's.
+        label_smoothing: Share of a soft target that is spread over all classes, in [0, 1).
+        transform: What happens to a decoded image: a callable on one float32 ``[C, H, W]`` tensor in [-1, 1].
+        target_format: ``"soft"``, or ``"pair"`` for :func:`latent_mixup.mixup_criterion`.
+        seed: Names all draws; None for ``torch.initial_seed()``, the number last given to
+            ``torch.manual_seed``.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    alpha: float = 1.0
+    prob: float = 1.0
+    mode: Mode = "elem"
+    path: PathName | None = None
+    num_classes: int | None = None
+    label_smoothing: float = 0.0
+    transform: Transform | None = None
+    target_format: TargetFormat = "soft"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        sampling.check_alpha(self.alpha)
+        sampling.check_prob(self.prob)
+        sampling.check_mode(self.mode)
+        if self.path is not None:
+            path_named(self.path)
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes needs to be at least 1: got {self.num_classes}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing needs to be in [0, 1): got {self.label_smoothing}")
+        if self.transform is not None and not callable(self.transform):
+            raise ValueError(f"transform needs to be a callable on one image: got {self.transform!r}")
+        if self.target_format not in ("soft", "pair"):
+            raise ValueError(f'target_format needs to be "soft" or "pair": got {self.target_format!r}')
+        if self.label_smoothing and self.target_format == "pair":
+            raise ValueError(
+                'label_smoothing belongs to the criterion with target_format="pair": '
+                f"use nn.CrossEntropyLoss(label_smoothing={self.label_smoothing})"
+            )
+
+
+class Mixer:
+    """Decodes mixes of bank rows and blends them into batches; checks early what can be checked early.
+
+    Args:
+        generator: Decodes the bank's codes.
+        bank: Codes and labels.
+        settings: See :class:`MixSettings`.
+
+    Attributes:
+        seed: The seed in use.
+        num_classes: Width of the targets.
+
+    Raises:
+        ValueError: The bank is empty, is another generator's, or has a label outside ``num_classes``.
+    """
+
+    def __init__(self, generator: Generator, bank: LatentBank, settings: MixSettings) -> None:
+        if not len(bank):
+            raise ValueError("the bank is empty: a mix needs at least one row")
+        bank.check(generator)
+        self.generator, self.bank, self.settings = generator, bank, settings
+        self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
+        check_labels(bank.labels, self.num_classes)
+        self.path = path_named(settings.path or generator.preferred_path)
+        self.seed = torch.initial_seed() if settings.seed is None else settings.seed
+        self._rank: int | None = None
+        # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
+        self._shared = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self._shared.share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that draws belong to, in every process that holds a copy."""
+        return int(self._shared[0])
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._shared[0] = epoch
+
+    def key(self, *parts: int, epoch: int | None = None) -> tuple[int, ...]:
+        """Name of a random stream: ``(seed, epoch, rank, *parts)``."""
+        rank = sampling.default_rank() if self._rank is None else self._rank
+        return (self.seed, self.epoch if epoch is None else epoch, rank, *parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned worker does not know its rank: it is told by the process that pickles this."""
+        return {**self.__dict__, "_rank": sampling.default_rank() if self._rank is None else self._rank}
+
+    def draw(self, batch_size: int, key: Sequence[int]) -> sampling.Draw:
+        """What happens to a batch: see :func:`latent_mixup.sampling.draw_mixes`."""
+        return sampling.draw_mixes(
+            batch_size,
+            len(self.bank),
+            alpha=self.settings.alpha,
+            prob=self.settings.prob,
+            mode=self.settings.mode,
+            generator=sampling.keyed_generator(*key),
+        )
+
+    def decode_rows(self, rows: Tensor, partners: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode mixes of bank rows, without gradients.
+
+        Args:
+            rows: ``[k]`` int64, at least one.
+            partners: ``[k]`` int64, the rows they are mixed with.
+            lam: ``[k]``, weight of ``rows``.
+
+        Returns:
+            Images after the transform, ``[k, C, H, W]`` on the generator's device; labels of ``rows`` and of
+            ``partners``, ``[k]`` int64.
+
+        Raises:
+            RuntimeError: A worker process would have to decode on an accelerator.
+            ValueError: A code is NaN or infinite, or the transform does not return equal-sized tensors.
+        """
+        device = self.generator.device
+        _refuse_in_worker(device)
+        own, labels_a = self.bank[rows]
+        other, labels_b = self.bank[partners]
+        latents = self.path(own, other, lam)
+        if not latents.isfinite().all():
+            raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            images = self.generator.decode(latents.to(device))
+            return _transformed(images, self.settings.transform), labels_a, labels_b
+
+    def blend(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Target]:
+        """Replace a share ``prob`` of a batch by decoded mixes drawn from the bank.
+
+        Args:
+            images: The data set's own, ``[B, C, H, W]``, float in any range, on any device; not modified.
+            labels: ``[B]`` integers; with soft targets also ``[B, num_classes]``, as from ``v2.MixUp``.
+            key: Names the draw.
+
+        Returns:
+            Images, with shape, dtype and device of ``images``; targets on the device of ``labels``.
+
+        Raises:
+            TypeError: ``images`` or ``labels`` is no tensor of the right kind.
+            ValueError: Sizes do not agree, or a label lies outside ``num_classes``.
+        """
+        _check_batch(images, labels)
+        draw = self.draw(len(images), key)
+        if not len(draw.slots):
+            return self.unmixed(images, labels)
+        decoded, labels_a, labels_b = self.decode_rows(draw.rows, draw.partners, draw.lam)
+        decoded = decoded.to(images.device, images.dtype)
+        check_size(images, decoded)
+        self.check_range(images, decoded)
+        slots = draw.slots.to(images.device)
+        mixed = images.index_copy(0, slots, decoded)
+        return mixed, self._blend_targets(labels, draw, labels_a, labels_b)
+
+    def unmixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Target]:
+        """The batch as it is, with (smoothed) one-hot targets or with ``(labels, labels, 1)``."""
+        return images, self.targets(labels, labels, torch.ones(len(labels), device=labels.device))
+
+    def targets(self, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Target:
+        """Targets in the format asked for; ``lam`` ``[k]`` weighs ``labels_a``."""
+        num_classes = self.num_classes
+        if self.settings.target_format == "soft":
+            return mix_targets(labels_a, labels_b, lam, num_classes, self.settings.label_smoothing)
+        if labels_a.is_floating_point():
+            raise ValueError('soft targets have no pair: use target_format="soft" after MixUp or CutMix')
+        for labels in (labels_a, labels_b):
+            check_labels(labels, num_classes)
+        return labels_a.long(), labels_b.long(), lam
+
+    def _blend_targets(self, labels: Tensor, draw: sampling.Draw, labels_a: Tensor, labels_b: Tensor) -> Target:
+        slots = draw.slots.to(labels.device)
+        mixes = self.targets(labels_a, labels_b, draw.lam)
+        real = self.targets(labels, labels, torch.ones(len(labels), device=labels.device))
+        if isinstance(real, Tensor):
+            assert isinstance(mixes, Tensor)
+            return real.index_copy(0, slots, mixes.to(real.device))
+        y_a, y_b, lam = (old.index_copy(0, slots, new.to(old)) for old, new in zip(real, mixes, strict=True))
+        return y_a, y_b, lam
+
+    def check_range(self, real: Tensor, decoded: Tensor) -> None:
+        """At the first batch that is large enough, warn where real and decoded images differ in range.
+
+        Where a small ``prob`` leaves too few decoded images, some more are decoded for this once.
+        """
+        if self.range_checked or len(real) < MIN_IMAGES:
+            return
+        self._shared[1] = 1
+        if len(decoded) < MIN_IMAGES:
+            rows = torch.linspace(0, len(self.bank) - 1, MIN_IMAGES, device="cpu").long()
+            decoded = self.decode_rows(rows, rows, torch.ones(MIN_IMAGES, device="cpu"))[0]
+        message = range_mismatch(real, decoded)
+        if message is not None:
+            warnings.warn(message, RangeMismatchWarning, stacklevel=3)
+
+    @property
+    def range_checked(self) -> bool:
+        """Whether :meth:`check_range` has compared two batches, in any process that holds a copy."""
+        return bool(self._shared[1])
+
+
+def _refuse_in_worker(device: torch.device) -> None:
+    if device.type != "cpu" and torch.utils.data.get_worker_info() is not None:
+        raise RuntimeError(
+            f"a DataLoader worker cannot decode on {device}: use LatentMixupLoader, "
+            "which decodes in the main process, or num_workers=0"
+        )
+
+
+def _transformed(images: Tensor, transform: Transform | None) -> Tensor:
+    if transform is None:
+        return images
+    changed = [transform(image) for image in images]
+    for image in changed:
+        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"transform needs to return a float tensor [C, H, W]: got {found}")
+        if image.shape != changed[0].shape:
+            raise ValueError(
+                f"transform needs to return one size for all images: got {list(changed[0].shape)} "
+                f"and {list(image.shape)}; end it with v2.Resize((H, W))"
+            )
+    return torch.stack(changed)
+
+
+def _check_batch(images: object, labels: object) -> None:
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise TypeError(
+            f"a batch needs to be (images, labels), two tensors: got {type(images).__name__} "
+            f"and {type(labels).__name__}"
+        )
+    if not images.is_floating_point():
+        raise TypeError(f"images need a float dtype: got {images.dtype}; add v2.ToDtype(torch.float32, scale=True)")
+    if images.ndim != 4:
+        raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
+    if len(images) != len(labels):
+        raise ValueError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
