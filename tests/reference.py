@@ -1,0 +1,54 @@
+"""Slow, obvious implementations of the method, written from the paper; fast ones are compared with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def deepfool_one_image(
+    model: nn.Module, image: Tensor, num_classes: int = 10, overshoot: float = 0.02, max_iter: int = 50
+) -> tuple[Tensor, int]:
+    """DeepFool on one image ``[C, H, W]`` as the paper ran it: the perturbation and the steps taken."""
+
+    def logits_of(x: Tensor) -> Tensor:
+        return model(x.unsqueeze(0))[0]
+
+    def gradient(x: Tensor, c: int) -> Tensor:
+        x = x.clone().requires_grad_(True)
+        logits_of(x)[c].backward(inputs=[x])
+        assert x.grad is not None
+        return x.grad
+
+    ranked = logits_of(image).argsort(descending=True).tolist()[:num_classes]
+    own = ranked[0]
+    r_total = torch.zeros_like(image)
+    x = image
+    steps = 0
+    while steps < max_iter and int(logits_of(x).argmax()) == own:
+        nearest, w = float("inf"), None
+        for k in ranked[1:]:
+            w_k = gradient(x, k) - gradient(x, own)
+            f_k = (logits_of(x)[k] - logits_of(x)[own]).item()
+            if abs(f_k) / float(w_k.norm()) < nearest:
+                nearest, w = abs(f_k) / float(w_k.norm()), w_k
+        assert w is not None
+        r_total = r_total + (nearest + 1e-4) * w / w.norm()
+        x = image + (1 + overshoot) * r_total
+        steps += 1
+    return (1 + overshoot) * r_total, steps
+
+
+def mix_one_by_one(
+    decode: object, latents: Tensor, labels: Tensor, partners: list[int], lam: list[float], num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Latent mixup, section 1.1.3, one sample at a time: decoded images and soft targets."""
+    images, targets = [], []
+    for i, (partner, weight) in enumerate(zip(partners, lam, strict=True)):
+        code = weight * latents[i] + (1 - weight) * latents[partner]
+        images.append(decode(code.unsqueeze(0))[0])  # type: ignore[operator]
+        target = torch.zeros(num_classes)
+        target[int(labels[i])] += weight
+        target[int(labels[partner])] += 1 - weight
+        targets.append(target)
+    return torch.stack(images), torch.stack(targets)

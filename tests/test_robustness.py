@@ -1,0 +1,376 @@
+"""DeepFool against the one-image loop, its closed form and foolbox; blur and accuracy by their laws."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from reference import deepfool_one_image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from latent_mixup.robustness import DeepFoolResult, accuracy, blurred_accuracy, deepfool, deepfool_score
+
+CLASSES = 6
+
+
+def small_cnn() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(8 * 5 * 5, CLASSES),
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Tensor, Tensor]:
+    """Noisy copies of six patterns: 48 images of 12x12 and their labels.
+
+    In float64, so that no rounding decides on which side of a ReLU's kink an image lies.
+    """
+    draw = torch.Generator().manual_seed(1)
+    patterns = torch.randn(CLASSES, 1, 12, 12, generator=draw)
+    labels = torch.arange(48) % CLASSES
+    images = 0.5 * patterns[labels] + 0.5 * torch.randn(48, 1, 12, 12, generator=draw)
+    return images.double(), labels
+
+
+@pytest.fixture(scope="module")
+def trained(data: tuple[Tensor, Tensor]) -> nn.Module:
+    """The small CNN after sixty steps on ``data``, so that its logits are not noise."""
+    images, labels = data
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = small_cnn().double()
+        adam = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(60):
+            adam.zero_grad()
+            nn.functional.cross_entropy(net(images), labels).backward()
+            adam.step()
+    return net.eval()
+
+
+@pytest.fixture
+def linear() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+
+
+def test_equals_the_one_image_loop(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    images = data[0][:16]
+    result = deepfool(trained, images, num_classes=5)
+    expected = [deepfool_one_image(trained, image, num_classes=5) for image in images]
+    torch.testing.assert_close(result.perturbations, torch.stack([r for r, _ in expected]), atol=1e-5, rtol=1e-5)
+    assert result.iterations.tolist() == [steps for _, steps in expected]
+    assert result.iterations.max() > 1
+    assert result.fooled.all()
+
+
+def test_equals_the_one_image_loop_in_float32(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    net, images = copy.deepcopy(trained).float(), data[0][:16].float()
+    norms = deepfool(net, images, num_classes=CLASSES).norms
+    expected = [deepfool_one_image(net, image, CLASSES)[0].norm() for image in images]
+    torch.testing.assert_close(norms, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_is_cut_off_like_the_one_image_loop(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    images = data[0][:12]
+    result = deepfool(trained, images, num_classes=CLASSES, max_iter=1, overshoot=0)
+    expected = [deepfool_one_image(trained, image, CLASSES, 0, 1) for image in images]
+    torch.testing.assert_close(result.perturbations, torch.stack([r for r, _ in expected]), atol=1e-5, rtol=1e-5)
+    assert not result.fooled.all()
+
+
+def test_what_it_returns_fools(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    images = data[0]
+    result = deepfool(trained, images, num_classes=CLASSES)
+    with torch.no_grad():
+        assert torch.equal(trained(images).argmax(1), result.labels)
+        assert (trained(images + result.perturbations).argmax(1) != result.labels).all()
+    torch.testing.assert_close(result.norms, result.perturbations.flatten(1).norm(dim=1))
+    assert result.perturbations.shape == images.shape
+    assert (result.iterations.dtype, result.fooled.dtype) == (torch.int64, torch.bool)
+
+
+def test_a_linear_classifier_has_a_closed_form(linear: nn.Module) -> None:
+    images = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    result = deepfool(linear, images, num_classes=4)
+    weight, logits = linear[1].weight.detach(), linear(images).detach()
+    for logit, label, norm in zip(logits, result.labels, result.norms, strict=True):
+        others = [k for k in range(4) if k != label]
+        exact = min((logit[label] - logit[k]) / (weight[k] - weight[label]).norm() for k in others)
+        torch.testing.assert_close(norm, 1.02 * (exact + 1e-4), atol=1e-5, rtol=1e-5)
+    assert result.iterations.eq(1).all()
+
+
+def test_only_the_likeliest_classes_are_looked_at() -> None:
+    class ThirdIsNearest(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            x, y = images.flatten(1).T
+            return torch.stack([2 + 0 * x, 1 + x, 10 * y], dim=1)
+
+    image = torch.zeros(1, 1, 1, 2)
+    for num_classes, distance in ((2, 1.0), (3, 0.2)):
+        norm = deepfool(ThirdIsNearest(), image, num_classes=num_classes).norms.item()
+        assert norm == pytest.approx(1.02 * (distance + 1e-4), abs=1e-6)
+
+
+def test_the_norm_has_the_units_of_the_input(linear: nn.Module) -> None:
+    class Normalised(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return linear(images * 2 - 1)
+
+    unit = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    in_unit = deepfool(Normalised(), unit, num_classes=4).norms
+    in_symmetric = deepfool(linear, unit * 2 - 1, num_classes=4).norms
+    torch.testing.assert_close(in_symmetric, 2 * in_unit, atol=2e-4, rtol=0)
+
+
+def test_equals_foolbox(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # foolbox 3.3.4 imports scipy names that are going away
+        foolbox = pytest.importorskip("foolbox")
+        images = data[0]
+        ours = deepfool(trained, images, num_classes=CLASSES)
+        wrapped = foolbox.PyTorchModel(trained, bounds=(-1e6, 1e6), device="cpu")
+        attack = foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=CLASSES, overshoot=0.02)
+        fooling, _, _ = attack(wrapped, images, ours.labels, epsilons=None)
+    torch.testing.assert_close(fooling - images, ours.perturbations, atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_batch(
+    trained: nn.Module, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = data[0]
+    whole = deepfool(trained, images, num_classes=CLASSES)
+
+    def same_as_whole(result: DeepFoolResult, rows: Tensor) -> None:
+        torch.testing.assert_close(result.perturbations, whole.perturbations[rows], atol=1e-5, rtol=1e-5)
+        assert torch.equal(result.iterations, whole.iterations[rows])
+
+    for rows in (torch.tensor([7]), torch.arange(48).flip(0), torch.tensor([3, 3, 40])):
+        same_as_whole(deepfool(trained, images[rows], num_classes=CLASSES), rows)
+    monkeypatch.setattr("latent_mixup.robustness.CHUNK_IMAGES", 5)
+    same_as_whole(deepfool(trained, images, num_classes=CLASSES), torch.arange(48))
+
+
+class DeadBelowZero(nn.Module):
+    """Logits that a ReLU makes constant for an image below zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        total = images.sum(dim=(1, 2, 3)).relu()
+        return torch.stack([torch.ones_like(total), 2 + 0 * total, total], dim=1)
+
+
+def test_a_dead_gradient_ends_unfooled() -> None:
+    images = torch.stack([torch.full((1, 2, 2), -1.0), torch.full((1, 2, 2), 0.1)])
+    result = deepfool(DeadBelowZero(), images, num_classes=3)
+    assert result.fooled.tolist() == [False, True]
+    assert result.iterations.tolist() == [0, 1]
+    assert result.norms[0] == 0
+    assert result.perturbations.isfinite().all()
+    score = deepfool_score(DeadBelowZero(), images, num_classes=3)
+    assert (score.fooled_fraction, score.max_iter_hits, score.mean_iterations) == (0.5, 0, 0.5)
+
+
+def test_an_image_thrown_out_of_float_range_ends_unfooled() -> None:
+    class Faint(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            s = images.sum(dim=(1, 2, 3))
+            return torch.stack([1 + s * s * s, 1e-15 * s - 1], dim=1)
+
+    result = deepfool(Faint(), torch.zeros(1, 1, 2, 2), num_classes=2)
+    assert not result.fooled.any()
+    assert result.perturbations.isfinite().all()
+
+
+def test_leaves_the_model_and_the_random_state_as_they_were(data: tuple[Tensor, Tensor]) -> None:
+    images, labels = data
+    net = small_cnn().double().train()
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+
+    deepfool(net, images[:4], num_classes=CLASSES, max_iter=2)
+    accuracy(net, [(images, labels)])
+    blurred_accuracy(net, [(images, labels)])
+    with pytest.raises(ValueError, match="num_classes=10 is more than"):
+        deepfool(net, images[:4])
+
+    assert [module.training for module in net] == [True, False, True, True, True, True, True]
+    assert net.training
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert [parameter.requires_grad for parameter in net.parameters()][:2] == [False, True]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_where_the_caller_has_switched_gradients_off(
+    context: type, trained: nn.Module, data: tuple[Tensor, Tensor]
+) -> None:
+    expected = deepfool(trained, data[0][:4], num_classes=CLASSES)
+    with context():
+        result = deepfool(trained, data[0][:4] * 1, num_classes=CLASSES)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(result.perturbations, expected.perturbations)
+    assert not result.perturbations.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "message"),
+    [
+        (torch.zeros(1, 4, 4), {}, r"images must be a float tensor \[B, C, H, W\]: got float32 \[1, 4, 4\]"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), {}, r"got uint8 \[1, 3, 4, 4\]"),
+        (torch.zeros(0, 3, 4, 4), {}, r"images must not be empty: got float32 \[0, 3, 4, 4\]"),
+        (torch.full((1, 3, 4, 4), float("nan")), {}, "images must be finite: got 48 nan or inf"),
+        (torch.zeros(1, 3, 4, 4), {"num_classes": 10}, "more than the model's 4 logits: pass num_classes=4"),
+        (torch.zeros(1, 3, 4, 4), {"num_classes": 1}, "num_classes must be at least 2: got 1"),
+        (torch.zeros(1, 3, 4, 4), {"overshoot": -0.1}, "overshoot must be .*: got -0.1"),
+        (torch.zeros(1, 3, 4, 4), {"max_iter": 0}, "max_iter must be at least 1: got 0"),
+    ],
+)
+def test_bad_input_is_refused(images: Tensor, settings: dict[str, float], message: str, linear: nn.Module) -> None:
+    with pytest.raises(ValueError, match=message):
+        deepfool(linear, images, **settings)
+
+
+def test_bad_models_are_refused(linear: nn.Module) -> None:
+    class Detached(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return linear(images.detach())
+
+    class Constant(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), 4)
+
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return linear(images) / 0
+
+    images = torch.zeros(2, 3, 4, 4)
+    for model in (Detached(), Constant()):
+        with pytest.raises(ValueError, match="no gradient back to the images"):
+            deepfool(model, images, num_classes=4)
+    with pytest.raises(ValueError, match="logits must be finite"):
+        deepfool(Broken(), images, num_classes=4)
+    with pytest.raises(ValueError, match=r"logits \[B, K\] for 2 images: got \[2, 3, 4, 4\]"):
+        deepfool(nn.Identity(), images)
+
+
+def loader_of(data: tuple[Tensor, Tensor], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(TensorDataset(*data), batch_size=batch_size)
+
+
+def test_score_is_the_mean_over_the_first_images(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    images, labels = data
+    labels = labels.roll(1)
+    labels[:5] = data[1][:5]  # five right ones
+    result = deepfool(trained, images[:20], num_classes=CLASSES)
+    for batch_size in (1, 7, 48):
+        score = deepfool_score(trained, loader_of((images, labels), batch_size), num_classes=CLASSES, max_images=20)
+        assert float(score) == score.score == pytest.approx(result.norms.mean().item(), abs=1e-5)
+        right = result.labels == labels[:20]
+        assert score.score_correct == pytest.approx(result.norms[right].mean().item(), abs=1e-5)
+        assert (score.n_images, score.input_size, score.fooled_fraction) == (20, (1, 12, 12), 1.0)
+        assert score.mean_iterations == pytest.approx(result.iterations.double().mean().item())
+
+
+def test_score_of_a_tensor_has_no_correct_part(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    from_tensor = deepfool_score(trained, data[0], num_classes=CLASSES)
+    from_loader = deepfool_score(trained, loader_of(data, 16), num_classes=CLASSES)
+    assert from_tensor.score == pytest.approx(from_loader.score, abs=1e-5)
+    assert from_tensor.score_correct != from_tensor.score_correct  # nan
+    assert from_tensor.n_images == 48
+
+
+def test_score_counts_the_images_that_ran_out_of_steps(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    result = deepfool(trained, data[0], num_classes=CLASSES, overshoot=0, max_iter=1)
+    score = deepfool_score(trained, data[0], num_classes=CLASSES, overshoot=0, max_iter=1)
+    assert score.max_iter_hits == int((~result.fooled).sum()) > 0
+
+
+def test_score_shows_progress_when_asked(
+    trained: nn.Module, data: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deepfool_score(trained, data[0], num_classes=CLASSES, max_images=3)
+    assert capsys.readouterr().err == ""
+    deepfool_score(trained, data[0], num_classes=CLASSES, max_images=3, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_bad_loaders_are_refused(linear: nn.Module) -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"must give \(images, labels\): got float32 \[2, 3, 4, 4\]"):
+        accuracy(linear, [images])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"labels must be class indices \[2\]: got float32 \[2, 4\]"):
+        deepfool_score(linear, [(images, torch.zeros(2, 4))], num_classes=4)
+    with pytest.raises(ValueError, match="max_images must be at least 1"):
+        deepfool_score(linear, images, max_images=0)
+    for score in (accuracy, blurred_accuracy, deepfool_score):
+        with pytest.raises(ValueError, match="at least one image: the loader gave none"):
+            score(linear, [])
+    sizes = [(torch.zeros(2, 3, *size), torch.zeros(2).long()) for size in ((4, 4), (2, 8))]
+    with pytest.raises(ValueError, match=r"one size: got \[\(3, 2, 8\), \(3, 4, 4\)\]"):
+        deepfool_score(linear, sizes, num_classes=4)
+
+
+def test_accuracy_is_the_share_of_right_predictions(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    images, labels = data
+    right = int((trained(images).argmax(1) == labels).sum())
+    for batch_size in (1, 7, 48):
+        assert accuracy(trained, loader_of(data, batch_size)) == right / 48
+    wrong = labels.clone()
+    wrong[:12] = (trained(images[:12]).argmax(1) + 1) % CLASSES
+    assert accuracy(trained, [(images, wrong)]) <= 0.75
+
+
+def test_a_narrow_blur_changes_nothing_and_a_wide_one_does(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    plain = accuracy(trained, [data])
+    assert blurred_accuracy(trained, [data], sigma=1e-3) == plain
+    assert blurred_accuracy(trained, [data]) < plain
+    assert len({blurred_accuracy(trained, loader_of(data, size)) for size in (1, 7, 48)}) == 1
+
+
+def test_the_blur_is_an_average_of_neighbours() -> None:
+    seen: list[Tensor] = []
+
+    class Watch(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return images.flatten(1)
+
+    dot, flat = torch.zeros(1, 1, 9, 9), torch.full((1, 1, 9, 9), -0.7)
+    dot[..., 4, 4] = 1
+    blurred_accuracy(Watch(), [(torch.cat([dot, flat]), torch.zeros(2).long())])
+    blurred = seen[0]
+    torch.testing.assert_close(blurred[1], flat[0])
+    torch.testing.assert_close(blurred[0].sum(), torch.tensor(1.0))
+    weights = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * 5.0**2))
+    weights = weights / weights.sum()
+    torch.testing.assert_close(blurred[0, 0, 2:7, 2:7], torch.outer(weights, weights))
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "sigma", "message"),
+    [
+        (4, 5.0, "kernel_size must be an odd number of pixels: got 4"),
+        (5, 0.0, "sigma must be a positive number of pixels: got 0.0"),
+        (9, 5.0, "kernel_size 9 is too large for images of 4x4"),
+    ],
+)
+def test_bad_blurs_are_refused(kernel_size: int, sigma: float, message: str, linear: nn.Module) -> None:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.zeros(2, 3, 4, 4), torch.zeros(2).long()
+
+    with pytest.raises(ValueError, match=message):
+        blurred_accuracy(linear, batches(), kernel_size, sigma)
