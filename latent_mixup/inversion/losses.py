@@ -1,0 +1,59 @@
+"""What an inversion minimises: ``(images, targets) -> [B]``, one number an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from latent_mixup.generators.base import Generator
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def pixel_mse(images: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each image: ``[B, C, H, W]`` twice to ``[B]``, in units of [-1, 1] squared."""
+    return (images - targets).square().flatten(1).mean(1)
+
+
+class FeatureLoss(nn.Module):
+    """MSE of a trained network's features plus ``pixel_weight`` times the MSE of the pixels.
+
+    Args:
+        features: Images ``[B, C, H, W]`` in [-1, 1] to features of any shape; frozen in place.
+        pixel_weight: Weight of the pixel MSE. The paper's experiments use 0; alone, features leave the
+            brightness of flat areas open.
+
+    Reference: Latent-Mixup, section 2 (MNIST and Fashion-MNIST: features after conv 2 and the pool).
+    """
+
+    def __init__(self, features: nn.Module, pixel_weight: float = 1.0) -> None:
+        super().__init__()
+        self.features, self.pixel_weight = features.requires_grad_(False).eval(), pixel_weight
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """``[B, C, H, W]`` twice to ``[B]``."""
+        return pixel_mse(self.features(images), self.features(targets)) + self.pixel_weight * pixel_mse(images, targets)
+
+
+def default_loss(generator: Generator) -> Loss:
+    """The loss of ``invert(loss=None)``: the generator's own feature network plus the pixel MSE.
+
+    Raises:
+        ValueError: The generator brings no feature network; nothing else is put in its place.
+    """
+    if generator.features is None:
+        raise ValueError(
+            f"{type(generator).__name__} brings no trained features for its {generator.img_channels}-channel "
+            "images: pass loss=, e.g. inversion.pixel_mse, inversion.FeatureLoss(your_network) or any callable "
+            "(images, targets) -> [B]"
+        )
+    return FeatureLoss(generator.features)
+
+
+def loss_name(loss: Loss) -> str:
+    """How a loss is written in a bank's metadata and compared when a run is resumed."""
+    if isinstance(loss, FeatureLoss):
+        return f"features + {loss.pixel_weight:g} mse"
+    return getattr(loss, "__name__", type(loss).__name__)
