@@ -1,0 +1,70 @@
+"""The baselines that mix before the codes do: pixels (mixup) and hidden layers (manifold mixup)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latent_mixup.functional import mix_latents, mix_targets
+from latent_mixup.sampling import draw_lam, keyed_generator
+from latent_mixup.training.classifier import Batches, Loss
+
+
+def mixup_batches(batches: Batches, num_classes: int, *, alpha: float = 1.0, seed: int = 0) -> Batches:
+    """Mix the images of each batch with a permutation of it, one ``lam`` an image.
+
+    Args:
+        batches: ``(images [B, C, H, W], labels [B])``.
+        num_classes: Width of the soft targets.
+        alpha: ``lam`` is drawn from Beta(alpha, alpha).
+        seed: A batch's draws depend on (seed, its number) alone.
+
+    Reference: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018, equation 1.
+    """
+    for number, (images, labels) in enumerate(batches):
+        partner, lam = _pairing(len(images), alpha, seed, number)
+        yield mix_latents(images, partner, lam), mix_targets(labels, labels[partner], lam, num_classes)
+
+
+def manifold_mixup_loss(
+    points: Sequence[nn.Module | None], num_classes: int, *, alpha: float = 1.0, seed: int = 0
+) -> Loss:
+    """A loss that mixes the output of one module of the network, drawn anew for each batch.
+
+    Args:
+        points: Modules of the network whose output may be mixed; None is the network's input.
+        num_classes: Width of the soft targets.
+        alpha: ``lam`` is drawn from Beta(alpha, alpha), one an image.
+        seed: A batch's draws depend on (seed, its number) alone.
+
+    Returns:
+        ``(model, images, labels) -> scalar``; each call counts as the next batch.
+
+    Reference: Verma et al., "Manifold Mixup", 2019, section 2, equation 1.
+    """
+    number = 0
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        nonlocal number
+        partner, lam = _pairing(len(images), alpha, seed, number)
+        chosen = int(torch.randint(len(points), (), generator=keyed_generator(seed, number, 1)))
+        number += 1
+        targets = mix_targets(labels, labels[partner], lam, num_classes)
+        point = points[chosen]
+        if point is None:
+            return F.cross_entropy(model(mix_latents(images, partner, lam)), targets)
+        hook = point.register_forward_hook(lambda _module, _inputs, output: mix_latents(output, partner, lam))
+        try:
+            return F.cross_entropy(model(images), targets)
+        finally:
+            hook.remove()
+
+    return loss
+
+
+def _pairing(size: int, alpha: float, seed: int, number: int) -> tuple[Tensor, Tensor]:
+    draw = keyed_generator(seed, number)
+    return torch.randperm(size, generator=draw), draw_lam(size, alpha, draw)
