@@ -1,0 +1,182 @@
+"""The command line: ``latent-mixup COMMAND``."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+
+
+@click.group()
+@click.version_option(package_name="latent-mixup")
+def main() -> None:
+    """Train image classifiers on mixes of latent codes."""
+
+
+def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """Show what a user can mend as one sentence and exit with 1, instead of a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+    return wrapped
+
+
+@main.command()
+@click.option("--out", type=FOLDER, default=Path("latent-mixup-demo"), show_default=True, help="Folder for results.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@one_sentence
+def demo(out: Path, seed: int) -> None:
+    """Train a classifier in six ways on the bundled data: a table and a picture, in a few minutes."""
+    from latent_mixup.demo import demo_table, run_demo
+
+    record = run_demo(out, seed=seed)
+    click.echo(demo_table(record))
+    click.echo(f"\n{out / 'demo.json'} and {out / 'mixes.png'} written; {record['seconds']:.0f} seconds")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--bank", help="Folder, bundled name or Hub id of the bank; default: NAME.")
+@click.option(
+    "--pairs", multiple=True, required=True, metavar="CLASS,CLASS", help="Two classes, by name or number; repeatable."
+)
+@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Rows a pair of classes.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("preview.png"), show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@one_sentence
+def preview(name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out: Path, seed: int) -> None:
+    """Draw mixes of chosen classes with the generator NAME (folder, bundled name or Hub id)."""
+    from latent_mixup import LatentBank, hub, load_generator
+    from latent_mixup.preview import preview_sheet
+
+    chosen = []
+    for pair in pairs:
+        first, comma, second = pair.partition(",")
+        if not comma or "," in second:
+            raise ValueError(f"--pairs needs two classes with a comma between them: got {pair!r}")
+        chosen.append((first, second))
+    codes = LatentBank.from_pretrained(bank or name)
+    sheet = preview_sheet(load_generator(name), codes, chosen, rows=rows, seed=seed)
+    hub.write_folder(out.parent, {out.name: sheet})
+    click.echo(f"{out} written")
+
+
+@main.command("invert")
+@click.argument("generator")
+@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="What to invert.")
+@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
+@click.option("--test", is_flag=True, help="The test images; default: the training images.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the run and the bank; started again, it resumes.")
+@click.option("--loss", type=click.Choice(["features", "pixels"]), default="features", show_default=True)
+@click.option("--steps", type=click.IntRange(0), default=1000, show_default=True, help="Gradient steps an image.")
+@click.option("--lr", type=float, default=0.03, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--shard", default="0/1", show_default=True, metavar="i/n", help="Every n-th chunk, from the i-th.")
+@click.option("--device", help="Where to decode, e.g. cuda; default: the CPU.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@one_sentence
+def invert_command(
+    generator: str,
+    dataset: str,
+    data_root: Path,
+    test: bool,
+    out: Path,
+    loss: str,
+    steps: int,
+    lr: float,
+    batch_size: int,
+    shard: str,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Find a latent code of GENERATOR (folder, bundled name or Hub id) for every image of a data set."""
+    import torch
+
+    from latent_mixup import invert, load_generator
+    from latent_mixup.inversion import pixel_mse
+
+    if threads:
+        torch.set_num_threads(threads)
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise ValueError(f"--shard needs i/n, such as 0/4: got {shard!r}")
+    bank = invert(
+        torchvision_dataset(dataset, data_root, train=not test),
+        load_generator(generator),
+        out=out,
+        loss=pixel_mse if loss == "pixels" else None,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        device=device,
+        shard=(int(index), int(count)),
+    )
+    assert bank.mse is not None
+    mean, median, p95 = bank.mse.mean(), bank.mse.median(), bank.mse.quantile(0.95)
+    click.echo(f"{out}: {len(bank):,} codes, mse mean {mean:.4f}, median {median:.4f}, 95 % below {p95:.4f}")
+    failed = int((bank.status != 0).sum()) if bank.status is not None else 0
+    if failed:
+        raise ValueError(f"{failed} images have no finite code: their rows have status 1 in {out}")
+
+
+@main.command("train-generator")
+@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="What to train on.")
+@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the run; started again, it resumes.")
+@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True)
+@click.option("--z-dim", type=click.IntRange(2), default=128, show_default=True, help="Numbers in a code.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@one_sentence
+def train_generator(
+    dataset: str, data_root: Path, out: Path, steps: int, z_dim: int, seed: int, threads: int | None
+) -> None:
+    """Train a compact generator on 28x28 grey images, with sample sheets; resumable."""
+    import torch
+
+    from latent_mixup.bank import fingerprint
+    from latent_mixup.training import CompactRecipe, train_compact
+
+    if threads:
+        torch.set_num_threads(threads)
+    images = torchvision_dataset(dataset, data_root, train=True)
+    started = time.perf_counter()
+    generator = train_compact(
+        images.data[:, None],
+        images.targets,
+        out,
+        recipe=CompactRecipe(steps=steps, seed=seed),
+        z_dim=z_dim,
+        facts={"name": dataset, "dataset": {"name": dataset, **fingerprint(images)}},
+    )
+    click.echo(f"{out}: {generator.metadata['name']}, digest {generator.digest()[:12]}")
+    click.echo(f"this call took {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+def torchvision_dataset(name: str, root: Path, *, train: bool) -> Any:
+    """A torchvision data set that lies under ``root``; nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: It does not lie there.
+    """
+    import torchvision.datasets
+
+    try:
+        return getattr(torchvision.datasets, TORCHVISION_CLASSES[name])(root, train=train, download=False)
+    except RuntimeError as cause:
+        raise FileNotFoundError(
+            f"{root} has no {TORCHVISION_CLASSES[name]} as torchvision lays it out: "
+            f"expected {root / TORCHVISION_CLASSES[name] / 'raw'}; pass --data-root"
+        ) from cause
