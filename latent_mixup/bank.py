@@ -22,7 +22,6 @@ from latent_mixup.bank_files import (
     Shards,
     digest_of,
     first_not_finite,
-    is_count,
     write_bank,
 )
 from latent_mixup.generators.base import Generator
@@ -515,7 +514,7 @@ def _num_classes(labels: Tensor, stated: object) -> int:
     found = int(labels.max()) + 1
     if stated is None:
         return found
-    if not is_count(stated):
+    if not hub.is_count(stated):
         raise ValueError(f"num_classes needs to be a positive integer: got {stated!r}")
     if found > stated:
         raise ValueError(f"labels need to be below num_classes={stated}: got {found - 1}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -89,11 +89,6 @@ def first_not_finite(latents: Tensor) -> int | None:
         if bad.any():
             return start + int(bad.nonzero()[0])
     return None
-
-
-def is_count(value: object) -> TypeGuard[int]:
-    """Whether it is an integer from 1 (True is not)."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -201,15 +196,15 @@ def _is_columns(value: object) -> bool:
 
 _FIELDS: dict[str, tuple[Any, str]] = {
     "digest": (lambda v: _is_sha256(v), "64 hexadecimal digits"),
-    "num_rows": (lambda v: is_count(v) and v < 2**48, "a positive integer"),
+    "num_rows": (lambda v: hub.is_count(v) and v < 2**48, "a positive integer"),
     "latent_shape": (
-        lambda v: isinstance(v, list) and 1 <= len(v) <= 8 and all(is_count(n) and n < 2**32 for n in v),
+        lambda v: isinstance(v, list) and 1 <= len(v) <= 8 and all(hub.is_count(n) and n < 2**32 for n in v),
         "1 to 8 positive integers",
     ),
     "dtype": (lambda v: isinstance(v, str) and v in STORED_DTYPES, " or ".join(STORED_DTYPES)),
     "columns": (_is_columns, f"labels, source_index and some of {', '.join(COLUMN_DTYPES)}"),
-    "num_classes": (lambda v: is_count(v) and v < 2**48, "a positive integer"),
-    "rows_per_shard": (lambda v: is_count(v) and v < 2**48, "a positive integer"),
+    "num_classes": (lambda v: hub.is_count(v) and v < 2**48, "a positive integer"),
+    "rows_per_shard": (lambda v: hub.is_count(v) and v < 2**48, "a positive integer"),
     "files": (lambda v: isinstance(v, list) and bool(v), "a list of files"),
     "metadata": (lambda v: isinstance(v, dict), "an object"),
 }
@@ -225,7 +220,7 @@ def _wrong(path: Path, field: str, expected: str, found: object) -> BankFormatEr
 
 def _check_version(path: Path, found: dict[str, Any]) -> None:
     version = found.get("format_version")
-    if not is_count(version):
+    if not hub.is_count(version):
         raise _wrong(path, "format_version", f"an integer up to {FORMAT_VERSION}", version)
     if version > FORMAT_VERSION:
         raise BankFormatError(
@@ -248,7 +243,7 @@ def _read_file(path: Path, folder: Path, number: int, entry: object) -> File:
     field = f"files[{number}]"
     if not isinstance(entry, dict) or entry.keys() != {"name", "size", "sha256"}:
         raise _wrong(path, field, "name, size and sha256", entry)
-    if not is_count(entry["size"]):
+    if not hub.is_count(entry["size"]):
         raise _wrong(path, f"{field}.size", "a positive integer", entry["size"])
     if not _is_sha256(entry["sha256"]):
         raise _wrong(path, f"{field}.sha256", "64 hexadecimal digits", entry["sha256"])

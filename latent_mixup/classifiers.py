@@ -13,7 +13,7 @@ class PaperCNN(nn.Module):
     Args:
         num_classes: Number of logits.
 
-    Reference: Latent-Mixup, section 2 (MNIST and Fashion-MNIST).
+    Reference: Latent-Mixup, section 2.1.1.1.
 
     Example:
         >>> PaperCNN()(torch.zeros(2, 1, 28, 28)).shape

@@ -177,13 +177,13 @@ def train_and_score(
         run = Run(data, codes, budget, seed, model)
         batches, loss = METHODS[method](run)
         train_classifier(model, batches, lr=budget.lr, decay_every=run.steps_per_epoch, loss=loss, on_step=on_step)
-    return {"method": method, "seed": seed, "steps": run.steps, **score(model, data, budget.deepfool_images)}
+        return {"method": method, "seed": seed, "steps": run.steps, **score(model, data, budget.deepfool_images)}
 
 
 def score(model: PaperCNN, data: Data, deepfool_images: int) -> dict[str, Any]:
     """The three scores of the paper, as a dictionary that JSON can hold."""
     loader = DataLoader(TensorDataset(data.test_images, data.test_labels), batch_size=500)
-    deepfool = deepfool_score(model, loader, max_images=deepfool_images)
+    deepfool = deepfool_score(model, loader, num_classes=min(10, data.num_classes), max_images=deepfool_images)
     return {
         "accuracy": accuracy(model, loader),
         "blurred_accuracy": blurred_accuracy(model, loader, kernel_size=5, sigma=5.0),

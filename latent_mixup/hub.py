@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -272,6 +273,21 @@ def sha256(path: Path) -> str:
         while block := file.read(1024**2):
             sha.update(block)
     return sha.hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values, in the order of the names."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        sha.update(f"{name}{tuple(values.shape)}".encode())
+        sha.update(values.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value from a file is an integer from 1 (JSON's ``true`` is not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 # --------------------------------------------------------------------------------------------------

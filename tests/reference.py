@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -52,3 +54,31 @@ def mix_one_by_one(
         target[int(labels[partner])] += 1 - weight
         targets.append(target)
     return torch.stack(images), torch.stack(targets)
+
+
+def invert_one_image(
+    decode: object,
+    target: Tensor,
+    start: Tensor,
+    loss: object,
+    steps: int,
+    lr: float,
+    betas: tuple[float, float],
+) -> tuple[Tensor, float]:
+    """Inversion of one image ``[C, R, R]`` with Adam written out: the best code seen, and its loss."""
+    code, best, best_loss = start, start, float("inf")
+    mean, square = torch.zeros_like(start), torch.zeros_like(start)
+    for step in range(steps + 1):
+        x = code.clone().requires_grad_(True)
+        value = loss(decode(x.unsqueeze(0)), target.unsqueeze(0))[0]  # type: ignore[operator]
+        if value.item() < best_loss:
+            best, best_loss = code, value.item()
+        if step == steps:
+            break
+        gradient = torch.autograd.grad(value, x)[0]
+        mean = betas[0] * mean + (1 - betas[0]) * gradient
+        square = betas[1] * square + (1 - betas[1]) * gradient**2
+        rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        unbiased = mean / (1 - betas[0] ** (step + 1)), square / (1 - betas[1] ** (step + 1))
+        code = code - rate * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    return best, best_loss

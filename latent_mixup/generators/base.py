@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -128,9 +127,4 @@ class Generator(nn.Module, ABC):
 
     def digest(self) -> str:
         """SHA-256 over the names, shapes and float32 values of all tensors: the same weights, the same digest."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            values = tensor.detach().to("cpu", torch.float32).contiguous()
-            sha.update(f"{name}{tuple(values.shape)}".encode())
-            sha.update(values.numpy().tobytes())
-        return sha.hexdigest()
+        return hub.tensors_sha256(self.state_dict())

@@ -117,5 +117,6 @@ class CompactGenerator(Generator):
     def fit_prior(self, latents: Tensor) -> None:
         """Set the Gaussian that ``sample_latents`` draws from: the mean and covariance of ``[N, z_dim]``."""
         self.latent_mean.copy_(latents.mean(0))
-        covariance = torch.cov(latents.T.double()) + 1e-6 * torch.eye(latents.shape[1], dtype=torch.float64)
+        covariance = torch.cov(latents.T.double())
+        covariance.diagonal().add_(1e-6)
         self.latent_factor.copy_(torch.linalg.cholesky(covariance))

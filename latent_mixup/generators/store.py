@@ -84,7 +84,11 @@ def read_generator(folder: Path, architectures: dict[str, type[G]]) -> G:
 def _read_config(path: Path, architectures: dict[str, type[G]]) -> dict[str, Any]:
     config = hub.read_json(path)
     version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not hub.is_count(version):
+        raise hub.FormatError(
+            f"{path}: field 'format_version' needs an integer up to {FORMAT_VERSION}, found {version!r:.100}"
+        )
+    if version > FORMAT_VERSION:
         raise hub.FormatError(
             f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade latent-mixup"
         )
@@ -114,6 +118,10 @@ def _read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
                 found = file.get_slice(name).get_shape()
                 if found != list(tensor.shape):
                     raise hub.FormatError(f"{path}: tensor {name!r} needs {list(tensor.shape)}, found {found}")
-            return {name: file.get_tensor(name).float() for name in expected}
+            weights = {name: file.get_tensor(name).float() for name in expected}
     except SafetensorError as cause:
         raise hub.FormatError(f"{path} is not a whole safetensors file: {cause}") from cause
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise hub.FormatError(f"{path}: tensor {name!r} has a value that is not finite: get the file again")
+    return weights

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from latent_mixup import hub
 from latent_mixup.generators.base import Generator
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -25,7 +26,7 @@ class FeatureLoss(nn.Module):
         pixel_weight: Weight of the pixel MSE. The paper's experiments use 0; alone, features leave the
             brightness of flat areas open.
 
-    Reference: Latent-Mixup, section 2 (MNIST and Fashion-MNIST: features after conv 2 and the pool).
+    Reference: Latent-Mixup, section 2.1.1 (its features: after conv 2 and the pool).
     """
 
     def __init__(self, features: nn.Module, pixel_weight: float = 1.0) -> None:
@@ -52,8 +53,15 @@ def default_loss(generator: Generator) -> Loss:
     return FeatureLoss(generator.features)
 
 
-def loss_name(loss: Loss) -> str:
-    """How a loss is written in a bank's metadata and compared when a run is resumed."""
-    if isinstance(loss, FeatureLoss):
-        return f"features + {loss.pixel_weight:g} mse"
-    return getattr(loss, "__name__", type(loss).__name__)
+def callable_id(function: object) -> str:
+    """How a loss or an encoder is written in a bank's metadata, and compared when a run is resumed.
+
+    A network's name carries a digest of its weights, so that another one of the same class is noticed.
+    """
+    owner = getattr(function, "__self__", function)
+    name = str(getattr(function, "__name__", type(function).__name__))
+    if isinstance(function, FeatureLoss):
+        name = f"features + {function.pixel_weight:g} mse"
+    if owner is not function:
+        name = f"{type(owner).__name__}.{name}"
+    return f"{name} ({hub.tensors_sha256(owner.state_dict())[:12]})" if isinstance(owner, nn.Module) else name

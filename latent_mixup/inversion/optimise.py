@@ -41,7 +41,7 @@ def optimise_codes(
     Returns:
         The best codes ``[B, *latent_shape]`` and their losses ``[B]``, infinite where none was finite.
 
-    Reference: Latent-Mixup, section 2: AdamW, 0.03, (0.95, 0.999), 1,000 steps.
+    Reference: Latent-Mixup, section 2.1.1: AdamW, 0.03, (0.95, 0.999), 1,000 steps.
     """
     codes = start.detach().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([codes], lr=lr, betas=betas)

@@ -53,7 +53,7 @@ def train_classifier(
         loss: ``(model, images, targets) -> scalar``; ``None``: cross-entropy on the logits.
         on_step: Called after each step, for a progress bar.
 
-    Reference: Latent-Mixup, section 2: Adam, 0.001, times 0.9 each epoch.
+    Reference: Latent-Mixup, section 2.1.1.1: Adam, 0.001, times 0.9 each epoch.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     objective = loss or cross_entropy
@@ -80,12 +80,12 @@ def train_features(images: Tensor, labels: Tensor, *, steps: int, seed: int = 0)
     Args:
         images: ``[N, 1, 28, 28]`` float32 in [-1, 1].
         labels: ``[N]`` int64.
-        steps: Training steps of 128 images.
+        steps: Training steps of 128 images, or of all where there are fewer.
         seed: Of the initial weights and the order of the images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PaperCNN(int(labels.max()) + 1)
-        train_classifier(model, shuffled_batches(images, labels, 128, steps, seed=seed))
+        train_classifier(model, shuffled_batches(images, labels, min(128, len(images)), steps, seed=seed))
     features = model.features
     return features.requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -82,10 +83,17 @@ def add_noise(latents: Tensor, largest: float, draw: torch.Generator) -> Tensor:
 
 
 class CompactTraining:
-    """Networks, optimisers and the step counter of one run: what a checkpoint holds."""
+    """Networks, optimisers and the step counter of one run: what a checkpoint holds.
 
-    def __init__(self, generator: CompactGenerator, recipe: CompactRecipe) -> None:
+    Args:
+        generator: Trained in place.
+        recipe: How.
+        images_sha256: Names the training images, so that a checkpoint is not taken up with others.
+    """
+
+    def __init__(self, generator: CompactGenerator, recipe: CompactRecipe, images_sha256: str = "") -> None:
         self.generator, self.recipe, self.step = generator, recipe, 0
+        self.identity = {"recipe": asdict(recipe), "network": generator.arguments(), "images": images_sha256}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.critic = Critic(generator.img_channels, generator.img_resolution)
@@ -140,7 +148,7 @@ class CompactTraining:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {
-            "recipe": asdict(self.recipe),
+            "identity": self.identity,
             "step": self.step,
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
@@ -152,12 +160,14 @@ class CompactTraining:
         """Take up a run where :meth:`state_dict` left it.
 
         Raises:
-            ValueError: The state is another recipe's.
+            ValueError: The state is of another recipe, network or data set.
         """
-        if state["recipe"] != asdict(self.recipe):
+        if state["identity"] != self.identity:
+            wrong = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
             raise ValueError(
-                f"the checkpoint was made with another recipe: expected {asdict(self.recipe)}, "
-                f"got {state['recipe']}; choose another folder, or the same recipe"
+                f"the checkpoint was made with another {' and '.join(wrong)}: expected "
+                f"{[self.identity[key] for key in wrong]}, found {[state['identity'].get(key) for key in wrong]}; "
+                "choose another folder, or the same settings"
             )
         self.step = state["step"]
         for name in ("generator", "critic", "optimizer", "critic_optimizer"):
@@ -194,13 +204,13 @@ def train_compact(
         The generator as its files hold it.
 
     Raises:
-        ValueError: ``out`` holds a run with another recipe.
+        ValueError: ``out`` holds a run with another recipe, network or data set, or a broken checkpoint.
     """
     recipe, out = recipe or CompactRecipe(), Path(out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         generator = CompactGenerator(z_dim, *images_uint8.shape[1:3])
-    training = CompactTraining(generator, recipe)
+    training = CompactTraining(generator, recipe, hub.tensors_sha256({"images": images_uint8[::64]}))
     started = _take_up(training, out / CHECKPOINT_FILE)
     if not started and generator.features is not None:
         features = train_features(from_uint8(images_uint8), labels, steps=recipe.feature_steps, seed=recipe.seed)
@@ -232,7 +242,11 @@ def train_compact(
 def _take_up(training: CompactTraining, checkpoint: Path) -> bool:
     if not checkpoint.is_file():
         return False
-    training.load_state_dict(torch.load(checkpoint, weights_only=True))
+    try:
+        state = torch.load(checkpoint, weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as cause:
+        raise ValueError(f"{checkpoint} is no whole checkpoint: remove it to start again ({cause})") from cause
+    training.load_state_dict(state)
     return True
 
 

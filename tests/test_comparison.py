@@ -1,0 +1,132 @@
+"""Six ways to train on the same footing, on a data set of a random generator's images."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from latent_mixup import LatentBank
+from latent_mixup.classifiers import PaperCNN
+from latent_mixup.comparison import (
+    CODE_METHODS,
+    METHODS,
+    REAL_METHODS,
+    Budget,
+    Codes,
+    Data,
+    Run,
+    circumstances,
+    score,
+    train_and_score,
+)
+from latent_mixup.generators import CompactGenerator
+
+BUDGET = Budget(epochs=1, batch_size=32, deepfool_images=4)
+
+
+@pytest.fixture(scope="module")
+def codes():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,))
+    latents = generator.sample_latents(200, torch.Generator().manual_seed(1))
+    return Codes(generator, LatentBank(latents, torch.arange(200) % 4))
+
+
+@pytest.fixture(scope="module")
+def data(codes):
+    latents, labels = codes.bank[:]
+    images = codes.generator.decode(latents)
+    return Data(images, labels, images[:50], labels[:50])
+
+
+@pytest.fixture(scope="module")
+def results(data, codes):
+    """Each method's result, and how many steps it took."""
+    found = {}
+    for method in METHODS:
+        steps = []
+        before = torch.get_rng_state()
+        result = train_and_score(method, data, codes, BUDGET, seed=3, on_step=lambda steps=steps: steps.append(1))
+        assert torch.get_rng_state().equal(before)
+        found[method] = result, len(steps)
+    return found
+
+
+def test_the_six_methods():
+    assert set(REAL_METHODS) == {"standard", "mixup", "manifold_mixup"}
+    assert set(CODE_METHODS) == {"decoded", "latent_mixup", "latent_mixup_half_real"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_same_steps_and_gives_the_same_scores(results, method):
+    result, steps = results[method]
+    assert steps == result["steps"] == 200 // 32
+    assert (result["method"], result["seed"], result["test_images"]) == (method, 3, 50)
+    for name in ("accuracy", "blurred_accuracy"):
+        assert 0 <= result[name] <= 1
+    assert result["deepfool_score"] > 0
+    assert result["deepfool"]["n_images"] == 4
+    assert result["deepfool"]["score"] == result["deepfool_score"]
+    assert result["deepfool"]["units"] == "[-1, 1]"
+    assert result.keys() == results["standard"][0].keys()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_result_is_json(results, method):
+    result, _ = results[method]
+    assert json.loads(json.dumps(result, allow_nan=False)).keys() == result.keys()
+
+
+@pytest.mark.parametrize("method", ["mixup", "latent_mixup_half_real"])
+def test_the_same_seed_gives_the_same_result(data, codes, results, method):
+    assert train_and_score(method, data, codes, BUDGET, seed=3) == results[method][0]
+    assert train_and_score(method, data, codes, BUDGET, seed=4) != {**results[method][0], "seed": 4}
+
+
+def test_the_methods_differ(results):
+    assert len({result["deepfool_score"] for result, _ in results.values()}) == len(METHODS)
+
+
+@pytest.mark.parametrize("method", CODE_METHODS)
+def test_a_method_that_decodes_needs_codes(data, method):
+    with pytest.raises(ValueError, match=r"this method decodes latent codes: pass codes=Codes\(generator, bank\)"):
+        train_and_score(method, data, None, BUDGET, seed=0)
+
+
+def test_a_method_that_does_not_decode_needs_none(data, results):
+    assert train_and_score("standard", data, None, BUDGET, seed=3) == results["standard"][0]
+
+
+def test_decoded_images_come_with_their_own_labels(data, codes):
+    run = Run(data, codes, BUDGET, 0, PaperCNN(4))
+    for images, labels in run.decoded():
+        distance = (images[:, None] - data.train_images[None]).abs().amax((2, 3, 4))
+        assert distance.min(1).values.max() < 1e-5
+        assert data.train_labels[distance.argmin(1)].equal(labels)
+
+
+@pytest.mark.parametrize(("prob", "real"), [(0.0, 32), (0.5, 16), (1.0, 0)])
+def test_the_share_of_mixes_in_a_batch(data, codes, prob, real):
+    run = Run(data, codes, BUDGET, 0, PaperCNN(4))
+    for images, (own, labels) in zip((batch[0] for batch in run.mixes(prob)), run.real(), strict=True):
+        same = (images == own).flatten(1).all(1)
+        assert int(same.sum()) == real
+        assert len(labels) == 32
+
+
+def test_scoring_leaves_the_model_as_it_was(data):
+    model = PaperCNN(4).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert score(model, data, 4) == score(model, data, 4)
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_circumstances_name_what_a_result_depends_on(codes):
+    found = json.loads(json.dumps(circumstances(codes, BUDGET), allow_nan=False))
+    assert found["generator_digest"] == codes.generator.digest()
+    assert found["bank_digest"] == codes.bank.digest()
+    assert (found["bank_rows"], found["budget"]["epochs"]) == (200, 1)
+    assert circumstances(None, BUDGET)["generator_digest"] is None
