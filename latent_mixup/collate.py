@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator, PathName
-from latent_mixup.mixer import Mixer, MixSettings, Target, TargetFormat, Transform
+from latent_mixup.mixer import Mixer, MixSettings, TargetFormat, Transform
 from latent_mixup.sampling import Mode
 
 NUM_PROBES = 4096
@@ -86,7 +86,7 @@ class LatentMixupCollate:
         """Draw anew; reaches worker processes, persistent ones included."""
         self._mixer.epoch = epoch
 
-    def __call__(self, samples: list[Any]) -> tuple[Tensor, Target]:
+    def __call__(self, samples: list[Any]) -> tuple[Tensor, Any]:
         """A list of ``(image, label)`` to images ``[B, C, H, W]`` and their targets."""
         batch = self.collate_fn(samples)
         if not isinstance(batch, Sequence) or len(batch) != 2:

@@ -22,7 +22,7 @@ Plan: TypeAlias = tuple[int, int, float]  # row, partner, lam
 NUM_PROBES = 16
 
 
-class LatentMixupDataset(Dataset[tuple[Tensor, Target]]):
+class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     """Wrap a data set: sample i is decoded from its own code, mixed with that of a drawn partner.
 
     What happens to sample i depends on seed, epoch, rank and i alone, so call ``set_epoch`` before each
@@ -104,11 +104,11 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Target]]):
         """Draw anew; reaches worker processes, persistent ones included."""
         self._mixer.epoch = epoch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``."""
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Target]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Several samples, decoded in one batch: what a DataLoader calls. The same draws as one by one."""
         self._check_range_once()
         wanted = [self._index(index) for index in indices]
@@ -138,7 +138,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Target]]):
             return row, int(draw.partners[0]), float(draw.lam[0])
         return None if self.dataset is not None else (row, row, 1.0)
 
-    def _decode(self, plans: Sequence[Plan]) -> list[tuple[Tensor, Target]]:
+    def _decode(self, plans: Sequence[Plan]) -> list[tuple[Tensor, Any]]:
         if not plans:
             return []
         rows, partners = torch.tensor([plan[:2] for plan in plans], device="cpu").unbind(1)
@@ -146,7 +146,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Target]]):
         images, y_a, y_b = self._mixer.decode_rows(rows, partners, lam)
         return list(zip(images.cpu(), _split(self._mixer.targets(y_a, y_b, lam)), strict=True))
 
-    def _real(self, index: int) -> tuple[Tensor, Target]:
+    def _real(self, index: int) -> tuple[Tensor, Any]:
         image, label = _sample(self.dataset, index)
         labels = torch.tensor([label], device="cpu")
         return image, _split(self._mixer.unmixed(image[None], labels)[1])[0]

@@ -15,7 +15,8 @@ from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.mixer import Mixer, MixSettings, Target, TargetFormat, Transform
 from latent_mixup.sampling import Mode
 
-Batch: TypeAlias = tuple[Tensor, Target]
+Batch: TypeAlias = tuple[Tensor, Any]
+"""Images and a :data:`~latent_mixup.mixer.Target`; ``Any``, because which of the two it is follows from an argument."""
 
 
 class LatentMixupLoader:
