@@ -28,6 +28,11 @@ def bundled_data() -> Data:
     return Data(from_uint8(train.data), train.targets, from_uint8(test.data), test.targets)
 
 
+def bundled_codes() -> Codes:
+    """The generator and the bank of 10,000 codes that come with the package."""
+    return Codes(load_generator(NAME), LatentBank.from_pretrained(NAME))
+
+
 def run_demo(out: Path, *, seed: int = 0, budget: Budget = BUDGET, progress: bool = True) -> dict[str, Any]:
     """Train the paper's small classifier in six ways on equal budgets; write ``demo.json`` and ``mixes.png``.
 
@@ -41,8 +46,7 @@ def run_demo(out: Path, *, seed: int = 0, budget: Budget = BUDGET, progress: boo
         What ``demo.json`` holds.
     """
     started = time.perf_counter()
-    data = bundled_data()
-    codes = Codes(load_generator(NAME), LatentBank.from_pretrained(NAME))
+    data, codes = bundled_data(), bundled_codes()
     hub.write_folder(out, {"mixes.png": demo_sheet(data, codes)})
     steps = budget.epochs * (len(data.train_images) // budget.batch_size)
     results = []

@@ -1,0 +1,171 @@
+"""Draw the tables of the README from the committed JSON files, and from nothing else.
+
+python benchmarks/tables.py                     # print them
+python benchmarks/tables.py --write README.md   # put them between their markers
+python benchmarks/tables.py --check README.md   # fail where they differ
+python benchmarks/tables.py --json              # the aggregated rows, for other programs
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latent_mixup.comparison import METHODS
+
+RESULTS = Path(__file__).parent / "results"
+SCORES = ("accuracy", "blurred_accuracy", "deepfool_score")
+NAMES = {
+    "standard": "standard",
+    "mixup": "mixup",
+    "manifold_mixup": "manifold mixup",
+    "decoded": "decoded, not mixed (control)",
+    "latent_mixup": "latent mixup, all decoded",
+    "latent_mixup_half_real": "latent mixup, half real",
+}
+
+
+def aggregated(folder: Path) -> list[dict[str, Any]]:
+    """One row a (dataset, preset, method, epochs): means and standard deviations (ddof 1) over the seeds."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        key = (run["dataset"], run["preset"], run["method"], run["budget"]["epochs"], run["train_images"])
+        groups.setdefault(key, []).append(run)
+    rows = []
+    for (dataset, preset, method, epochs, train_images), found in groups.items():
+        row: dict[str, Any] = {
+            "dataset": dataset,
+            "preset": preset,
+            "method": method,
+            "n_seeds": len(found),
+            "epochs": epochs,
+            "train_images": train_images,
+        }
+        for score in SCORES:
+            values = [run[score] for run in found]
+            row[score] = statistics.fmean(values)
+            row[f"{score}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        rows.append(row)
+    return sorted(rows, key=lambda row: list(METHODS).index(row["method"]))
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+    rule = ["---", *("--:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
+
+
+def comparison_table() -> str:
+    """All of Fashion-MNIST: mean and standard deviation over the seeds."""
+    rows = aggregated(RESULTS / "fashion-mnist")
+
+    def cell(row: dict[str, Any], score: str, digits: int) -> str:
+        spread = row[f"{score}_std"]
+        return f"{row[score]:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+    body = [
+        [
+            NAMES[row["method"]],
+            cell(row, "accuracy", 4),
+            cell(row, "blurred_accuracy", 3),
+            cell(row, "deepfool_score", 3),
+            str(row["n_seeds"]),
+        ]
+        for row in rows
+    ]
+    return markdown(["trained on", "accuracy", "blurred accuracy", "DeepFool score", "seeds"], body)
+
+
+def demo_table() -> str:
+    """What ``latent-mixup demo`` wrote."""
+    record = json.loads((RESULTS / "demo.json").read_text())
+    body = [
+        [
+            NAMES[row["method"]],
+            f"{row['accuracy']:.4f}",
+            f"{row['blurred_accuracy']:.3f}",
+            f"{row['deepfool_score']:.3f}",
+        ]
+        for row in record["results"]
+    ]
+    return markdown(["trained on", "accuracy", "blurred accuracy", "DeepFool score"], body)
+
+
+def reconstruction_table() -> str:
+    """How good the codes are."""
+    found = json.loads((RESULTS / "reconstruction.json").read_text())
+    kept = (
+        f"{found['classifier_accuracy_on_reconstructions']:.4f} of "
+        f"{found['classifier_accuracy_on_real_test_images']:.4f} ({found['share_of_accuracy_kept']:.1%})"
+    )
+    body = [
+        *(
+            [f"MSE of the reconstructions, {name}", *(f"{mse[part]:.4f}" for part in ("mean", "median", "p95"))]
+            for name, mse in (("60,000 training images", found["train_mse"]), ("10,000 test images", found["test_mse"]))
+        ),
+        ["the same of a linear code (PCA) of as many numbers", f"{found['pca_mse_of_as_many_numbers']:.4f}", "", ""],
+        ["accuracy kept on reconstructions of test images", kept, "", ""],
+    ]
+    return markdown(["", "mean", "median", "95 %"], body)
+
+
+def step_time_table() -> str:
+    """The time of a training step."""
+    found = json.loads((RESULTS / "step_time.json").read_text())
+    names = {
+        "standard": "standard",
+        "latent_mixup": "latent mixup, `LatentMixupLoader`",
+        "latent_mixup_prefetch_0": "the same, `prefetch=0`",
+    }
+    body = [
+        [label, f"{found[name]['median_ms']:.1f} ms", f"{found[name]['median_ratio_to_standard']:.2f}"]
+        for name, label in names.items()
+    ]
+    return markdown(["training step, batch 64", "median", "ratio to standard"], body)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "comparison": comparison_table,
+    "demo": demo_table,
+    "reconstruction": reconstruction_table,
+    "step-time": step_time_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """``text`` with every table between its markers drawn anew."""
+    for name, draw in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
+        text, count = re.subn(pattern, lambda match, d=draw: match[1] + d() + match[2], text, flags=re.DOTALL)  # type: ignore[misc]
+        if count != 1:
+            raise click.ClickException(f"the file needs the markers of table {name!r} once: found {count}")
+    return text
+
+
+@click.command()
+@click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Put the tables there.")
+@click.option("--check", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Fail where they differ.")
+@click.option("--json", "as_json", is_flag=True, help="Print the aggregated rows.")
+def main(write: Path | None, check: Path | None, as_json: bool) -> None:
+    """Print the tables, or put them into a file, or compare them with it."""
+    if as_json:
+        click.echo(json.dumps(aggregated(RESULTS / "fashion-mnist"), indent=2))
+    elif write:
+        write.write_text(with_tables(write.read_text()))
+    elif check:
+        if check.read_text() != with_tables(check.read_text()):
+            raise click.ClickException(f"{check} is not what the results say: run tables.py --write {check}")
+    else:
+        for name, draw in TABLES.items():
+            click.echo(f"{name}\n\n{draw()}\n")
+
+
+if __name__ == "__main__":
+    main()
