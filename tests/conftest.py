@@ -10,6 +10,8 @@ from torch.utils.data import TensorDataset
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 
+torch.set_num_threads(1)  # the tests are small and may run beside each other
+
 RESOLUTION = 4
 DIM = RESOLUTION * RESOLUTION
 
