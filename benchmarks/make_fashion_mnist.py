@@ -30,7 +30,7 @@ from latent_mixup.pictures import mix_sheet
 from latent_mixup.training import CompactRecipe, shuffled_batches, train_classifier, train_compact
 
 NAME = "fashion-mnist"
-STEPS, LR, BATCH = 100, 0.1, 500
+STEPS, LR, BATCH = 50, 0.1, 500
 PER_CLASS, TEST_IMAGES = 1000, 2000
 
 
