@@ -8,6 +8,7 @@ from latent_mixup import hub
 from latent_mixup.generators.base import Generator, LatentSpace, PathName
 from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.generators.store import read_generator
+from latent_mixup.generators.stylegan2 import StyleGAN2
 from latent_mixup.generators.wrap import wrap
 
 __all__ = [
@@ -15,11 +16,12 @@ __all__ = [
     "Generator",
     "LatentSpace",
     "PathName",
+    "StyleGAN2",
     "load_generator",
     "wrap",
 ]
 
-ARCHITECTURES: dict[str, type[Generator]] = {"CompactGenerator": CompactGenerator}
+ARCHITECTURES: dict[str, type[Generator]] = {"CompactGenerator": CompactGenerator, "StyleGAN2": StyleGAN2}
 
 
 def load_generator(
