@@ -63,13 +63,13 @@ def loaders(codes: Codes, batch_size: int) -> dict[str, Iterable[tuple[Tensor, T
         draw = torch.Generator().manual_seed(0)
         return DataLoader(images, batch_size, shuffle=True, drop_last=True, generator=draw)
 
-    def mixed(prefetch: int) -> LatentMixupLoader:
+    def mixed(prefetch: int | None) -> LatentMixupLoader:
         return LatentMixupLoader(plain(), codes.generator, codes.bank, prefetch=prefetch, seed=0)
 
     return {
         "standard": cast(Iterable[tuple[Tensor, Tensor]], plain()),
-        "latent_mixup": mixed(2),
-        "latent_mixup_prefetch_0": mixed(0),
+        "latent_mixup": mixed(None),
+        "latent_mixup_prefetch_2": mixed(2),
     }
 
 

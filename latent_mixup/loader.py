@@ -22,19 +22,20 @@ Batch: TypeAlias = tuple[Tensor, Any]
 class LatentMixupLoader:
     """Wrap a ``DataLoader`` of ``(images, labels)``: a share ``prob`` of each batch becomes decoded mixes.
 
-    Mixes are decoded in this process, on the generator's device, by one background thread that runs up to
-    ``prefetch`` batches ahead. What is drawn depends on seed, epoch, rank and the number of the batch alone.
-    Without ``set_epoch`` the epoch counts up with every pass; once it was called, the epoch is what was said
-    last. ``len``, ``dataset``, ``sampler``, ``batch_size`` and what else is asked for are the wrapped
-    loader's. A ``transform`` runs in the background thread: keep it free of random draws, which would share
-    torch's global state with the training step, and augment after the loader instead.
+    Mixes are decoded in this process, on the generator's device: on an accelerator by one background thread that
+    runs up to ``prefetch`` batches ahead, on a CPU when a batch is asked for. What is drawn depends on seed, epoch,
+    rank and the number of the batch alone. Without ``set_epoch`` the epoch counts up with every pass; once it was
+    called, the epoch is what was said last. ``len``, ``dataset``, ``sampler``, ``batch_size`` and what else is asked
+    for are the wrapped loader's. With ``prefetch`` a ``transform`` runs in the background thread: keep it free of
+    random draws, which would share torch's global state with the training step, and augment after the loader.
 
     Args:
         loader: A ``DataLoader``, or any iterable of ``(images, labels)``.
         generator: Decodes the bank's codes; moved to ``device`` where one is given.
         bank: Codes and labels.
         device: Where batches come out; None for the generator's.
-        prefetch: Batches decoded ahead; 0 decodes when a batch is asked for.
+        prefetch: Batches decoded ahead; 0 decodes when a batch is asked for. None: 2 on an accelerator, 0 on a
+            CPU, where a thread ahead takes its cores from the training step (see ``benchmarks/step_time.py``).
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
         prob: Share of the batch that becomes mixes.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
@@ -66,7 +67,7 @@ class LatentMixupLoader:
         bank: LatentBank,
         *,
         device: torch.device | str | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
         alpha: float = 1.0,
         prob: float = 1.0,
         mode: Mode = "elem",
@@ -88,7 +89,7 @@ class LatentMixupLoader:
             target_format=target_format,
             seed=seed,
         )
-        if prefetch < 0:
+        if prefetch is not None and prefetch < 0:
             raise ValueError(f"prefetch needs to be at least 0: got {prefetch}")
         self._mixer = Mixer(generator, bank, settings)
         # With its index: another thread need not have the same current device.
@@ -96,7 +97,7 @@ class LatentMixupLoader:
         if device is not None:
             generator.to(self.device)
         self.loader: Any = loader
-        self.prefetch = prefetch
+        self.prefetch = (0 if self.device.type == "cpu" else 2) if prefetch is None else prefetch
         self.mixup_enabled = True
         self._counts_epochs = True
         self._passes = 0
@@ -130,7 +131,8 @@ class LatentMixupLoader:
             yield from (self._mix(batch, key, self.mixup_enabled) for key, batch in keyed)
             return
         ahead: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latent-mixup")
+        # One thread for tensors in there (the number is a thread's own): the training step keeps its cores.
+        pool = ThreadPoolExecutor(1, "latent-mixup", initializer=torch.set_num_threads, initargs=(1,))
         try:
             for key, batch in keyed:
                 ahead.append(pool.submit(self._mix, batch, key, self.mixup_enabled))
