@@ -1,0 +1,150 @@
+"""The command line: each command for real, errors in one sentence with a non-zero exit."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from latent_mixup import LatentBank, demo, load_generator
+from latent_mixup.bundled import BundledImages
+from latent_mixup.cli import main
+from latent_mixup.comparison import METHODS, Budget
+
+
+def call(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def data_root(tmp_path) -> Path:
+    """Sixty real images where torchvision looks for Fashion-MNIST."""
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    source = BundledImages("fashion-mnist", train=False)
+    for prefix, rows in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
+        images, labels = source.data[rows, 0], source.targets[rows].to(torch.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+            (raw / f"{prefix}-{kind}-ubyte").write_bytes(header + values.numpy().tobytes())
+            (raw / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(b""))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in main.commands)])
+def test_help(command):
+    code, output = call(*command, "--help")
+    assert code == 0
+    assert "Usage" in output
+
+
+def test_demo_trains_all_methods_and_writes_table_and_picture(tmp_path, monkeypatch):
+    small = demo.bundled_data()
+    small = type(small)(small.train_images, small.train_labels, small.test_images[:100], small.test_labels[:100])
+    monkeypatch.setattr(demo, "bundled_data", lambda: small)
+    budget = Budget(epochs=1, batch_size=1000, deepfool_images=5)
+    record = demo.run_demo(tmp_path / "out", budget=budget, progress=False)
+    assert [row["method"] for row in record["results"]] == list(METHODS)
+    assert {row["steps"] for row in record["results"]} == {10}
+    assert json.loads((tmp_path / "out" / "demo.json").read_text()) == json.loads(json.dumps(record))
+    table = demo.demo_table(record)
+    for row in record["results"]:
+        assert f"{row['accuracy']:.4f}" in table
+    with Image.open(tmp_path / "out" / "mixes.png") as picture:
+        assert picture.width > 16 * 56
+        assert picture.height == 8 * (56 + 2) + 2
+
+
+def test_preview_draws_the_classes_asked_for(tmp_path):
+    out = tmp_path / "sheet.png"
+    code, output = call(
+        "preview", "fashion-mnist", "--pairs", "sneaker,shirt", "--pairs", "bag,ankle", "--rows", "2", "--out", out
+    )
+    assert (code, output.strip()) == (0, f"{out} written")
+    with Image.open(out) as picture:
+        assert picture.height == 4 * (3 * 28 + 2) + 2
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("sneaker,hat", "'hat' is no class of this bank: expected one of t-shirt/top, trouser"),
+        ("sneaker,s", "'s' is the beginning of several classes"),
+        ("sneaker", "--pairs needs two classes with a comma between them: got 'sneaker'"),
+        ("sneaker,shirt,bag", "--pairs needs two classes"),
+        ("sneaker,10", "'10' is no class"),
+    ],
+)
+def test_preview_says_what_is_wrong_and_writes_nothing(tmp_path, pairs, message):
+    code, output = call("preview", "fashion-mnist", "--pairs", pairs, "--out", tmp_path / "sheet.png")
+    assert code == 1
+    assert message in output
+    assert len(output.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_invert_writes_a_bank_and_resumes(tmp_path, data_root):
+    arguments = ("invert", "fashion-mnist", "--dataset", "fashion-mnist", "--data-root", data_root)
+    out = tmp_path / "bank"
+    code, output = call(*arguments, "--out", out, "--steps", 5, "--batch-size", 16)
+    assert code == 0, output
+    assert "40 codes, mse mean" in output
+    bank = LatentBank.from_pretrained(out, verify=True)
+    bank.check(load_generator("fashion-mnist"))
+    assert bank.metadata["classes"][7] == "Sneaker"
+    before = (out / "bank.index.json").read_bytes()
+    assert call(*arguments, "--out", out, "--steps", 5, "--batch-size", 16)[0] == 0
+    assert (out / "bank.index.json").read_bytes() == before
+    code, output = call(*arguments, "--out", out, "--steps", 6, "--batch-size", 16)
+    assert code == 1
+    assert "other settings (inversion.steps: 5 there, 6 here)" in output
+    assert (out / "bank.index.json").read_bytes() == before
+
+
+def test_invert_by_two_shards_gives_the_same_bank(tmp_path, data_root):
+    arguments = ("invert", "fashion-mnist", "--dataset", "fashion-mnist", "--data-root", data_root, "--steps", 2)
+    for out, shards in (("whole", ["0/1"]), ("shared", ["1/2", "0/2"])):
+        for shard in shards:
+            assert call(*arguments, "--batch-size", 16, "--out", tmp_path / out, "--shard", shard)[0] == 0
+    whole, shared = (LatentBank.from_pretrained(tmp_path / out) for out in ("whole", "shared"))
+    assert whole.digest() == shared.digest()
+
+
+def test_data_set_that_is_not_there(tmp_path):
+    code, output = call(
+        "invert", "fashion-mnist", "--dataset", "mnist", "--data-root", tmp_path, "--out", tmp_path / "bank"
+    )
+    assert code == 1
+    assert "has no MNIST as torchvision lays it out" in output
+    assert not (tmp_path / "bank").exists()
+
+
+def test_generator_that_is_not_there(tmp_path, data_root):
+    code, output = call(
+        "invert", "fashion", "--dataset", "fashion-mnist", "--data-root", data_root, "--out", tmp_path / "bank"
+    )
+    assert code == 1
+    assert "no generator is called 'fashion': expected a folder, a bundled name (fashion-mnist)" in output
+
+
+def test_train_generator_runs_and_says_what_it_made(tmp_path, data_root, monkeypatch):
+    from latent_mixup import training
+    from latent_mixup.training.compact import CompactRecipe
+
+    monkeypatch.setattr(training, "CompactRecipe", lambda **given: CompactRecipe(feature_steps=1, **given))
+    out = tmp_path / "generator"
+    code, output = call(
+        "train-generator", "--dataset", "fashion-mnist", "--data-root", data_root, "--out", out, "--steps", 2
+    )
+    assert code == 0, output
+    assert load_generator(out).digest()[:12] in output
+    assert (out / "sheet-000002.png").is_file()

@@ -1,0 +1,34 @@
+"""The examples run as a user runs them, only shorter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from latent_mixup import LatentBank
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / arguments[0]), *arguments[1:]]
+    found = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_quickstart(tmp_path):
+    printed = run("quickstart.py", "--epochs", "2", "--max-batches", "40", cwd=tmp_path)
+    accuracies = [float(line.rsplit(" ", 1)[1]) for line in printed.splitlines()]
+    assert len(accuracies) == 2
+    assert accuracies[-1] > 0.6  # 80 batches are enough to be far from chance
+
+
+def test_wrap_dataloader(tmp_path):
+    printed = run("wrap_dataloader.py", "--count", "100", "--steps", "20", cwd=tmp_path)
+    assert "epoch 2: loss" in printed
+    bank = LatentBank.from_pretrained(tmp_path / "my-bank", verify=True)
+    assert len(bank) == 100
+    assert bank.mse is not None
+    assert bank.mse.mean() < 0.04
