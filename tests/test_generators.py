@@ -308,7 +308,10 @@ def edit_arguments(folder, **changes):
         ({"format_version": "1"}, "field 'format_version' needs"),
         ({"format_version": 0}, "field 'format_version' needs"),
         ({"format_version": True}, "field 'format_version' needs"),
-        ({"architecture": "StyleGAN9"}, "field 'architecture' needs one of CompactGenerator, StyleGAN2: found 'StyleGAN9'"),
+        (
+            {"architecture": "StyleGAN9"},
+            "field 'architecture' needs one of CompactGenerator, StyleGAN2: found 'StyleGAN9'",
+        ),
         ({"architecture": ["CompactGenerator"]}, "field 'architecture' needs a str"),
         ({"architecture": "os.system"}, "field 'architecture' needs one of"),
         ({"arguments": [8]}, r"field 'arguments' needs a dict, found \[8\]"),
