@@ -131,6 +131,24 @@ def invert_command(
         raise ValueError(f"{failed} images have no finite code: their rows have status 1 in {out}")
 
 
+@main.command("convert")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("out", type=FOLDER)
+@one_sentence
+def convert_command(path: Path, out: Path) -> None:
+    """Convert somebody else's file to a folder of ours; nothing in the file is executed.
+
+    PATH is a StyleGAN2 network (.pkl of stylegan2-ada-pytorch, stylegan3 or TensorFlow's StyleGAN2; .pt of
+    rosinality) or the paper's latents (grad_latents_*.npy).
+    """
+    from latent_mixup import LatentBank
+    from latent_mixup.convert import convert
+
+    result = convert(path, out)
+    what = "bank" if isinstance(result, LatentBank) else "generator"
+    click.echo(f"{out}: {what} with latents of {result.latent_shape}, digest {result.digest()[:12]}; see its README.md")
+
+
 @main.command("train-generator")
 @click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="What to train on.")
 @click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")

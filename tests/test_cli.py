@@ -7,6 +7,7 @@ import json
 import struct
 from pathlib import Path
 
+import foreign
 import pytest
 import torch
 from click.testing import CliRunner
@@ -148,3 +149,21 @@ def test_train_generator_runs_and_says_what_it_made(tmp_path, data_root, monkeyp
     assert code == 0, output
     assert load_generator(out).digest()[:12] in output
     assert (out / "sheet-000002.png").is_file()
+
+
+def test_convert_reads_a_network_and_refuses_what_it_is_not(tmp_path):
+    network = tmp_path / "network.pkl"
+    network.write_bytes(foreign.release_pickle(foreign.tiny()))
+    code, output = call("convert", network, tmp_path / "out")
+    assert code == 0, output
+    assert load_generator(tmp_path / "out").digest() == foreign.tiny().digest()
+    assert foreign.tiny().digest()[:12] in output
+    assert (
+        "SHA-256" in (tmp_path / "out" / "README.md").read_text()
+        or "sha256" in (tmp_path / "out" / "README.md").read_text()
+    )
+    network.write_bytes(network.read_bytes()[:-100])
+    code, output = call("convert", network, tmp_path / "other")
+    assert code == 1
+    assert "network.pkl" in output
+    assert not (tmp_path / "other").exists()

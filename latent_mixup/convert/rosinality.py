@@ -1,0 +1,190 @@
+"""Checkpoints of rosinality/stylegan2-pytorch: ``torch.save`` of a dict of state dicts.
+
+They are read by our own reader of torch's files. ``torch.load(weights_only=True)`` also executes nothing, but
+it allocates what a file *says* it holds, and enlarges a storage to fit a tensor that leaves it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latent_mixup.convert.assemble import Source, assemble, brief, channel_arguments
+from latent_mixup.convert.pickles import Budget, Buildable, Maker
+from latent_mixup.convert.tensors import StoredTensor
+from latent_mixup.generators.stylegan2 import StyleGAN2
+from latent_mixup.hub import FormatError
+
+FORMAT = "rosinality/stylegan2-pytorch"
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+_MEAN_OF = 10_000  # codes that w_avg is the mean of, where the file has none
+
+
+class Ignored(Buildable):
+    """``argparse.Namespace``: the training script's options, which the weights do not depend on."""
+
+    def __init__(self, budget: Budget) -> None:
+        pass
+
+    def build(self, state: Any) -> None:
+        """Forget it."""
+
+
+NAMES: dict[str, Maker | None] = {"argparse.Namespace": Ignored}
+
+
+def begins(data: bytes) -> bool:
+    """Whether these bytes begin as one of ``torch.save``'s two formats."""
+    return data[:4] == b"PK\x03\x04" or data[: len(_LEGACY)] == _LEGACY
+
+
+# --------------------------------------------------------------------------------------------------
+# Their names => ours. Linear and convolution weights are kept as we keep them, the latter behind a batch of 1.
+# --------------------------------------------------------------------------------------------------
+
+Change = Callable[[Tensor], Tensor]
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _first(tensor: Tensor) -> Tensor:
+    return tensor[0]
+
+
+def _first_map(tensor: Tensor) -> Tensor:
+    return tensor[0, 0]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1)
+
+
+def _quarter(tensor: Tensor) -> Tensor:
+    return tensor / 4
+
+
+def _scalar(tensor: Tensor) -> Tensor:
+    return tensor.reshape(())
+
+
+_PARTS: dict[str, tuple[str, Change]] = {
+    "conv.weight": ("weight", _first),
+    "conv.modulation.weight": ("affine.weight", _same),
+    "conv.modulation.bias": ("affine.bias", _same),
+    "noise.weight": ("noise_strength", _scalar),
+    "activate.bias": ("bias", _flat),
+    "bias": ("bias", _flat),
+    "conv.blur.kernel": ("resample_filter", _quarter),  # theirs has the factor of 4 in it
+    "upsample.kernel": ("resample_filter", _quarter),
+}
+_NUMBER = r"(\d{1,3})"
+
+
+def our_name(name: str) -> tuple[str, Change] | None:
+    """Our name of a tensor, and what is done to it; None for one that has no place in ours."""
+    if match := re.fullmatch(rf"style\.{_NUMBER}\.(weight|bias)", name, re.ASCII):
+        return (f"mapping.fc{int(match[1]) - 1}.{match[2]}", _same) if int(match[1]) else None
+    if name == "input.input":
+        return "synthesis.b4.const", _first
+    if match := re.fullmatch(rf"noises\.noise_{_NUMBER}", name, re.ASCII):
+        return f"synthesis.{_styled(int(match[1]) - 1)}.noise_const", _first_map
+    match = re.fullmatch(rf"(conv1|to_rgb1|convs\.{_NUMBER}|to_rgbs\.{_NUMBER})\.([a-z.]+)", name, re.ASCII)
+    if match is None or match[4] not in _PARTS:
+        return None
+    if "rgb" in match[1]:
+        layer = "b4.torgb" if match[3] is None else f"b{_resolution(int(match[3]))}.torgb"
+    else:
+        layer = _styled(-1 if match[2] is None else int(match[2]))
+    ours, change = _PARTS[match[4]]
+    return f"synthesis.{layer}.{ours}", change
+
+
+def _styled(number: int) -> str:
+    """Our name of ``convs[number]``; -1 is ``conv1``, the layer before them."""
+    return "b4.conv1" if number < 0 else f"b{_resolution(number // 2)}.conv{number % 2}"
+
+
+def _resolution(block: int) -> int:
+    return int(8 << min(block, 20))
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
+
+
+def read(root: Any, size: int) -> tuple[StyleGAN2, dict[str, Any]]:
+    """The averaged generator, ``g_ema``.
+
+    Args:
+        root: What the file holds, as inert values.
+        size: Bytes of the file.
+
+    Raises:
+        FormatError: It is not a StyleGAN2, or has a tensor that ours has no place for.
+    """
+    if type(root) is not dict or type(root.get("g_ema")) is not dict:
+        raise FormatError("it is a torch file without 'g_ema': expected a checkpoint of rosinality's StyleGAN2")
+    tensors: dict[str, Source] = {}
+    for name, tensor in root["g_ema"].items():
+        if type(name) is not str or type(tensor) is not StoredTensor:
+            raise FormatError(f"its g_ema has {brief(name)}, which is {brief(tensor)}: expected a tensor")
+        ours = our_name(name)
+        if ours is None or ours[0] in tensors:
+            raise FormatError(f"tensor {brief(name)} is left over: no layer of latent_mixup's StyleGAN2 takes it")
+        tensors[ours[0]] = _source(name, tensor, ours[1])
+    average = root.get("latent_avg")
+    w_dim = _shape(tensors, "mapping.fc0.weight", 2)[0]
+    if type(average) is StoredTensor:
+        tensors["mapping.w_avg"] = _source("latent_avg", average, _flat)
+    else:
+        tensors["mapping.w_avg"] = Source((w_dim,), 0, lambda: torch.zeros(w_dim))
+    generator = assemble(_arguments(tensors, w_dim), tensors, size)
+    facts: dict[str, Any] = {"format": FORMAT, "class_name": "Generator"}
+    if type(average) is not StoredTensor:
+        facts["w_avg"] = f"the mean of {_MEAN_OF} mapped codes: the file has no latent_avg"
+        _set_average(generator)
+    return generator, facts
+
+
+def _source(name: str, tensor: StoredTensor, change: Change) -> Source:
+    try:
+        shape = tuple(change(torch.empty(tensor.shape, device="meta")).shape)
+    except (RuntimeError, IndexError) as cause:
+        raise FormatError(f"tensor {brief(name)} has shape {tensor.shape}, which is not its layer's") from cause
+    return Source(shape, tensor.storage.nbytes, lambda: change(tensor.torch()))
+
+
+def _shape(tensors: dict[str, Source], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in tensors or len(tensors[name].shape) != dimensions:
+        raise FormatError(f"tensor {name!r} is missing or has not {dimensions} dimensions: it is not a StyleGAN2")
+    return tensors[name].shape
+
+
+def _arguments(tensors: dict[str, Source], w_dim: int) -> dict[str, Any]:
+    """The constructor's arguments, from the shapes."""
+    blocks = [re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", name) for name in tensors]
+    channels = {int(block[1]): _shape(tensors, block[0], 4)[0] for block in blocks if block}
+    return {
+        "z_dim": _shape(tensors, "mapping.fc0.weight", 2)[1],
+        "c_dim": 0,
+        "w_dim": w_dim,
+        "img_resolution": max(channels, default=0),
+        "img_channels": _shape(tensors, "synthesis.b4.torgb.weight", 4)[0],
+        "mapping_num_layers": sum(re.fullmatch(r"mapping\.fc\d+\.weight", name) is not None for name in tensors),
+        **channel_arguments(channels, (32768, 512)),
+        "conv_clamp": None,
+    }
+
+
+def _set_average(generator: StyleGAN2) -> None:
+    """``w_avg`` as the training scripts estimate it: the mean of many mapped codes."""
+    codes = torch.randn(_MEAN_OF, generator.mapping.z_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        generator.get_buffer("mapping.w_avg").copy_(generator.mapping(codes)[:, 0].mean(0))
