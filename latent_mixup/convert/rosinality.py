@@ -1,7 +1,7 @@
 """Checkpoints of rosinality/stylegan2-pytorch: ``torch.save`` of a dict of state dicts.
 
-They are read by our own reader of torch's files. ``torch.load(weights_only=True)`` also executes nothing, but
-it allocates what a file *says* it holds, and enlarges a storage to fit a tensor that leaves it.
+They are read by our own reader of torch's files, whose cost is bounded by the file's size. ``torch.load(
+weights_only=True)`` executes nothing either, but unpacks what is compressed: a file of 1 MB became 1 GB in memory.
 """
 
 from __future__ import annotations
