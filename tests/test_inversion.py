@@ -487,7 +487,7 @@ class MirroredGenerator(LinearGenerator):
         ({"shift": 1}, "dataset.labels"),
         ({"sign": -1}, "dataset.first_images"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_run_with_something_else_is_refused(linear_generator, toy_dataset, tmp_path, changes, key):
     toy_dataset.targets = toy_dataset.labels
