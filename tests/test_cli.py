@@ -17,7 +17,7 @@ from PIL import Image
 from latent_mixup import LatentBank, demo, load_generator
 from latent_mixup.bundled import BundledImages
 from latent_mixup.cli import main
-from latent_mixup.comparison import METHODS, Budget
+from latent_mixup.comparison import METHODS, Budget, Codes, Data
 
 
 def call(*arguments: str | Path) -> tuple[int, str]:
@@ -50,10 +50,11 @@ def test_help(command):
 
 
 def test_demo_trains_all_methods_and_writes_table_and_picture(tmp_path, monkeypatch):
-    small = demo.bundled_data()
-    small = type(small)(small.train_images, small.train_labels, small.test_images[:100], small.test_labels[:100])
+    data, codes, rows = demo.bundled_data(), demo.bundled_codes(), slice(0, 1000)
+    small = Data(data.train_images[rows], data.train_labels[rows], data.test_images[:100], data.test_labels[:100])
     monkeypatch.setattr(demo, "bundled_data", lambda: small)
-    budget = Budget(epochs=1, batch_size=1000, deepfool_images=5)
+    monkeypatch.setattr(demo, "bundled_codes", lambda: Codes(codes.generator, codes.bank.subset(rows)))
+    budget = Budget(epochs=1, batch_size=100, deepfool_images=5)
     record = demo.run_demo(tmp_path / "out", budget=budget, progress=False)
     assert [row["method"] for row in record["results"]] == list(METHODS)
     assert {row["steps"] for row in record["results"]} == {10}

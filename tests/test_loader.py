@@ -199,7 +199,7 @@ def test_device(wrap, toy_dataset):
 
 
 def test_early_break_leaves_no_thread(wrap):
-    for images, _ in wrap():
+    for images, _ in wrap(prefetch=2):
         assert len(decoders()) == 1
         assert len(images)
         break
