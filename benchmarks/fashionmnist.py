@@ -62,7 +62,7 @@ def main(
     data, budget = read_data(data_root), Budget(epochs=epochs, deepfool_images=deepfool_images)
     chosen = methods.split(",")
     codes = read_codes(generator, bank) if CODE_METHODS.keys() & set(chosen) else None
-    steps = epochs * (len(data.train_images) // budget.batch_size)
+    steps = budget.steps(data.train_images)
     for seed in map(int, seeds.split(",")):
         for method in chosen:
             name = f"{method}-{seed}.json"

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 import latent_mixup as lm
 from latent_mixup.bundled import BundledImages
 from latent_mixup.classifiers import PaperCNN
+from latent_mixup.images import to_unit
 
 
 class MyImages(Dataset[tuple[torch.Tensor, int]]):
@@ -46,7 +47,7 @@ def main(out: Path, count: int = 500, steps: int = 100, epochs: int = 2) -> lm.L
 
     # Your script: images in [0, 1], normalised. `to_mine` brings decoded images, in [-1, 1], to the same range.
     normalise = v2.Normalize(mean=[0.286], std=[0.353])
-    to_mine = v2.Compose([v2.Normalize(mean=[-1.0], std=[2.0]), normalise])
+    to_mine = v2.Compose([to_unit, normalise])
     mine = MyImages(images, labels, v2.Compose([v2.ToDtype(torch.float32, scale=True), normalise]))
     loader = DataLoader(mine, batch_size=50, shuffle=True)
     mixed = lm.LatentMixupLoader(loader, generator, bank, prob=0.5, transform=to_mine)  # the line that changes

@@ -67,6 +67,10 @@ class Budget:
     alpha: float = 1.0
     deepfool_images: int = 1000
 
+    def steps(self, train_images: Tensor) -> int:
+        """Training steps, the same for every method: whole batches only."""
+        return self.epochs * (len(train_images) // self.batch_size)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -85,8 +89,8 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Training steps, the same for every method."""
-        return self.budget.epochs * self.steps_per_epoch
+        """Training steps."""
+        return self.budget.steps(self.data.train_images)
 
     def real(self) -> Batches:
         """Batches of real images and int labels, in the seed's order."""

@@ -48,7 +48,7 @@ def run_demo(out: Path, *, seed: int = 0, budget: Budget = BUDGET, progress: boo
     started = time.perf_counter()
     data, codes = bundled_data(), bundled_codes()
     hub.write_folder(out, {"mixes.png": demo_sheet(data, codes)})
-    steps = budget.epochs * (len(data.train_images) // budget.batch_size)
+    steps = budget.steps(data.train_images)
     results = []
     with tqdm(total=len(METHODS) * steps, unit="step", disable=None if progress else True) as bar:
         for method in METHODS:

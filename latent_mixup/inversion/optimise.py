@@ -27,7 +27,7 @@ def optimise_codes(
     The losses are summed, and Adam works on each number alone, so an image's result does not depend on
     its batch. A code is recorded *before* the optimiser moves it, with the loss that belongs to it. The
     learning rate falls to zero along a half cosine; there is no weight decay, which would pull a code
-    towards zero by a factor of 0.3 in 1,000 steps of the paper's settings.
+    towards zero by a factor of 0.3 in 4,000 steps of the paper's settings.
 
     Args:
         generator: Decodes the codes.
