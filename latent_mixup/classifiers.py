@@ -1,6 +1,8 @@
-"""The small classifier of the paper's MNIST and Fashion-MNIST experiments."""
+"""Small classifiers: the paper's for MNIST and Fashion-MNIST, and one whose features compare sets of images."""
 
 from __future__ import annotations
+
+import itertools
 
 from torch import Tensor, nn
 
@@ -36,3 +38,32 @@ class PaperCNN(nn.Module):
 def paper_features() -> nn.Sequential:
     """The convolutional half of :class:`PaperCNN`: ``[B, 1, 28, 28]`` to ``[B, 32, 12, 12]``."""
     return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
+
+
+class FeatureCNN(nn.Module):
+    """A small classifier for square images of any size from 16 px, whose last 128 features compare sets of images.
+
+    Three convolutions, the last two with stride 2, means over a 4x4 grid, a linear layer to the features.
+
+    Args:
+        img_channels: Channels of an image.
+        num_classes: Number of logits.
+
+    Example:
+        >>> FeatureCNN(1, 10).features(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 128])
+    """
+
+    def __init__(self, img_channels: int, num_classes: int) -> None:
+        super().__init__()
+        widths = [img_channels, 16, 32, 64]
+        layers: list[nn.Module] = []
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2 if i else 1, padding=1), nn.ReLU()]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 128), nn.ReLU())
+        self.head = nn.Linear(128, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, img_channels, R, R]`` to logits ``[B, num_classes]``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
 @click.group()
@@ -150,37 +150,83 @@ def convert_command(path: Path, out: Path) -> None:
 
 
 @main.command("train-generator")
+@click.option("--arch", type=click.Choice(["compact", "stylegan2"]), default="compact", show_default=True)
 @click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="What to train on.")
 @click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the run; started again, it resumes.")
-@click.option("--steps", type=click.IntRange(1), default=20_000, show_default=True)
-@click.option("--z-dim", type=click.IntRange(2), default=128, show_default=True, help="Numbers in a code.")
+@click.option("--steps", type=click.IntRange(1), help="Default: 20,000, and 25,000 for stylegan2.")
+@click.option(
+    "--z-dim", type=click.IntRange(2), default=128, show_default=True, help="Numbers in a code z, and in a w."
+)
+@click.option("--channel-base", type=click.IntRange(8), default=512, show_default=True, help="stylegan2: see below.")
+@click.option("--channel-max", type=click.IntRange(1), default=64, show_default=True, help="stylegan2: see below.")
+@click.option("--conditional", is_flag=True, help="stylegan2: with classes.")
+@click.option("--ada", is_flag=True, help="stylegan2: adaptive augmentation, for fewer than some 50,000 images.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step. Default: 128, and 32 for stylegan2.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="stylegan2: where to train, e.g. cuda.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
 @one_sentence
-def train_generator(
-    dataset: str, data_root: Path, out: Path, steps: int, z_dim: int, seed: int, threads: int | None
-) -> None:
-    """Train a compact generator on 28x28 grey images, with sample sheets; resumable."""
+def train_generator(arch: str, dataset: str, data_root: Path, out: Path, threads: int | None, **settings: Any) -> None:
+    """Train a generator, with sample sheets; resumable.
+
+    compact: an autoencoder with a critic for 28x28 grey images. stylegan2: for images of any size; they get a black
+    border up to the next power of two. Its layers have min(channel-base / resolution, channel-max) channels; the
+    network that NVIDIA published for CIFAR-10 has --channel-base 32768 --channel-max 512 --z-dim 512.
+    """
     import torch
 
     from latent_mixup.bank import fingerprint
-    from latent_mixup.training import CompactRecipe, train_compact
 
     if threads:
         torch.set_num_threads(threads)
-    images = torchvision_dataset(dataset, data_root, train=True)
+    data = torchvision_dataset(dataset, data_root, train=True)
+    images = torch.as_tensor(data.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    facts = {"name": dataset, "dataset": {"name": dataset, **fingerprint(data)}}
     started = time.perf_counter()
-    generator = train_compact(
-        images.data[:, None],
-        images.targets,
-        out,
-        recipe=CompactRecipe(steps=steps, seed=seed),
-        z_dim=z_dim,
-        facts={"name": dataset, "dataset": {"name": dataset, **fingerprint(images)}},
-    )
+    train = {"compact": _train_compact, "stylegan2": _train_stylegan2}[arch]
+    generator = train(images, torch.as_tensor(data.targets), out, facts, **settings)
     click.echo(f"{out}: {generator.metadata['name']}, digest {generator.digest()[:12]}")
     click.echo(f"this call took {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Those that are not None: what a recipe does not leave to its defaults."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _train_compact(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
+    from latent_mixup.training import CompactRecipe, train_compact
+
+    chosen = {name: settings[name] for name in ("steps", "batch_size", "seed")}
+    return train_compact(
+        images, labels, out, recipe=CompactRecipe(**_given(**chosen)), z_dim=settings["z_dim"], facts=facts
+    )
+
+
+def _train_stylegan2(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
+    from latent_mixup.training import StyleGAN2Recipe, pad_to_power_of_two, train_stylegan2
+
+    padded = pad_to_power_of_two(images)
+    border = (padded.shape[-1] - images.shape[-1]) // 2
+    if border:
+        click.echo(f"images get a black border of {border} px: {images.shape[-1]} px become {padded.shape[-1]}")
+    chosen = {name: settings[name] for name in ("steps", "batch_size", "seed")}
+    network = {name: settings[name] for name in ("z_dim", "channel_base", "channel_max")}
+    return train_stylegan2(
+        padded,
+        labels,
+        out,
+        network={
+            **network,
+            "w_dim": settings["z_dim"],
+            "c_dim": int(labels.max()) + 1 if settings["conditional"] else 0,
+        },
+        recipe=StyleGAN2Recipe(**_given(**chosen, ada_target=0.6 if settings["ada"] else None)),
+        facts={**facts, "border": border},
+        device=settings["device"],
+    )
 
 
 def torchvision_dataset(name: str, root: Path, *, train: bool) -> Any:

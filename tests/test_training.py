@@ -327,7 +327,7 @@ def test_a_finished_training_is_not_done_again(trained, images_uint8, labels, tm
 def test_another_recipe_is_refused(trained, images_uint8, labels, changes):
     out, generator = trained
     recipe = CompactRecipe(**{"steps": 6, "batch_size": 8, "feature_steps": 2, **changes})
-    with pytest.raises(ValueError, match=r"the checkpoint was made with another recipe: expected .* choose another"):
+    with pytest.raises(ValueError, match=r"the checkpoint in .* was made with another recipe: expected .* choose another"):
         train(images_uint8, labels, out, recipe)
     assert load_generator(out).digest() == generator.digest()
 

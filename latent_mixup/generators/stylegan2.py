@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from latent_mixup import hub
 from latent_mixup.generators.base import Generator, LatentSpace
 
-NoiseMode: TypeAlias = Literal["const", "none"]
+NoiseMode: TypeAlias = Literal["const", "random", "none"]
 
 GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
 SLOPE = 0.2
@@ -221,7 +221,9 @@ class StyledConv(nn.Module):
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros([]))
 
-    def forward(self, x: Tensor, w: Tensor, noise: bool = True) -> Tensor:
+    def forward(
+        self, x: Tensor, w: Tensor, noise_mode: NoiseMode = "const", generator: torch.Generator | None = None
+    ) -> Tensor:
         """``[B, in_channels, R, R]`` and ``[B, w_dim]`` to ``[B, out_channels, R, R]``, or twice that R."""
         with full_precision(w):
             style = self.affine(w)
@@ -231,12 +233,18 @@ class StyledConv(nn.Module):
             level = demod.detach().mean(1, keepdim=True).log2().round().exp2()
             style, demod = style * level, demod * (GAIN / level)
             shift = self.bias[:, None, None] * GAIN
-            if noise and self.use_noise:
-                shift = shift + self.noise_const * (self.noise_strength * GAIN)
+            if self.use_noise and noise_mode != "none":
+                shift = shift + self.noise(noise_mode, len(w), generator) * (self.noise_strength * GAIN)
         x = x * style[:, :, None, None]
         x = up_convolve(x, self.weight, self.resample_filter) if self.up else F.conv2d(x, self.weight, padding=1)
         x = F.leaky_relu_(torch.addcmul(shift, x, demod[:, :, None, None]), SLOPE)
         return x if self.limit is None else x.clamp(-self.limit, self.limit)
+
+    def noise(self, noise_mode: NoiseMode, n: int, generator: torch.Generator | None) -> Tensor:
+        """The stored noise ``[R, R]``, or one of each image's own, ``[n, 1, R, R]``."""
+        if noise_mode == "const":
+            return self.noise_const
+        return torch.randn(n, 1, *self.noise_const.shape, generator=generator).to(self.noise_const)
 
 
 class ToRGB(nn.Module):
@@ -282,9 +290,17 @@ class Block(nn.Module):
         self.conv1 = StyledConv(out_channels, out_channels, w_dim, resolution, False, conv_clamp, use_noise)
         self.torgb = ToRGB(out_channels, img_channels, w_dim, conv_clamp)
 
-    def forward(self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor | None,
+        image: Tensor | None,
+        ws: Tensor,
+        noise_mode: NoiseMode,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
         """Activations and image, both None in the first block, and a w for each convolution and one for ToRGB."""
-        x = self.conv1(self.const if x is None else self.conv0(x, ws[:, 0], noise), ws[:, -2], noise)
+        x = self.const if x is None else self.conv0(x, ws[:, 0], noise_mode, generator)
+        x = self.conv1(x, ws[:, -2], noise_mode, generator)
         rgb: Tensor = self.torgb(x, ws[:, -1])
         if image is not None:
             with full_precision(rgb):
@@ -317,12 +333,14 @@ class Synthesis(nn.Module):
             in_channels, largest = channels, max(largest, 4 * channels * resolution**2)
         self.images_at_once = max(1, CPU_BLOCK // largest)
 
-    def forward(self, ws: Tensor, noise_mode: NoiseMode = "const") -> Tensor:
+    def forward(self, ws: Tensor, noise_mode: NoiseMode = "const", generator: torch.Generator | None = None) -> Tensor:
         """W+ to images.
 
         Args:
             ws: ``[B, num_ws, w_dim]``.
-            noise_mode: ``"const"``: the noise stored with the network; ``"none"``: without noise.
+            noise_mode: ``"const"``: the noise stored with the network; ``"random"``: new noise for each image, as in
+                training; ``"none"``: without noise.
+            generator: What random noise is drawn from, on the CPU.
 
         Returns:
             ``[B, img_channels, R, R]`` in the weights' dtype, roughly in [-1, 1], not clamped.
@@ -332,21 +350,23 @@ class Synthesis(nn.Module):
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws need shape [B, {self.num_ws}, {self.w_dim}]: got {list(ws.shape)}")
-        if noise_mode not in ("const", "none"):
-            raise ValueError(f"noise_mode needs to be 'const' or 'none': got {noise_mode!r}")
+        if noise_mode not in ("const", "random", "none"):
+            raise ValueError(f"noise_mode needs to be 'const', 'random' or 'none': got {noise_mode!r}")
         ws = ws.to(self.get_parameter("b4.const").dtype)
         if ws.device.type != "cpu" or len(ws) <= self.images_at_once or torch.compiler.is_compiling():
-            return self.synthesise(ws, noise_mode == "const")
-        return torch.cat([self.synthesise(part, noise_mode == "const") for part in ws.split(self.images_at_once)])
+            return self.synthesise(ws, noise_mode, generator)
+        parts = ws.split(self.images_at_once)
+        return torch.cat([self.synthesise(part, noise_mode, generator) for part in parts])
 
-    def synthesise(self, ws: Tensor, noise: bool) -> Tensor:
+    def synthesise(self, ws: Tensor, noise_mode: NoiseMode, generator: torch.Generator | None) -> Tensor:
         """What ``forward`` does, all images at once."""
         x: Tensor
         image: Tensor
-        x, image = self.get_submodule("b4")(None, None, ws[:, :2], noise)
+        x, image = self.get_submodule("b4")(None, None, ws[:, :2], noise_mode, generator)
         for i, resolution in enumerate(self.resolutions[1:]):
             # a block's ToRGB shares its w with the next block's first convolution
-            x, image = self.get_submodule(f"b{resolution}")(x, image, ws[:, 2 * i + 1 : 2 * i + 4], noise)
+            block = self.get_submodule(f"b{resolution}")
+            x, image = block(x, image, ws[:, 2 * i + 1 : 2 * i + 4], noise_mode, generator)
         return image
 
 

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from latent_mixup import hub
 from latent_mixup.generators.base import Generator
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class TargetLoss(Protocol):
+    """A loss whose work on the targets, which never change, is done once."""
+
+    def embed(self, targets: Tensor) -> tuple[Tensor, ...]:
+        """What :meth:`compare` needs of targets ``[B, C, H, W]``: tensors of B rows each."""
+        ...
+
+    def compare(self, images: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
+        """The loss of each image ``[B, C, H, W]`` against its target's rows: ``[B]``."""
+        ...
+
+
+class PlainLoss:
+    """Any ``(images, targets) -> [B]`` as a :class:`TargetLoss` that has nothing to do beforehand."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def embed(self, targets: Tensor) -> tuple[Tensor, ...]:
+        """The targets themselves."""
+        return (targets,)
+
+    def compare(self, images: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
+        """The loss."""
+        return self.loss(images, embedded[0])
 
 
 def pixel_mse(images: Tensor, targets: Tensor) -> Tensor:
@@ -35,7 +64,17 @@ class FeatureLoss(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """``[B, C, H, W]`` twice to ``[B]``."""
-        return pixel_mse(self.features(images), self.features(targets)) + self.pixel_weight * pixel_mse(images, targets)
+        return self.compare(images, self.embed(targets))
+
+    def embed(self, targets: Tensor) -> tuple[Tensor, ...]:
+        """The targets' features, and the targets."""
+        with torch.no_grad():
+            return self.features(targets), targets
+
+    def compare(self, images: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
+        """Images ``[B, C, H, W]`` against what :meth:`embed` gave: ``[B]``."""
+        features, targets = embedded
+        return pixel_mse(self.features(images), features) + self.pixel_weight * pixel_mse(images, targets)
 
 
 def default_loss(generator: Generator) -> Loss:

@@ -2,5 +2,15 @@
 
 from latent_mixup.training.classifier import shuffled_batches, train_classifier, train_features
 from latent_mixup.training.compact import CompactRecipe, train_compact
+from latent_mixup.training.stylegan2 import StyleGAN2Recipe, pad_to_power_of_two, train_stylegan2
 
-__all__ = ["CompactRecipe", "shuffled_batches", "train_classifier", "train_compact", "train_features"]
+__all__ = [
+    "CompactRecipe",
+    "StyleGAN2Recipe",
+    "pad_to_power_of_two",
+    "shuffled_batches",
+    "train_classifier",
+    "train_compact",
+    "train_features",
+    "train_stylegan2",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,9 +19,8 @@ from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import slerp
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
+from latent_mixup.training.checkpoints import CHECKPOINT_FILE, read_checkpoint
 from latent_mixup.training.classifier import train_features
-
-CHECKPOINT_FILE = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,10 @@ class CompactTraining:
     Args:
         generator: Trained in place.
         recipe: How.
-        images_sha256: Names the training images, so that a checkpoint is not taken up with others.
     """
 
-    def __init__(self, generator: CompactGenerator, recipe: CompactRecipe, images_sha256: str = "") -> None:
+    def __init__(self, generator: CompactGenerator, recipe: CompactRecipe) -> None:
         self.generator, self.recipe, self.step = generator, recipe, 0
-        self.identity = {"recipe": asdict(recipe), "network": generator.arguments(), "images": images_sha256}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.critic = Critic(generator.img_channels, generator.img_resolution)
@@ -148,7 +144,6 @@ class CompactTraining:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {
-            "identity": self.identity,
             "step": self.step,
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
@@ -157,18 +152,7 @@ class CompactTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a run where :meth:`state_dict` left it.
-
-        Raises:
-            ValueError: The state is of another recipe, network or data set.
-        """
-        if state["identity"] != self.identity:
-            wrong = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
-            raise ValueError(
-                f"the checkpoint was made with another {' and '.join(wrong)}: expected "
-                f"{[self.identity[key] for key in wrong]}, found {[state['identity'].get(key) for key in wrong]}; "
-                "choose another folder, or the same settings"
-            )
+        """Take up a run where :meth:`state_dict` left it."""
         self.step = state["step"]
         for name in ("generator", "critic", "optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(state[name])
@@ -210,9 +194,16 @@ def train_compact(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         generator = CompactGenerator(z_dim, *images_uint8.shape[1:3])
-    training = CompactTraining(generator, recipe, hub.tensors_sha256({"images": images_uint8[::64]}))
-    started = _take_up(training, out / CHECKPOINT_FILE)
-    if not started and generator.features is not None:
+    training = CompactTraining(generator, recipe)
+    identity = {
+        "recipe": asdict(recipe),
+        "network": generator.arguments(),
+        "images": hub.tensors_sha256({"images": images_uint8[::64]}),
+    }
+    state = read_checkpoint(out, identity)
+    if state is not None:
+        training.load_state_dict(state)
+    elif generator.features is not None:
         features = train_features(from_uint8(images_uint8), labels, steps=recipe.feature_steps, seed=recipe.seed)
         generator.features.load_state_dict(features.state_dict())
     bar = tqdm(
@@ -233,21 +224,10 @@ def train_compact(
                     out,
                     {
                         f"sheet-{training.step:06d}.png": sheet,
-                        CHECKPOINT_FILE: lambda path: torch.save(training.state_dict(), path),
+                        CHECKPOINT_FILE: lambda path: torch.save({"identity": identity, **training.state_dict()}, path),
                     },
                 )
     return _finish(generator.freeze(), images_uint8, out, {**(facts or {}), "recipe": asdict(recipe)})
-
-
-def _take_up(training: CompactTraining, checkpoint: Path) -> bool:
-    if not checkpoint.is_file():
-        return False
-    try:
-        state = torch.load(checkpoint, weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as cause:
-        raise ValueError(f"{checkpoint} is no whole checkpoint: remove it to start again ({cause})") from cause
-    training.load_state_dict(state)
-    return True
 
 
 @torch.no_grad()

@@ -1,0 +1,154 @@
+"""Adaptive discriminator augmentation: real and generated images are changed, as often as it takes.
+
+Each change happens to an image with probability p or not at all, so that a generator gains nothing by making changed
+images. p follows how sure the discriminator is of real images.
+
+Reference: Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), sections 2 and 3: its
+pixel blitting, general geometric and colour transformations. Images are resampled once, bilinearly, without the
+paper's wavelet filter.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adapt(p: float, sign_mean: float, images: int, *, target: float, images_to_one: int) -> float:
+    """The next p: up where the discriminator overfits, down where it does not.
+
+    Args:
+        p: In [0, 1].
+        sign_mean: Mean of ``sign(D(real))`` since the last adjustment, in [-1, 1]: r_t of the paper's equation 1.
+        images: How many images that were.
+        target: What ``sign_mean`` should be.
+        images_to_one: So many images take p from 0 to 1.
+    """
+    step = images / images_to_one
+    return min(1.0, max(0.0, p + (step if sign_mean > target else -step)))
+
+
+def augment(images: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Change images ``[B, 1 or 3, R, R]`` in [-1, 1], each in each way with probability ``p``.
+
+    Differentiable once (bilinear resampling has no second derivative in torch).
+    """
+    if p == 0:
+        return images
+    chance = Chance(len(images), p, generator)
+    moved = resample(images, geometry(chance, images.shape[-1]).to(images))
+    return recolour(moved, colours(chance, images.shape[1]).to(images))
+
+
+class Chance:
+    """Draws for a batch of ``n`` images; :meth:`maybe` keeps each with probability ``p``."""
+
+    def __init__(self, n: int, p: float, generator: torch.Generator) -> None:
+        self.n, self.p, self.generator = n, p, generator
+
+    def normal(self) -> Tensor:
+        """Standard normal, ``[n]``."""
+        return torch.randn(self.n, generator=self.generator)
+
+    def uniform(self) -> Tensor:
+        """Uniform in [-1, 1), ``[n]``."""
+        return torch.rand(self.n, generator=self.generator) * 2 - 1
+
+    def integer(self, stop: int) -> Tensor:
+        """Integers in [0, ``stop``) as floats, ``[n]``."""
+        return torch.randint(stop, (self.n,), generator=self.generator).float()
+
+    def maybe(self, value: Tensor, neutral: float, p: float | None = None) -> Tensor:
+        """``value`` with probability p, otherwise ``neutral``."""
+        happens = torch.rand(self.n, generator=self.generator) < (self.p if p is None else p)
+        return torch.where(happens, value, neutral)
+
+
+def geometry(chance: Chance, resolution: int) -> Tensor:
+    """Where in the image, in coordinates of [-1, 1], each pixel of the result is taken from: ``[n, 3, 3]``."""
+    maybe, normal = chance.maybe, chance.normal
+    one = torch.ones(chance.n)
+    pixel = 2 / resolution
+    half_turn = 1 - math.sqrt(1 - chance.p)  # two rotations, of which at least one happens with probability p
+    size = maybe(normal().mul(0.2).exp2(), 1)
+
+    def shift() -> Tensor:
+        return maybe((chance.uniform() * 0.25 / pixel).round() * pixel, 0)
+
+    steps = [
+        scale(maybe(1 - 2 * chance.integer(2), 1), one),
+        rotate(maybe(chance.integer(4) * (math.pi / 2), 0)),
+        translate(shift(), shift()),
+        scale(size, size),
+        rotate(maybe(chance.uniform() * math.pi, 0, half_turn)),
+        scale(maybe(normal().mul(0.2).exp2(), 1), one),
+        rotate(maybe(chance.uniform() * math.pi, 0, half_turn)),
+        translate(maybe(normal() * 0.25, 0), maybe(normal() * 0.25, 0)),
+    ]
+    return functools.reduce(torch.matmul, steps)
+
+
+def matrices(rows: list[list[Tensor]]) -> Tensor:
+    """Stack ``[n]`` entries, given row by row, into ``[n, rows, columns]``."""
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def scale(x: Tensor, y: Tensor) -> Tensor:
+    """``[n, 3, 3]`` that multiplies the two coordinates."""
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return matrices([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+
+
+def rotate(angle: Tensor) -> Tensor:
+    """``[n, 3, 3]`` that turns by ``angle``, in radians."""
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    cos, sin = angle.cos(), angle.sin()
+    return matrices([[cos, -sin, zero], [sin, cos, zero], [zero, zero, one]])
+
+
+def translate(x: Tensor, y: Tensor) -> Tensor:
+    """``[n, 3, 3]`` that adds to the two coordinates."""
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return matrices([[one, zero, x], [zero, one, y], [zero, zero, one]])
+
+
+def resample(images: Tensor, taken_from: Tensor) -> Tensor:
+    """Images as seen through ``[B, 3, 3]``; beyond their edges they are mirrored."""
+    grid = F.affine_grid(taken_from[:, :2], list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def colours(chance: Chance, channels: int) -> Tensor:
+    """What happens to the colours ``[channels]`` of a pixel, 1 appended: ``[n, channels, channels + 1]``.
+
+    Brightness, contrast and the luma turned over; for RGB hue and saturation, both around the grey axis.
+    """
+    maybe, normal = chance.maybe, chance.normal
+    brightness = maybe(normal() * 0.2, 0)[:, None, None]
+    contrast = maybe(normal().mul(0.5).exp2(), 1)[:, None, None]
+    turned_over = maybe(chance.integer(2), 0)[:, None, None]
+    identity, grey = torch.eye(channels), torch.full((channels, channels), 1 / channels)
+    linear = contrast * (identity - 2 * turned_over * grey)
+    if channels == 3:
+        hue = maybe(chance.uniform() * math.pi, 0)
+        saturation = maybe(normal().exp2(), 1)[:, None, None]
+        linear = (grey + saturation * (identity - grey)) @ turn_hue(hue) @ linear
+    return torch.cat([linear, linear @ (brightness * torch.ones(channels, 1))], 2)
+
+
+def turn_hue(angle: Tensor) -> Tensor:
+    """``[n, 3, 3]`` that turns RGB around the grey axis by ``angle``, in radians (Rodrigues' formula)."""
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    grey = torch.full((3, 3), 1 / 3)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    return grey + cos * (torch.eye(3) - grey) + sin * cross
+
+
+def recolour(images: Tensor, matrix: Tensor) -> Tensor:
+    """``[B, C, R, R]`` through ``[B, C, C + 1]``."""
+    changed: Tensor = matrix[:, :, :-1] @ images.flatten(2) + matrix[:, :, -1:]
+    return changed.view_as(images)

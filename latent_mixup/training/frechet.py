@@ -1,0 +1,78 @@
+"""How far generated images are from real ones: the Fréchet distance of a classifier's features.
+
+The usual FID takes the features of an Inception network that somebody has to download. Here they are those of a small
+classifier trained on the data itself, so a distance says how a run goes and which of two runs on the same data, with
+the same seed, went further. It is not an FID and cannot be compared with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from latent_mixup.classifiers import FeatureCNN
+from latent_mixup.images import from_uint8
+from latent_mixup.training.classifier import shuffled_batches, train_classifier
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``[F]`` and covariance ``[F, F]`` of ``[N, F]``, float64."""
+    features = features.double()
+    return features.mean(0), features.T.cov()
+
+
+def frechet_distance(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
+    """Squared Fréchet distance of two Gaussians, given as mean ``[F]`` and covariance ``[F, F]``.
+
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``; the trace of the root is the sum of the singular values of
+    ``C1^(1/2) C2^(1/2)``, which needs no root of a matrix that is not symmetric.
+
+    Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017), equation 6.
+    """
+    (mean1, cov1), (mean2, cov2) = ours, theirs
+    overlap = torch.linalg.matrix_norm(_root(cov1) @ _root(cov2), ord="nuc")
+    return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
+
+
+class FeatureDistance:
+    """The Fréchet distance of images to those of a data set, in the features of a classifier trained on it.
+
+    Args:
+        images_uint8: ``[N, C, R, R]`` uint8; the first 10,000 are what others are compared with.
+        labels: ``[N]`` int64.
+        steps: Training steps of the classifier, of 128 images each.
+        seed: Of its weights and the order of its images.
+
+    Attributes:
+        accuracy: Share of the last images, which it was not trained on, that the classifier has right.
+    """
+
+    def __init__(self, images_uint8: Tensor, labels: Tensor, *, steps: int, seed: int = 0) -> None:
+        held_out = max(1, min(2_000, len(labels) // 5))
+        shown, kept = len(labels) - held_out, labels[-held_out:]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = FeatureCNN(images_uint8.shape[1], int(labels.max()) + 1)
+            batches = shuffled_batches(images_uint8[:shown], labels[:shown], min(128, shown), steps, seed=seed)
+            train_classifier(model, ((from_uint8(images), targets) for images, targets in batches))
+        self.model = model.requires_grad_(False)
+        guesses = torch.cat([model(from_uint8(part)).argmax(1) for part in images_uint8[-held_out:].split(500)])
+        self.accuracy = float((guesses == kept).float().mean())
+        self.real = self.moments(from_uint8(part) for part in images_uint8[:10_000].split(500))
+
+    def __call__(self, images: Iterable[Tensor]) -> float:
+        """The distance of batches of images, ``[B, C, R, R]`` in [-1, 1], from the real ones."""
+        return frechet_distance(self.moments(images), self.real)
+
+    @torch.no_grad()
+    def moments(self, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the features of all batches."""
+        return moments(torch.cat([self.model.features(batch) for batch in images]))
