@@ -39,7 +39,7 @@ def best_of_each_class(bank: LatentBank, per_class: int) -> LatentBank:
     assert bank.mse is not None
     rows = []
     for label in range(bank.num_classes):
-        of_class = (bank.labels == label).nonzero()[:, 0]
+        of_class = (bank.hard_labels == label).nonzero()[:, 0]
         rows.append(of_class[bank.mse[of_class].argsort(stable=True)[:per_class]])
     return bank.subset(torch.cat(rows).sort().values)
 

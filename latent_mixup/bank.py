@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -12,8 +11,19 @@ import torch
 from torch import Tensor
 
 from latent_mixup import hub
+from latent_mixup.bank_checks import (
+    check_belong,
+    check_column,
+    check_dataset,
+    check_file_columns,
+    check_file_metadata,
+    check_generator,
+    check_labelled,
+    check_latents,
+    check_metadata,
+    first_repeated,
+)
 from latent_mixup.bank_files import (
-    COLUMN_DTYPES,
     INDEX_FILE,
     STORED_DTYPES,
     BankFormatError,
@@ -21,14 +31,12 @@ from latent_mixup.bank_files import (
     Content,
     Shards,
     digest_of,
-    first_not_finite,
     write_bank,
 )
 from latent_mixup.generators.base import Generator
+from latent_mixup.labels import count_classes, hard_labels, targets_of
 
 __all__ = ["BankFormatError", "LatentBank", "fingerprint"]
-
-_PROBES = 16
 
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 
@@ -40,7 +48,8 @@ class LatentBank:
 
     Args:
         latents: ``[N, *latent_shape]``, floating and finite; float16 and float32 stay as they are.
-        labels: Class of each row, ``[N]``, integers from 0.
+        labels: Class of each row, ``[N]``, integers from 0, or -1 where a row has no label; or soft: floats
+            ``[N, num_classes]``, each row from 0 and summing to 1.
         source_index: Each row's index in the data set, ``[N]``, no two alike; None: ``0 .. N - 1``.
         mse: Reconstruction error of each row, ``[N]``, from 0 (infinity: none was found).
         lpips: Perceptual error of each row, ``[N]``, from 0.
@@ -63,7 +72,7 @@ class LatentBank:
     def __init__(
         self,
         latents: Tensor,
-        labels: Tensor | Sequence[int],
+        labels: Tensor | Sequence[int] | Sequence[Sequence[float]],
         *,
         source_index: Tensor | Sequence[int] | None = None,
         mse: Tensor | Sequence[float] | None = None,
@@ -71,13 +80,13 @@ class LatentBank:
         status: Tensor | Sequence[int] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        codes = _check_latents(torch.as_tensor(latents))
+        codes = check_latents(torch.as_tensor(latents))
         given = {"labels": labels, "source_index": source_index, "mse": mse, "lpips": lpips, "status": status}
         if source_index is None:
             given["source_index"] = torch.arange(len(codes))
-        columns = {name: _check_column(name, value, len(codes)) for name, value in given.items() if value is not None}
-        checked = _check_metadata({} if metadata is None else metadata)
-        self._fill(codes, None, columns, checked, _num_classes(columns["labels"], checked.get("num_classes")))
+        columns = {name: check_column(name, value, len(codes)) for name, value in given.items() if value is not None}
+        checked = check_metadata({} if metadata is None else metadata)
+        self._fill(codes, None, columns, checked, count_classes(columns["labels"], checked.get("num_classes")))
 
     def _fill(
         self,
@@ -102,7 +111,9 @@ class LatentBank:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"LatentBank({len(self)} rows of {self.latent_shape}, {self.num_classes} classes)"
+        missing = int((self.labels < 0).sum())
+        kind = ", soft labels" * (self.labels.ndim == 2) + f", {missing} without a label" * bool(missing)
+        return f"LatentBank({len(self)} rows of {self.latent_shape}, {self.num_classes} classes{kind})"
 
     def __getitem__(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Codes and labels of some rows, as on a Python list: negative rows count from the end.
@@ -111,7 +122,8 @@ class LatentBank:
             rows: An int64 tensor ``[B]`` or a list, a bool tensor ``[N]``, a slice, or one int.
 
         Returns:
-            Latents ``[B, *latent_shape]`` float32 and labels ``[B]`` int64; without the batch for one int.
+            Latents ``[B, *latent_shape]`` float32, and labels as in :attr:`labels`, ``[B]`` or
+            ``[B, num_classes]``; without the batch for one int.
 
         Raises:
             IndexError: A row is out of range.
@@ -145,8 +157,13 @@ class LatentBank:
 
     @property
     def labels(self) -> Tensor:
-        """Class of each row, ``[N]`` int64."""
+        """Class of each row, ``[N]`` int64, -1 for none; or soft labels, ``[N, num_classes]`` float32."""
         return self._columns["labels"]
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """Class of each row, ``[N]`` int64, -1 for none; of a soft label the likeliest, of equals the first."""
+        return hard_labels(self.labels)
 
     @property
     def source_index(self) -> Tensor:
@@ -237,7 +254,7 @@ class LatentBank:
         wanted = self._row_numbers(rows)
         if not len(wanted):
             raise ValueError("empty bank: no row was chosen, give at least one")
-        if (repeated := _first_repeated(wanted)) is not None:
+        if (repeated := first_repeated(wanted)) is not None:
             raise ValueError(f"subset needs each row once: row {repeated} is there twice")
         bank = LatentBank.__new__(LatentBank)
         if isinstance(self._codes, Shards):
@@ -278,13 +295,14 @@ class LatentBank:
         """One bank of the rows of several, in order; metadata they agree on stays.
 
         Raises:
-            ValueError: They differ in shape, space, generator or columns, or share a ``source_index``.
+            ValueError: They differ in shape, space, generator, columns or kind of labels, or share a
+                ``source_index``.
         """
         banks = list(banks)
         if not banks:
             raise ValueError("concat needs at least one bank: got none")
         for number, bank in enumerate(banks):
-            _check_belong(banks[0], bank, number)
+            check_belong(banks[0], bank, number)
         columns = {name: torch.cat([bank._columns[name] for bank in banks]) for name in banks[0]._columns}
         dtype = banks[0].dtype if len({bank.dtype for bank in banks}) == 1 else torch.float32
         latents = torch.cat([bank[:][0].to(dtype) for bank in banks])
@@ -305,61 +323,25 @@ class LatentBank:
 
         Args:
             other: A ``Generator``: compares latent shape, latent space and, where the bank names one, the
-                digest of its weights. Or a data set of ``(image, int label)``: compares its length with the
+                digest of its weights. Or a data set of ``(image, label)``: compares its length with the
                 source indices, and its labels with the bank's (all of ``dataset.targets`` where it has them,
-                else of at most 16 items).
+                else of at most 16 items). Against soft labels of the bank a class index counts as its
+                one-hot row; a missing label is None or -1 in the data set.
 
         Raises:
             ValueError: They do not belong together.
             TypeError: ``other`` is neither.
         """
         if isinstance(other, Generator):
-            self._check_generator(other)
+            check_generator(self, other)
         elif hasattr(other, "__len__") and hasattr(other, "__getitem__"):
-            self._check_dataset(other)
+            check_dataset(self, other)
         else:
             raise TypeError(f"check needs a Generator or a data set with len() and [i]: got {type(other).__name__}")
 
-    def _check_generator(self, generator: Generator) -> None:
-        if tuple(generator.latent_shape) != self.latent_shape:
-            raise ValueError(
-                f"the bank's codes have shape {self.latent_shape}, the generator takes "
-                f"{tuple(generator.latent_shape)}: load the generator the bank was made with"
-            )
-        if self.latent_space not in (None, generator.latent_space):
-            raise ValueError(
-                f"the bank's codes lie in {self.latent_space!r}, the generator decodes "
-                f"{generator.latent_space!r}: load the generator the bank was made with"
-            )
-        if self.generator_digest is not None and self.generator_digest != (digest := generator.digest()):
-            name = self.metadata["generator"].get("name", "the one it was made with")
-            raise ValueError(
-                f"the bank belongs to a generator with digest {self.generator_digest[:12]} ({name}), "
-                f"this one has {digest[:12]}: load that generator, or invert the data set with this one"
-            )
-
-    def _check_dataset(self, dataset: Any) -> None:
-        needed = int(self.source_index.max()) + 1
-        if len(dataset) < needed:
-            raise ValueError(
-                f"the bank has codes of {needed} samples (its largest source_index is {needed - 1}), the "
-                f"data set has {len(dataset)}: pass the data set the bank was made from"
-            )
-        targets = _targets(dataset)
-        if targets is None:
-            rows = torch.linspace(0, len(self) - 1, min(_PROBES, len(self))).long()
-            labels = _probe_labels(dataset, self.source_index[rows].tolist())
-        else:
-            rows = torch.arange(len(self))
-            labels = targets[self.source_index]
-        wrong = (labels != self.labels[rows]).nonzero()
-        if len(wrong):
-            row = int(rows[wrong[0, 0]])
-            raise ValueError(
-                f"sample {int(self.source_index[row])} has label {int(labels[wrong[0, 0]])} in the data set "
-                f"and {int(self.labels[row])} in the bank: pass the data set the bank was made from, "
-                "in its order"
-            )
+    def check_labelled(self) -> None:
+        """Raise ``ValueError`` where a row has no label, and so cannot be mixed or trained on."""
+        check_labelled(self)
 
     # ---------------------------------------------------------------------------------------------
     # Files
@@ -377,7 +359,7 @@ class LatentBank:
         Args:
             folder: Made where it is missing. It may be the one this bank reads from.
             dtype: ``torch.float16`` or ``torch.float32``.
-            max_shard_bytes: Codes are split into files of at most this size (one row at least).
+            max_shard_bytes: Codes and soft labels are split into files of at most this size (one row at least).
 
         Raises:
             ValueError: A code does not fit in float16.
@@ -390,7 +372,7 @@ class LatentBank:
             Path(folder),
             self._content(),
             self.num_classes,
-            _check_metadata(self.metadata),
+            check_metadata(self.metadata),
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
         )
@@ -432,161 +414,28 @@ class LatentBank:
             local_files_only=local_files_only,
         )
         shards = Shards(folder.absolute())
-        metadata = _check_metadata_in_file(shards.folder / INDEX_FILE, shards.index.metadata)
+        metadata = check_file_metadata(shards.folder / INDEX_FILE, shards.index.metadata)
         if verify:
             shards.verify()
         shards.open()
         bank = cls.__new__(cls)
         bank._fill(shards, None, None, metadata, shards.index.num_classes)
-        _check_columns_in_file(folder, bank)
+        check_file_columns(folder, bank._columns, shards.index)
         return bank
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:
-    """What a bank says of its data set: ``length``, and ``labels``, the SHA-256 of its targets (or None)."""
-    targets = _targets(dataset)
-    labels = None if targets is None else hashlib.sha256(targets.numpy().data).hexdigest()
-    return {"length": len(dataset), "labels": labels}
+    """What a bank says of its data set: ``length``, and ``labels``, the SHA-256 of its targets (or None).
 
-
-# --------------------------------------------------------------------------------------------------
-# Checks of what a user gives
-# --------------------------------------------------------------------------------------------------
-
-
-def _check_latents(latents: Tensor) -> Tensor:
-    if latents.ndim < 2:
-        raise ValueError(f"latents need shape [N, *latent_shape]: got {list(latents.shape)}")
-    if not len(latents):
-        raise ValueError("empty bank: latents have no row, give at least one")
-    if not latents.numel():
-        raise ValueError(f"latents need at least one number a row: got {list(latents.shape)}")
-    if not latents.is_floating_point():
-        raise ValueError(f"latents need a floating dtype: got {latents.dtype}")
-    latents = latents.detach().cpu()
-    if latents.dtype not in STORED_DTYPES.values():
-        latents = latents.float()
-    if (row := first_not_finite(latents)) is not None:
-        raise ValueError(f"latents need finite numbers: row {row} has NaN or infinity, leave it out")
-    return latents
-
-
-def _check_column(name: str, values: Any, num_rows: int) -> Tensor:
-    """One value per row, in the column's dtype, without a silent change of a value."""
-    column = torch.as_tensor(values).detach().cpu()
-    dtype = COLUMN_DTYPES[name]
-    if tuple(column.shape) != (num_rows,):
-        raise ValueError(f"{name} needs one entry per row, [{num_rows}]: got {list(column.shape)}")
-    if not dtype.is_floating_point and (column.is_floating_point() or column.is_complex()):
-        raise ValueError(f"{name} needs integers: got {column.dtype}")
-    bad = column.isnan() | (column < 0) if column.is_floating_point() else column < 0
-    if dtype == torch.uint8:
-        bad |= column > 255
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(f"{name} needs numbers from 0: row {row} has {column[row].item()}")
-    if name == "source_index" and (repeated := _first_repeated(column)) is not None:
-        raise ValueError(f"source_index needs one row per sample: {repeated} is there twice")
-    return column.to(dtype)
-
-
-def _first_repeated(values: Tensor) -> int | None:
-    ordered = values.sort().values
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    return int(repeated[0]) if len(repeated) else None
-
-
-def _check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy as JSON would give it back, with the known keys checked."""
-    try:
-        copy: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as cause:
-        raise ValueError(f"metadata needs to be what JSON can say: {cause}") from cause
-    generator = copy.get("generator", {})
-    if not isinstance(generator, dict) or not isinstance(generator.get("digest", ""), str | None):
-        raise ValueError(f"metadata['generator'] needs to be a dict with a digest: got {generator!r}")
-    if not isinstance(space := copy.get("latent_space"), str | None):
-        raise ValueError(f"metadata['latent_space'] needs to be a string: got {space!r}")
-    return copy
-
-
-def _num_classes(labels: Tensor, stated: object) -> int:
-    found = int(labels.max()) + 1
-    if stated is None:
-        return found
-    if not hub.is_count(stated):
-        raise ValueError(f"num_classes needs to be a positive integer: got {stated!r}")
-    if found > stated:
-        raise ValueError(f"labels need to be below num_classes={stated}: got {found - 1}")
-    return stated
-
-
-def _check_belong(first: LatentBank, bank: LatentBank, number: int) -> None:
-    """Raise unless ``bank`` may be appended to ``first``."""
-    for what in ("latent_shape", "latent_space", "generator_digest"):
-        expected, found = getattr(first, what), getattr(bank, what)
-        if expected != found:
-            raise ValueError(f"concat needs banks of one {what}: bank 0 has {expected!r}, bank {number} {found!r}")
-    if first._columns.keys() != bank._columns.keys():
-        raise ValueError(
-            f"concat needs the same columns: bank 0 has {sorted(first._columns)}, bank {number} {sorted(bank._columns)}"
-        )
+    Soft targets count as a bank keeps them, in float32, with their shape.
+    """
+    targets = targets_of(dataset)
+    if targets is None:
+        return {"length": len(dataset), "labels": None}
+    sha = hashlib.sha256(str(list(targets.shape)).encode() if targets.ndim == 2 else b"")
+    sha.update(targets.numpy().data)
+    return {"length": len(dataset), "labels": sha.hexdigest()}
 
 
 def _select(columns: Columns, rows: Tensor) -> Columns:
     return {name: column[rows] for name, column in columns.items()}
-
-
-def _targets(dataset: Any) -> Tensor | None:
-    """``dataset.targets`` as int64 ``[N]``, where it has them and hands them out unchanged."""
-    targets = getattr(dataset, "targets", None)
-    if targets is None or getattr(dataset, "target_transform", None) is not None:
-        return None
-    try:
-        labels = torch.as_tensor(targets).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    plain = labels.shape == (len(dataset),) and not labels.is_floating_point()
-    return labels.long().contiguous() if plain else None
-
-
-def _probe_labels(dataset: Any, indices: list[int]) -> Tensor:
-    """The labels of a few items; the global torch RNG is left as it was (augmentations draw from it)."""
-    with torch.random.fork_rng(devices=[]):
-        return torch.tensor([_label(dataset[index], index) for index in indices])
-
-
-def _label(item: Any, index: int) -> int:
-    try:
-        label = torch.as_tensor(item[1])
-        if label.numel() != 1 or label.is_floating_point():
-            raise TypeError
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError):
-        raise ValueError(f"the data set needs to give (image, int label): item {index} is {_describe(item)}") from None
-    return int(label)
-
-
-def _describe(item: Any) -> str:
-    inside = f" of {', '.join(type(part).__name__ for part in item)}" if isinstance(item, tuple | list) else ""
-    return f"a {type(item).__name__}{inside}"
-
-
-# --------------------------------------------------------------------------------------------------
-# The same laws for what a file says
-# --------------------------------------------------------------------------------------------------
-
-
-def _check_metadata_in_file(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return _check_metadata(metadata)
-    except ValueError as cause:
-        raise BankFormatError(f"{path}: {cause}") from cause
-
-
-def _check_columns_in_file(folder: Path, bank: LatentBank) -> None:
-    try:
-        for name, column in bank._columns.items():
-            _check_column(name, column, len(bank))
-        _num_classes(bank.labels, bank.num_classes)
-    except ValueError as cause:
-        raise BankFormatError(f"{folder}: {cause}") from cause

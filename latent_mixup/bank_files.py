@@ -2,6 +2,9 @@
 
 A bank is a folder: row shards ``bank-00000-of-00003.safetensors``, each with the same columns and (but for
 the last) the same number of rows, and ``bank.index.json``, which names them with size and SHA-256.
+
+Format version 1: every row has a class index. Version 2, written where that is not so: a label may be missing, -1, or
+all are soft, and the index says which by ``label_dtype`` and ``label_shape``, those of one row.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from latent_mixup import hub
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_FILE = hub.MAIN_FILE["bank"]
 STORED_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 COLUMN_DTYPES = {
@@ -30,6 +33,8 @@ COLUMN_DTYPES = {
     "lpips": torch.float32,
     "status": torch.uint8,
 }
+_LABEL_DTYPES = {"int64": torch.int64, "float32": torch.float32}
+_SINCE_2 = ("label_dtype", "label_shape")
 _SAFETENSORS_DTYPES = {
     torch.float16: "F16",
     torch.float32: "F32",
@@ -52,7 +57,7 @@ class Content:
 
     Args:
         latent_shape: Shape of one code.
-        columns: Everything but the codes, each ``[N]``.
+        columns: Everything but the codes, each ``[N]``; soft labels ``[N, num_classes]``.
         read: A slice of rows => their codes, ``[B, *latent_shape]`` float32.
     """
 
@@ -75,11 +80,16 @@ def digest_of(content: Content, dtype: torch.dtype) -> str:
     """SHA-256 of what a bank says once its codes are rounded to ``dtype``."""
     sha = hashlib.sha256(str(content.latent_shape).encode())
     for name, column in sorted(content.columns.items()):
-        sha.update(name.encode())
+        sha.update((name if column.ndim == 1 else f"{name} {list(column.shape)}").encode())
         sha.update(column.contiguous().numpy().data)
     for _, latents in content.chunks():
         sha.update(latents.to(dtype).float().contiguous().numpy().data)
     return sha.hexdigest()
+
+
+def least_version(labels: Tensor) -> int:
+    """The first format version that can say these labels."""
+    return 2 if labels.is_floating_point() or bool((labels < 0).any()) else 1
 
 
 def first_not_finite(latents: Tensor) -> int | None:
@@ -105,9 +115,9 @@ class File:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Index:
-    """``bank.index.json``, checked: its fields, in the order they are written."""
+    """``bank.index.json``, checked: its fields, in the order they are written (version 1 has no ``label_*``)."""
 
     format_version: int
     digest: str
@@ -115,6 +125,8 @@ class Index:
     latent_shape: tuple[int, ...]
     dtype: str
     columns: tuple[str, ...]
+    label_dtype: str = "int64"
+    label_shape: tuple[int, ...] = ()
     num_classes: int
     rows_per_shard: int
     files: tuple[File, ...]
@@ -135,10 +147,17 @@ class Index:
         _check_version(path, found)
         _check_fields(path, found)
         files = tuple(_read_file(path, folder, number, entry) for number, entry in enumerate(found["files"]))
-        shape, columns = tuple(found["latent_shape"]), tuple(found["columns"])
-        index = Index(**{**found, "latent_shape": shape, "columns": columns, "files": files})
+        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        index = Index(**{**found, **lists, "files": files})
+        index._check_labels(path)
         index._check_files(path)
         return index
+
+    def _check_labels(self, path: Path) -> None:
+        expected = [self.num_classes] if self.label_dtype == "float32" else []
+        if list(self.label_shape) != expected:
+            what = f"{expected} for {self.label_dtype} and {self.num_classes} classes"
+            raise _wrong(path, "label_shape", what, list(self.label_shape))
 
     def _check_files(self, path: Path) -> None:
         if len(self.files) != self.num_shards:
@@ -178,11 +197,17 @@ class Index:
         """Name => dtype and shape of each tensor in shard ``number``."""
         rows = self.rows_in(number)
         columns = {name: (COLUMN_DTYPES[name], [rows]) for name in self.columns}
+        columns["labels"] = _LABEL_DTYPES[self.label_dtype], [rows, *self.label_shape]
         return {"latents": (STORED_DTYPES[self.dtype], [rows, *self.latent_shape]), **columns}
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        return (json.dumps(asdict(self), indent=2, allow_nan=False) + "\n").encode()
+        said = {name: asdict(self)[name] for name in _field_names(self.format_version)}
+        return (json.dumps(said, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _field_names(version: int) -> list[str]:
+    return [field.name for field in fields(Index) if version >= 2 or field.name not in _SINCE_2]
 
 
 def _is_columns(value: object) -> bool:
@@ -203,11 +228,17 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     ),
     "dtype": (lambda v: isinstance(v, str) and v in STORED_DTYPES, " or ".join(STORED_DTYPES)),
     "columns": (_is_columns, f"labels, source_index and some of {', '.join(COLUMN_DTYPES)}"),
-    "num_classes": (lambda v: hub.is_count(v) and v < 2**48, "a positive integer"),
+    "label_dtype": (lambda v: isinstance(v, str) and v in _LABEL_DTYPES, " or ".join(_LABEL_DTYPES)),
+    "label_shape": (lambda v: isinstance(v, list) and all(map(hub.is_count, v)), "[] or [num_classes]"),
+    "num_classes": (lambda v: _is_zero(v) or (hub.is_count(v) and v < 2**48), "an integer from 0"),
     "rows_per_shard": (lambda v: hub.is_count(v) and v < 2**48, "a positive integer"),
     "files": (lambda v: isinstance(v, list) and bool(v), "a list of files"),
     "metadata": (lambda v: isinstance(v, dict), "an object"),
 }
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == 0
 
 
 def _is_sha256(value: object) -> bool:
@@ -229,13 +260,13 @@ def _check_version(path: Path, found: dict[str, Any]) -> None:
 
 
 def _check_fields(path: Path, found: dict[str, Any]) -> None:
-    names = [field.name for field in fields(Index)]
+    names = _field_names(found["format_version"])
     for name in [*names, *found]:
         if name not in found or name not in names:
             problem = "is missing" if name not in found else "is unknown"
             raise BankFormatError(f"{path}: field {name!r} {problem}, expected the fields {', '.join(names)}")
     for name, (test, expected) in _FIELDS.items():
-        if not test(found[name]):
+        if name in found and not test(found[name]):
             raise _wrong(path, name, expected, found[name])
 
 
@@ -400,10 +431,10 @@ def write_bank(
     Args:
         folder: Made where it is missing. ``content`` may read from it.
         content: Columns and codes.
-        num_classes: Number of classes.
+        num_classes: Number of classes; 0 where no row has a label.
         metadata: What JSON can say.
         dtype: One of ``STORED_DTYPES``.
-        max_shard_bytes: Codes are split into files of at most this size (one row at least).
+        max_shard_bytes: Codes and soft labels are split into files of at most this size (one row at least).
 
     Raises:
         ValueError: A code does not fit in float16.
@@ -443,19 +474,26 @@ def _index_of(
     content: Content, num_classes: int, metadata: dict[str, Any], dtype: torch.dtype, max_shard_bytes: int
 ) -> Index:
     """The index but for its files, which are described once they are written."""
-    row_bytes = prod(content.latent_shape) * dtype.itemsize
+    labels = content.columns["labels"]
+    row_bytes = prod(content.latent_shape) * dtype.itemsize + (labels[0].nbytes if labels.ndim == 2 else 0)
     return Index(
-        format_version=FORMAT_VERSION,
+        format_version=least_version(labels),
         digest=digest_of(content, dtype),
         num_rows=content.num_rows,
         latent_shape=content.latent_shape,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name_of(dtype),
         columns=tuple(name for name in COLUMN_DTYPES if name in content.columns),
+        label_dtype=_name_of(labels.dtype),
+        label_shape=tuple(labels.shape[1:]),
         num_classes=num_classes,
         rows_per_shard=min(content.num_rows, max(1, max_shard_bytes // row_bytes)),
         files=(),
         metadata=metadata,
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shard(content: Content, rows: slice, index: Index) -> Columns:

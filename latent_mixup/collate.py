@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator, PathName
+from latent_mixup.labels import hard_labels
 from latent_mixup.mixer import Mixer, MixSettings, TargetFormat, Transform
 from latent_mixup.sampling import Mode
 
@@ -19,7 +20,7 @@ NUM_PROBES = 4096
 
 
 class LatentMixupCollate:
-    """A ``collate_fn`` over any data set of ``(image, int label)``.
+    """A ``collate_fn`` over any data set of ``(image, label)``, the label an int or a soft one, a tensor.
 
     A share ``prob`` of each batch is replaced by mixes drawn from the bank. What is drawn depends on seed,
     epoch, rank and on the batch itself, so neither on the number of workers nor on where a run was resumed
@@ -35,13 +36,16 @@ class LatentMixupCollate:
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
         num_classes: Width of the targets; None for the bank's.
-        label_smoothing: Share of a soft target that is spread over all classes.
+        label_smoothing: Share of a target that is spread over all classes:
+            ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
-        target_format: ``"soft"``: float32 ``[B, num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``.
+        target_format: ``"soft"``: float32 ``[B, num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where bank or
+            batch has soft labels with these.
         seed: Names all draws; None for ``torch.initial_seed()``.
 
     Raises:
-        ValueError: A setting is out of range, or bank and generator do not belong together.
+        ValueError: A setting is out of range, a row of the bank has no label, or bank and generator do not
+            belong together.
 
     Reference: Latent-Mixup, section 1.1.3.
 
@@ -96,8 +100,10 @@ class LatentMixupCollate:
 
 
 def _fingerprint(images: Any, labels: Any) -> int:
-    """CRC-32 of the labels and of some 4096 evenly spaced values of the images; 0 for what is no tensor."""
+    """CRC-32 of the classes and of some 4096 evenly spaced values of the images; 0 for what is no tensor."""
     checksum = 0
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        labels = hard_labels(labels)  # so that one-hot rows draw what class indices do
     for tensor in (labels, images):
         if isinstance(tensor, Tensor):
             values = tensor.detach().flatten()

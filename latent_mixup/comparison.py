@@ -43,10 +43,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Codes:
-    """What the methods that decode need beside the data."""
+    """What the methods that decode need beside the data; every row of the bank needs a label."""
 
     generator: Generator
     bank: LatentBank
+
+    def __post_init__(self) -> None:
+        self.bank.check_labelled()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import MIN_IMAGES, check_size
+from latent_mixup.labels import MISSING, read_label
 from latent_mixup.mixer import Mixer, MixSettings, Target, TargetFormat, Transform
 from latent_mixup.sampling import Mode
 
@@ -30,8 +31,9 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     it is. For speed, and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
 
     Args:
-        dataset: ``dataset[i] -> (image, int label)``, the image a float ``[C, H, W]`` tensor of the decoded
-            images' size; None: the bank alone is the data set, and sample i is its row i.
+        dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the decoded images'
+            size, the label an int or soft, ``[num_classes]`` floats; None: the bank alone is the data set, and
+            sample i is its row i.
         generator: Decodes the bank's codes.
         bank: The codes of ``dataset``.
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
@@ -40,13 +42,16 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         mode: ``"elem"`` only: a sample does not know its batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
         num_classes: Width of the targets; None for the bank's.
-        label_smoothing: Share of a soft target that is spread over all classes.
+        label_smoothing: Share of a target that is spread over all classes:
+            ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
-        target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``.
+        target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where the bank has
+            soft labels with these.
         seed: Names all draws; None for ``torch.initial_seed()``.
 
     Raises:
-        ValueError: A setting is out of range, or data set, bank and generator do not belong together.
+        ValueError: A setting is out of range, a row of the bank has no label, or data set, bank and generator
+            do not belong together.
 
     Reference: Latent-Mixup, section 1.1.3.
 
@@ -105,7 +110,11 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         self._mixer.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``."""
+        """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``.
+
+        Raises:
+            ValueError: A sample that comes through as it is has no label.
+        """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
@@ -148,8 +157,12 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     def _real(self, index: int) -> tuple[Tensor, Any]:
         image, label = _sample(self.dataset, index)
-        labels = torch.tensor([label], device="cpu")
-        return image, _split(self._mixer.unmixed(image[None], labels)[1])[0]
+        if not label.ndim and label == MISSING:
+            raise ValueError(
+                f"sample {index} has no label, and no code to mix: leave it out, such as by "
+                "sampler=SubsetRandomSampler(labelled_indices)"
+            )
+        return image, _split(self._mixer.unmixed(image[None], label[None])[1])[0]
 
     def _check_range_once(self) -> None:
         """At first access, compare some samples with their own decodes; in one process."""
@@ -172,8 +185,8 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         return coded[torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), device="cpu").long()]
 
 
-def _sample(dataset: Any, index: int) -> tuple[Tensor, int]:
-    """``dataset[index]`` as ``(float image, int label)``, or a clear error."""
+def _sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
+    """``dataset[index]`` as a float image, and a label as :func:`read_label` gives it, or a clear error."""
     sample = dataset[index]
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise TypeError(f"sample {index} needs to be (image, label): got {type(sample).__name__}")
@@ -185,9 +198,9 @@ def _sample(dataset: Any, index: int) -> tuple[Tensor, int]:
             "give the data set v2.ToImage() and v2.ToDtype(torch.float32, scale=True)"
         )
     try:
-        return image, operator.index(label)
-    except TypeError:
-        raise TypeError(f"the label of sample {index} needs to be an int: got {type(label).__name__}") from None
+        return image, read_label(label)
+    except (TypeError, ValueError) as cause:
+        raise type(cause)(f"sample {index}: {cause}") from None
 
 
 def _split(targets: Target) -> list[Target]:

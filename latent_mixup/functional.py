@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_mixup.interpolation import Path, lerp
+from latent_mixup.labels import check_labels
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-SUM_TOLERANCE = 1e-2  # half precision soft targets of many classes still pass
 PLAIN_MEAN = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiMarginLoss, nn.MultiLabelSoftMarginLoss)
 
 
@@ -47,10 +47,13 @@ def mix_latents(latents: Tensor, partner: Tensor, lam: Tensor, path: Path = lerp
 
 
 def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Labels, or targets that are soft already, as rows that sum to 1.
+    """Labels as rows that sum to 1: ``(1 - label_smoothing) * row + label_smoothing / num_classes``.
+
+    The row of a class index is its one-hot row; a soft label is its own.
 
     Args:
-        labels: Integers ``[B]`` in ``[0, num_classes)``, or float ``[B, num_classes]``, rows summing to 1.
+        labels: Integers ``[B]`` in ``[0, num_classes)``, or soft: float ``[B, num_classes]``, rows from 0 and
+            summing to 1.
         num_classes: Number of classes.
         label_smoothing: Share of each row that is spread over all classes, in [0, 1); as in
             ``F.cross_entropy``.
@@ -59,18 +62,15 @@ def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0)
         ``[B, num_classes]`` float32, on the device of ``labels``; a new tensor.
 
     Raises:
-        ValueError: A label lies outside ``num_classes``, or the shape is neither of the two.
+        ValueError: A label lies outside ``num_classes`` or is missing (-1), a soft one is no distribution, or
+            the shape is neither of the two.
 
     Example:
         >>> soft_targets(torch.tensor([2, 0]), 3).shape
         torch.Size([2, 3])
     """
-    if labels.is_floating_point():
-        _check_soft(labels, num_classes)
-        targets = labels.float()
-    else:
-        check_labels(labels, num_classes)
-        targets = F.one_hot(labels.long(), num_classes).float()
+    check_labels(labels, num_classes)
+    targets = labels.float() if labels.is_floating_point() else F.one_hot(labels.long(), num_classes).float()
     return targets * (1 - label_smoothing) + label_smoothing / num_classes
 
 
@@ -80,7 +80,7 @@ def mix_targets(
     """Soft targets of mixes: ``lam * a + (1 - lam) * b``, then smoothed.
 
     Args:
-        labels_a: The samples' own labels, ``[B]`` integers, or soft targets ``[B, num_classes]``.
+        labels_a: The samples' own labels, ``[B]`` integers, or soft labels ``[B, num_classes]``.
         labels_b: Their partners', in either form.
         lam: Weight of ``labels_a``, ``[B]``, in [0, 1].
         num_classes: Number of classes.
@@ -90,7 +90,7 @@ def mix_targets(
         ``[B, num_classes]`` float32 whose rows sum to 1, for ``F.cross_entropy(logits, targets)``.
 
     Raises:
-        ValueError: A label lies outside ``num_classes``, or the lengths do not agree.
+        ValueError: As :func:`soft_targets`, or the lengths do not agree.
 
     Reference: Latent-Mixup, section 1.1.3; Zhang et al. 2018 (arXiv 1710.09412), equation 1.
 
@@ -114,7 +114,7 @@ def mixup_criterion(criterion: Criterion, pred: Tensor, y_a: Tensor, y_b: Tensor
     Args:
         criterion: Any callable ``(pred, y) -> loss``.
         pred: The network's output, ``[B, ...]``.
-        y_a: The samples' own targets, ``[B, ...]``.
+        y_a: The samples' own targets, ``[B, ...]``: class indices, or soft labels as class probabilities.
         y_b: Their partners' targets, ``[B, ...]``.
         lam: Weight of ``y_a`` in [0, 1]: a number, or ``[B]``.
 
@@ -147,29 +147,6 @@ def mixup_criterion(criterion: Criterion, pred: Tensor, y_a: Tensor, y_b: Tensor
         return mixed.sum() if reduction == "sum" else mixed
     own_mean = (weight * own).sum() / _mean_divisor(criterion, own, y_a)
     return own_mean + ((1 - weight) * other).sum() / _mean_divisor(criterion, other, y_b)
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise ``ValueError`` unless ``labels`` are integers ``[B]`` in ``[0, num_classes)``."""
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels need to be integers [B] or soft targets [B, {num_classes}]: "
-            f"got {labels.dtype} {list(labels.shape)}"
-        )
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if len(outside):
-        raise ValueError(
-            f"label {int(outside[0])} is outside num_classes={num_classes}: "
-            f"labels need to be in [0, {num_classes}), or num_classes larger"
-        )
-
-
-def _check_soft(targets: Tensor, num_classes: int) -> None:
-    if targets.ndim != 2 or targets.shape[1] != num_classes:
-        raise ValueError(f"soft targets need shape [B, {num_classes}]: got {targets.dtype} {list(targets.shape)}")
-    sums = targets.detach().float().sum(1)
-    if len(sums) and (sums - 1).abs().max() > SUM_TOLERANCE:
-        raise ValueError(f"soft targets need rows that sum to 1: got sums from {sums.min():.3g} to {sums.max():.3g}")
 
 
 def _without_reduction(criterion: Criterion) -> tuple[Criterion, str]:

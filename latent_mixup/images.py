@@ -1,10 +1,15 @@
-"""Ranges of images: one line per conversion, and noticing when two batches do not share one."""
+"""Ranges of images: one line per conversion, any image to [-1, 1], and noticing when two batches share no range."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +19,13 @@ MAX_END_SHIFT = 1 / 3  # of the wider range. Measured: see range_mismatch
 INSIDE, OUTSIDE = 1.02, 1.25  # greatest absolute value of images in [-1, 1], and of others
 MAX_VALUES = 100_000  # looked at per channel
 KNOWN_RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
+SAME_GREY = 1e-5  # channels that differ by less are one; a step of 16 bits is 3e-5
+NEGATIVE_SHARE = 0.2  # of the contrast. Measured: bicubic resizes of binary noise in [0, 1] go to 0.18 below 0
+MIN_CONTRAST = 0.05  # less is black, or was divided by 255 twice
+UNIT_LOW, UNIT_HIGH = (-0.01, 0.25), 0.5  # where the darkest value of images in [0, 1] is, and the brightest at least
+
+Moments: TypeAlias = float | Sequence[float] | Tensor
+Ends: TypeAlias = tuple[float, float]  # least and greatest value
 
 
 class RangeMismatchWarning(UserWarning):
@@ -23,6 +35,11 @@ class RangeMismatchWarning(UserWarning):
 def from_uint8(images_uint8: Tensor) -> Tensor:
     """uint8 in [0, 255] to float32 in [-1, 1]."""
     return images_uint8.float() / 127.5 - 1
+
+
+def from_uint16(images_uint16: Tensor) -> Tensor:
+    """uint16 in [0, 65535] to float32 in [-1, 1]; ``257 * v`` becomes what ``v`` is in 8 bits."""
+    return images_uint16.float() / 32767.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -125,40 +142,284 @@ def _show(values: Tensor) -> str:
     return "[" + ", ".join(f"{round(value, 6) + 0.0:.4g}" for value in values.tolist()) + "]"
 
 
-def as_images(samples: Sequence[object]) -> Tensor:
-    """A data set's images as one batch ``[B, C, H, W]``, float32 in [-1, 1].
+# --------------------------------------------------------------------------------------------------
+# Images of any kind
+# --------------------------------------------------------------------------------------------------
 
-    PIL images and uint8 tensors ``[C, H, W]`` are converted exactly; float tensors have to be in [-1, 1].
 
-    Args:
-        samples: Images of one size, at least one.
+def _numbers(values: Moments | None) -> tuple[float, ...] | None:
+    """One number or several as a tuple."""
+    if values is None:
+        return None
+    return tuple(float(value) for value in np.asarray(values, dtype=float).reshape(-1))
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How the images of one data set become float32 ``[C, R, R]`` in [-1, 1]: each of them the same way.
+
+    Integers say their range themselves: 8 bits end at 255, 16 bits at 65535. Of a float ``x`` the format says
+    which ``x * std + mean`` is in [0, 1]: mean 0 and std 1 for images in [0, 1], 0.5 and 0.5 for [-1, 1].
+
+    Attributes:
+        mean: One number, or one a channel; None: there were no float images to tell the range by.
+        std: As many numbers, above 0.
 
     Raises:
-        TypeError: A sample is no image.
-        ValueError: Sizes differ, or float values do not span [-1, 1].
+        ValueError: They are no such numbers.
     """
-    tensors = [_as_tensor(sample) for sample in samples]
-    sizes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(sizes) > 1 or len(sizes[0]) != 3:
-        raise ValueError(f"images need one size [C, H, W]: got {', '.join(map(str, map(list, sizes)))}")
-    images = torch.stack(tensors)
-    if images.dtype == torch.uint8:
-        return from_uint8(images)
-    low, high = float(images.min()), float(images.max())
-    if not (low >= -1.01 and high <= 1.01) or (low >= 0 and len(tensors) >= MIN_IMAGES):
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        mean, std = _numbers(self.mean), _numbers(self.std)
+        both = [*(mean or ()), *(std or ())]
+        alike = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
+        if not alike or not all(map(math.isfinite, both)) or min(std or (1.0,)) <= 0:
+            raise ValueError(f"mean and std need as many finite numbers, std above 0: got {self.mean} and {self.std}")
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+
+    def to_dict(self) -> dict[str, list[float] | None]:
+        """As JSON can say it; ``ImageFormat(**...)`` is the way back."""
+        return {"mean": None if self.mean is None else [*self.mean], "std": None if self.std is None else [*self.std]}
+
+    def convert(self, image: object, size: tuple[int, int, int]) -> Tensor:
+        """One image as float32 ``[C, R, R]`` in [-1, 1], on the CPU.
+
+        A grey image is repeated for an RGB generator. For a grey generator, three channels that are the same are
+        one.
+
+        Args:
+            image: See :func:`pixel_values`.
+            size: The generator's ``(C, R, R)``.
+
+        Raises:
+            TypeError: It is no image.
+            ValueError: It has another size, NaN, values outside of the range, or colours for a grey generator.
+        """
+        values = pixel_values(image, size[0])
+        if tuple(values.shape[1:]) != size[1:]:
+            raise ValueError(_another_size(values, size))
+        images = self._signed(values)
+        if values.is_floating_point():
+            low, high = _finite_ends(values)
+            if images.abs().max() > INSIDE:
+                raise ValueError(f"an image has values from {low:.4g} to {high:.4g}: {self._expected()}")
+        return _of_channels(images, size)
+
+    def _signed(self, values: Tensor) -> Tensor:
+        """Pixel values ``[C, H, W]`` to float32, [-1, 1] where they are of this format."""
+        if values.dtype == torch.uint8:
+            return from_uint8(values)
+        if values.dtype == torch.uint16:
+            return from_uint16(values)
+        if self.mean is None or self.std is None:
+            raise ValueError("a float image in a data set of integers: its range is not known, give integers here too")
+        if len(self.mean) not in (1, len(values)):
+            raise ValueError(f"mean and std have {len(self.mean)} numbers for an image of {len(values)} channels")
+        mean, std = (torch.tensor(moments)[:, None, None] for moments in (self.mean, self.std))
+        return values.float() * (2 * std) + (2 * mean - 1)
+
+    def _expected(self) -> str:
+        known = {UNIT: "0, 1", SIGNED: "-1, 1"}.get(self)
+        if known is None:
+            return f"x * std + mean needs to be in [0, 1] with mean={self.mean} and std={self.std}"
+        return f"this data set's are in [{known}]; clamp them there where a resize went beyond, x.clamp({known})"
+
+
+UNIT, SIGNED = ImageFormat((0.0,), (1.0,)), ImageFormat((0.5,), (0.5,))  # images in [0, 1], and in [-1, 1]
+
+
+def detect_format(
+    images: Iterable[object], mean: Moments | None = None, std: Moments | None = None, *, img_channels: int = 3
+) -> ImageFormat:
+    """Tell from a data set's first images how its values become [-1, 1].
+
+    Float images that go well below 0 are in [-1, 1]. Those that do not are in [0, 1] if the darkest value is
+    near 0, the brightest above 0.5, and there are at least eight: fewer may be bright images in [-1, 1]. Else
+    it cannot be told, and ``mean`` and ``std`` have to say it. What is no image, and a minority in another
+    range, is passed over: :meth:`ImageFormat.convert` is where they fail.
+
+    Args:
+        images: Of any size; see :func:`pixel_values`.
+        mean: What float images were normalised with, in [0, 1]: one number, or one a channel. 0 for images in [0, 1].
+        std: The same. 1 for images in [0, 1].
+        img_channels: The generator's.
+
+    Raises:
+        ValueError: The range cannot be told, or is not what ``mean`` and ``std`` say.
+        TypeError: Not one of them is an image.
+
+    Example:
+        >>> detect_format(torch.rand(8, 3, 32, 32)).to_dict()
+        {'mean': [0.0], 'std': [1.0]}
+    """
+    given = ImageFormat(_numbers(mean), _numbers(std))
+    floats, integers = _ends_of_types(images, given, img_channels)
+    if 0 < integers.get(torch.uint16, 0) <= 255:
         raise ValueError(
-            f"float images need to be in [-1, 1], black at -1: got values from {low:.4g} to {high:.4g}; "
-            "end the data set's transform with v2.Normalize(mean=[0.5], std=[0.5]), or give uint8 or PIL images"
+            f"16-bit images end at 65535, and these at {integers[torch.uint16]:.0f}: give 8-bit values as uint8"
         )
-    return images.float()
+    if given.mean is None:
+        return _float_format(floats) if floats else given
+    if not floats:
+        raise ValueError(
+            "mean and std say how float images were normalised, and these are integers: leave mean and std out"
+        )
+    if _inside(floats) is None:
+        low, high = ((end + 1) / 2 for end in _reach(floats))
+        raise ValueError(
+            f"mean={given.mean} and std={given.std} do not fit: x * std + mean needs to be in [0, 1], "
+            f"and goes from {low:.4g} to {high:.4g}; where a resize went beyond, clamp them there"
+        )
+    return given
 
 
-def _as_tensor(sample: object) -> Tensor:
-    if isinstance(sample, Tensor) and (sample.dtype == torch.uint8 or sample.is_floating_point()):
-        return sample
-    if isinstance(sample, Image.Image) and sample.mode in ("L", "RGB"):
-        flat = torch.frombuffer(bytearray(sample.tobytes()), dtype=torch.uint8)
-        return flat.view(sample.height, sample.width, -1).permute(2, 0, 1)
-    raise TypeError(
-        f"an image needs to be a uint8 or float tensor [C, H, W] or an 8-bit PIL image: got {sample!r:.100}"
+def _ends_of_types(
+    images: Iterable[object], given: ImageFormat, img_channels: int
+) -> tuple[list[Ends], dict[torch.dtype, float]]:
+    """The ends of each float image (in [-1, 1] where mean and std are given), and the greatest of each integer type."""
+    floats: list[Ends] = []
+    integers: dict[torch.dtype, float] = {}
+    failure: TypeError | ValueError | None = None
+    for image in images:
+        try:
+            values = pixel_values(image, img_channels)
+            if values.is_floating_point():
+                shown = values if given.mean is None else given._signed(values)
+                floats.append(_finite_ends(shown))
+            else:
+                integers[values.dtype] = max(_finite_ends(values)[1], integers.get(values.dtype, 0))
+        except (TypeError, ValueError) as error:
+            failure = failure or error
+    if failure and not floats and not integers:
+        raise failure
+    return floats, integers
+
+
+def _float_format(ends: list[Ends]) -> ImageFormat:
+    inside = _inside(ends)
+    low, high = _reach(ends if inside is None else inside)
+    found = f"got values from {low:.4g} to {high:.4g}"
+    if inside is None:
+        raise ValueError(
+            f"float images need to be in [0, 1] or [-1, 1]: {found}; pass the mean= and std= they were normalised "
+            "with, clamp them where a resize went beyond, or give images in [0, 255] as uint8"
+        )
+    if high - low >= MIN_CONTRAST and -low > NEGATIVE_SHARE * (high - low):
+        return SIGNED
+    if UNIT_LOW[0] <= low <= UNIT_LOW[1] and high >= UNIT_HIGH and len(inside) >= MIN_IMAGES:
+        return UNIT
+    raise ValueError(
+        f"float images may be in [0, 1] or in [-1, 1]: {found} in {len(inside)} images; "
+        "pass mean=0, std=1 where black is 0, mean=0.5, std=0.5 where black is -1, or give uint8"
     )
+
+
+def _inside(ends: list[Ends]) -> list[Ends] | None:
+    """Those in [-1, 1]; None where most are not."""
+    inside = [(low, high) for low, high in ends if max(-low, high) <= INSIDE]
+    return inside if 2 * len(inside) >= len(ends) else None
+
+
+def _reach(ends: list[Ends]) -> Ends:
+    lows, highs = zip(*ends, strict=True)
+    return min(lows), max(highs)
+
+
+def _finite_ends(values: Tensor) -> Ends:
+    low, high = (float(end) for end in values.float().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("an image needs finite numbers: got NaN or infinity")
+    return low, high
+
+
+def pixel_values(image: object, img_channels: int = 3) -> Tensor:
+    """The values of one image as they are: uint8, uint16 or floating ``[C, H, W]``, on the CPU.
+
+    Args:
+        image: A PIL image of any mode, or an array or tensor ``[H, W]``, ``[C, H, W]`` or ``[H, W, C]`` of bool,
+            uint8, uint16 or floats. An axis of 1, 3 or ``img_channels`` is the channels; the first if both may be.
+            PIL's palettes, CMYK and the like become RGB; its mode ``I`` holds 16 bits; alpha is dropped, as
+            torchvision's own loader does.
+        img_channels: The generator's.
+
+    Raises:
+        TypeError: It is no image.
+        ValueError: It has another shape, or values that 16 bits do not hold.
+    """
+    if isinstance(image, Image.Image):
+        values = _tensor(_pil_array(image))
+    elif isinstance(image, Tensor):
+        values = image.detach().cpu().as_subclass(Tensor)
+    elif hasattr(image, "__array__"):
+        values = _tensor(np.asarray(image))
+    else:
+        raise TypeError(f"an image needs to be a PIL image, an array or a tensor: got {image!r:.100}")
+    if values.dtype == torch.bool:
+        values = values.to(torch.uint8) * 255
+    if values.dtype not in (torch.uint8, torch.uint16) and not values.is_floating_point():
+        raise TypeError(f"an image needs uint8, uint16 or float values: got {values.dtype}, convert them to uint8")
+    return _channels_first(values, (1, 3, img_channels))
+
+
+def _channels_first(values: Tensor, counts: tuple[int, ...]) -> Tensor:
+    shape = list(values.shape)
+    if values.numel() and len(shape) == 2:
+        return values[None]
+    if values.numel() and len(shape) == 3 and shape[0] in counts:
+        return values
+    if values.numel() and len(shape) == 3 and shape[2] in counts:
+        return values.permute(2, 0, 1)
+    mend = ", without alpha (image[..., :3] of RGBA)" if 4 in (shape[:1] + shape[-1:]) else ""
+    raise ValueError(f"an image needs to be [H, W], [C, H, W] or [H, W, C] with 1 or 3 channels{mend}: got {shape}")
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A copy, in the byte order of this machine."""
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _pil_array(image: Image.Image) -> NDArray[Any]:
+    """``[H, W]`` or ``[H, W, 3]``; uint8, uint16 or float32."""
+    if image.mode == "F" or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode == "I":
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise ValueError(f"an image of mode I needs 16 bits: got values from {array.min()} to {array.max()}")
+        return array.astype(np.uint16)
+    if image.mode in ("P", "PA", "La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+def _another_size(values: Tensor, size: tuple[int, int, int]) -> str:
+    """What is wrong with ``[C, H, W]`` values of another size, and what would mend it."""
+    height, width = values.shape[1:]
+    mend = f"v2.Resize({size[1:]})" if height == width else f"v2.Resize({size[1]}) and v2.CenterCrop({size[1]})"
+    missing = size[1] - height
+    if height == width and missing % 2 == 0 and 0 < missing <= size[1] // 4:
+        mend += f", or v2.Pad({missing // 2})"
+    return (
+        f"images need the generator's size {list(size)}: got {list(values.shape)}; "
+        f"resize them in the data set, e.g. {mend}"
+    )
+
+
+def _of_channels(images: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """One image ``[C, R, R]`` in the generator's channels, where that changes nothing in the picture."""
+    if len(images) == size[0]:
+        return images
+    if len(images) == 1:
+        return images.repeat(size[0], 1, 1)
+    if size[0] != 1:
+        raise ValueError(f"images need the generator's size {list(size)}: got {list(images.shape)}")
+    if (images - images[:1]).abs().max() > SAME_GREY:
+        raise ValueError(
+            f"images need the generator's size {list(size)}: got {list(images.shape)} with colours; "
+            "make them grey in the data set, e.g. v2.Grayscale()"
+        )
+    return images[:1]

@@ -30,7 +30,8 @@ class LatentMixupLoader:
     random draws, which would share torch's global state with the training step, and augment after the loader.
 
     Args:
-        loader: A ``DataLoader``, or any iterable of ``(images, labels)``.
+        loader: A ``DataLoader``, or any iterable of ``(images, labels)``; labels ``[B]`` integers, or soft,
+            ``[B, num_classes]``.
         generator: Decodes the bank's codes; moved to ``device`` where one is given.
         bank: Codes and labels.
         device: Where batches come out; None for the generator's.
@@ -41,16 +42,19 @@ class LatentMixupLoader:
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
         num_classes: Width of the targets; None for the bank's.
-        label_smoothing: Share of a soft target that is spread over all classes.
+        label_smoothing: Share of a target that is spread over all classes:
+            ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
-        target_format: ``"soft"``: float32 ``[B, num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``.
+        target_format: ``"soft"``: float32 ``[B, num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where bank or
+            batch has soft labels with these.
         seed: Names all draws; None for ``torch.initial_seed()``.
 
     Attributes:
-        mixup_enabled: timm's switch. False: the data set's own images with their one-hot targets.
+        mixup_enabled: timm's switch. False: the data set's own images with their own labels as targets.
 
     Raises:
-        ValueError: A setting is out of range, or bank and generator do not belong together.
+        ValueError: A setting is out of range, a row of the bank has no label, or bank and generator do not
+            belong together.
 
     Reference: Latent-Mixup, section 1.1.3.
 

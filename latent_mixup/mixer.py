@@ -12,16 +12,17 @@ from torch import Tensor
 
 from latent_mixup import sampling
 from latent_mixup.bank import LatentBank
-from latent_mixup.functional import check_labels, mix_targets
+from latent_mixup.functional import mix_targets, soft_targets
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import MIN_IMAGES, RangeMismatchWarning, check_size, range_mismatch
 from latent_mixup.interpolation import path_named
+from latent_mixup.labels import check_labels
 from latent_mixup.sampling import Mode
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 TargetFormat: TypeAlias = Literal["soft", "pair"]
 Target: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
-"""Soft targets ``[B, num_classes]``, or ``(y_a, y_b, lam)``, ``[B]`` each."""
+"""Soft targets ``[B, num_classes]``; or ``(y_a, y_b, lam)``, ``[B]`` each, soft labels ``[B, num_classes]``."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class MixSettings:
         prob: Share of samples that are decoded mixes, in [0, 1]; the rest are the data set's own.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch as in the paper.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        num_classes: Width of the targets; None for the bank's.
-        label_smoothing: Share of a soft target that is spread over all classes, in [0, 1).
+        num_classes: Width of the targets; None for the bank's, and not another where that has soft labels.
+        label_smoothing: Share of a target that is spread over all classes, in [0, 1):
+            ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         transform: What happens to a decoded image: a callable on one float32 ``[C, H, W]`` tensor in [-1, 1].
         target_format: ``"soft"``, or ``"pair"`` for :func:`latent_mixup.mixup_criterion`.
         seed: Names all draws; None for ``torch.initial_seed()``, the number last given to
@@ -88,13 +90,15 @@ class Mixer:
         num_classes: Width of the targets.
 
     Raises:
-        ValueError: The bank is empty, is another generator's, or has a label outside ``num_classes``.
+        ValueError: The bank is empty, is another generator's, or has a row without a label, or one outside
+            ``num_classes``.
     """
 
     def __init__(self, generator: Generator, bank: LatentBank, settings: MixSettings) -> None:
         if not len(bank):
             raise ValueError("the bank is empty: a mix needs at least one row")
         bank.check(generator)
+        bank.check_labelled()
         self.generator, self.bank, self.settings = generator, bank, settings
         self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
         check_labels(bank.labels, self.num_classes)
@@ -144,7 +148,7 @@ class Mixer:
 
         Returns:
             Images after the transform, ``[k, C, H, W]`` on the generator's device; labels of ``rows`` and of
-            ``partners``, ``[k]`` int64.
+            ``partners``, ``[k]`` int64 or soft, ``[k, num_classes]``.
 
         Raises:
             RuntimeError: A worker process would have to decode on an accelerator.
@@ -166,7 +170,7 @@ class Mixer:
 
         Args:
             images: The data set's own, ``[B, C, H, W]``, float in any range, on any device; not modified.
-            labels: ``[B]`` integers; with soft targets also ``[B, num_classes]``, as from ``v2.MixUp``.
+            labels: ``[B]`` integers, or soft, ``[B, num_classes]``, as from ``v2.MixUp``.
             key: Names the draw.
 
         Returns:
@@ -189,24 +193,38 @@ class Mixer:
         return mixed, self._blend_targets(labels, draw, labels_a, labels_b)
 
     def unmixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Target]:
-        """The batch as it is, with (smoothed) one-hot targets or with ``(labels, labels, 1)``."""
-        return images, self.targets(labels, labels, torch.ones(len(labels), device=labels.device))
+        """The batch as it is, with its (smoothed) labels as soft targets, or with ``(labels, labels, 1)``."""
+        return images, self._real_targets(labels, soft=self._is_soft(labels))
 
-    def targets(self, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Target:
-        """Targets in the format asked for; ``lam`` ``[k]`` weighs ``labels_a``."""
+    def targets(self, labels_a: Tensor, labels_b: Tensor, lam: Tensor, *, soft: bool | None = None) -> Target:
+        """Targets in the format asked for.
+
+        Args:
+            labels_a: ``[k]`` integers or soft labels ``[k, num_classes]``.
+            labels_b: Those of the partners.
+            lam: ``[k]``, weight of ``labels_a``.
+            soft: Whether a pair has soft labels; None: where ``labels_a`` are soft.
+        """
         num_classes = self.num_classes
         if self.settings.target_format == "soft":
             return mix_targets(labels_a, labels_b, lam, num_classes, self.settings.label_smoothing)
-        if labels_a.is_floating_point():
-            raise ValueError('soft targets have no pair: use target_format="soft" after MixUp or CutMix')
+        if labels_a.is_floating_point() if soft is None else soft:
+            return soft_targets(labels_a, num_classes), soft_targets(labels_b, num_classes), lam
         for labels in (labels_a, labels_b):
             check_labels(labels, num_classes)
         return labels_a.long(), labels_b.long(), lam
 
+    def _is_soft(self, labels: Tensor) -> bool:
+        """Whether a pair has soft labels: where the bank or the batch has."""
+        return self.bank.labels.is_floating_point() or labels.is_floating_point()
+
+    def _real_targets(self, labels: Tensor, *, soft: bool) -> Target:
+        return self.targets(labels, labels, torch.ones(len(labels), device=labels.device), soft=soft)
+
     def _blend_targets(self, labels: Tensor, draw: sampling.Draw, labels_a: Tensor, labels_b: Tensor) -> Target:
-        slots = draw.slots.to(labels.device)
-        mixes = self.targets(labels_a, labels_b, draw.lam)
-        real = self.targets(labels, labels, torch.ones(len(labels), device=labels.device))
+        slots, soft = draw.slots.to(labels.device), self._is_soft(labels)
+        mixes = self.targets(labels_a, labels_b, draw.lam, soft=soft)
+        real = self._real_targets(labels, soft=soft)
         if isinstance(real, Tensor):
             assert isinstance(mixes, Tensor)
             return real.index_copy(0, slots, mixes.to(real.device))
@@ -262,7 +280,7 @@ def _check_batch(images: object, labels: object) -> None:
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         raise TypeError(
             f"a batch needs to be (images, labels), two tensors: got {type(images).__name__} "
-            f"and {type(labels).__name__}"
+            f"and {type(labels).__name__}; soft labels need to be tensors as well"
         )
     if not images.is_floating_point():
         raise TypeError(f"images need a float dtype: got {images.dtype}; add v2.ToDtype(torch.float32, scale=True)")

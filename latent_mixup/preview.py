@@ -8,6 +8,7 @@ import torch
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
+from latent_mixup.labels import MISSING
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
 
@@ -40,15 +41,17 @@ def preview_sheet(
 
     Args:
         generator: Decodes the bank's codes.
-        bank: Codes and labels; ``metadata["classes"]`` names the classes.
+        bank: Codes and labels, of soft ones the likeliest class; ``metadata["classes"]`` names the classes.
         pairs: Two classes each: names, beginnings of names, or numbers.
         rows: Random pairs of codes shown for each pair of classes.
         seed: Of the choice of codes.
 
     Raises:
-        ValueError: A class is not known, or the bank has no code of it.
+        ValueError: A class is not known, or the bank has no code of it, or no labels at all.
     """
     bank.check(generator)
+    if (bank.labels < 0).all():
+        bank.check_labelled()
     classes = bank.metadata.get("classes")
     strips, captions = [], []
     for number, pair in enumerate(pairs):
@@ -64,7 +67,8 @@ def preview_sheet(
 
 
 def _rows_of_class(bank: LatentBank, label: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    of_class = (bank.labels == label).nonzero()[:, 0]
+    of_class = (bank.hard_labels == label).nonzero()[:, 0]
     if not len(of_class):
-        raise ValueError(f"the bank has no code of class {label}: it has {sorted(set(bank.labels.tolist()))}")
+        known = sorted(set(bank.hard_labels.tolist()) - {MISSING})
+        raise ValueError(f"the bank has no code of class {label}: it has {known}")
     return of_class[torch.randint(len(of_class), (count,), generator=generator)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -68,6 +69,44 @@ class LabelledImages(torch.utils.data.Dataset):  # type: ignore[type-arg]
         if index >= len(self.images):
             raise IndexError(index)
         return self.images[index], int(self.labels[index])
+
+
+class SoftImages(LabelledImages):
+    """The same with soft labels, ``[N, num_classes]``."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if index >= len(self.images):
+            raise IndexError(index)
+        return self.images[index], self.labels[index]
+
+
+def with_labels(bank: LatentBank, labels: Tensor) -> LatentBank:
+    """The codes of a bank with other labels."""
+    return LatentBank(bank[:][0], labels, source_index=bank.source_index)
+
+
+def one_hot_bank(bank: LatentBank) -> LatentBank:
+    """The same classes, said by soft labels."""
+    return with_labels(bank, F.one_hot(bank.labels, bank.num_classes).float())
+
+
+@pytest.fixture
+def soft_dataset(toy_dataset: LabelledImages) -> SoftImages:
+    """The images of ``toy_dataset`` with soft labels of three classes."""
+    return SoftImages(toy_dataset.images, torch.randn(50, 3, generator=torch.Generator().manual_seed(2)).softmax(1))
+
+
+@pytest.fixture
+def soft_bank(toy_bank: LatentBank, soft_dataset: SoftImages) -> LatentBank:
+    """The exact codes of ``soft_dataset``."""
+    return with_labels(toy_bank, soft_dataset.labels)
+
+
+@pytest.fixture
+def unlabelled_bank(toy_bank: LatentBank) -> LatentBank:
+    """The codes of ``toy_dataset``, of which rows 7 and 9 have no label."""
+    missing = torch.tensor([7, 9])
+    return with_labels(toy_bank, toy_bank.labels.index_fill(0, missing, -1))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -21,16 +22,20 @@ from latent_mixup import hub
 from latent_mixup.bank import BankFormatError, LatentBank, fingerprint
 
 GOLDEN = Path(__file__).parent / "golden" / "bank-0.1.0"
+GOLDEN_SOFT = GOLDEN.with_name("bank-format-2-soft")
+GOLDEN_MISSING = GOLDEN.with_name("bank-format-2-missing")
 INDEX = "bank.index.json"
 COLUMNS = ("labels", "source_index", "mse", "lpips", "status")
 
 
-def make_bank(rows: int = 10, shape: tuple[int, ...] = (3, 4), seed: int = 0) -> LatentBank:
+def make_bank(
+    rows: int = 10, shape: tuple[int, ...] = (3, 4), seed: int = 0, labels: torch.Tensor | None = None
+) -> LatentBank:
     """A bank with every column; its codes fit in float16 exactly."""
     draw = torch.Generator().manual_seed(seed)
     return LatentBank(
         torch.randn(rows, *shape, generator=draw).half().float(),
-        torch.arange(rows) % 3,
+        torch.arange(rows) % 3 if labels is None else labels,
         source_index=torch.randperm(rows, generator=draw) + 5,
         mse=torch.rand(rows, generator=draw),
         lpips=torch.rand(rows, generator=draw),
@@ -54,6 +59,26 @@ def assert_same(one: LatentBank, two: LatentBank) -> None:
             assert column.dtype == getattr(two, name).dtype
     assert one.metadata == two.metadata
     assert (len(one), one.latent_shape, one.num_classes) == (len(two), two.latent_shape, two.num_classes)
+
+
+def soft_rows(rows: int = 10, num_classes: int = 4) -> torch.Tensor:
+    """Soft labels whose float32 values float16 cannot hold."""
+    return torch.randn(rows, num_classes, generator=torch.Generator().manual_seed(1)).softmax(1)
+
+
+def some_missing(rows: int = 10) -> torch.Tensor:
+    """The labels of ``make_bank``, every third of them missing."""
+    labels = torch.arange(rows) % 3
+    return labels.where(labels != 1, -1)
+
+
+KINDS = {"classes": None, "soft": soft_rows(), "some missing": some_missing(), "all missing": torch.full((10,), -1)}
+
+
+@pytest.fixture(params=KINDS)
+def any_bank(request):
+    """A bank of ten rows with each kind of labels."""
+    return make_bank(labels=KINDS[request.param])
 
 
 @pytest.fixture
@@ -140,17 +165,20 @@ def test_rows_of_is_the_inverse_of_source_index():
         ({"latents": torch.zeros(3, 2, dtype=torch.int64)}, "floating dtype: got torch.int64"),
         ({"latents": torch.tensor([[0.0], [1.0], [float("nan")]])}, "row 2 has NaN or infinity"),
         ({"latents": torch.tensor([[0.0], [float("inf")], [0.0]])}, "row 1 has NaN or infinity"),
-        ({"labels": [0, 1]}, r"labels needs one entry per row, \[3\]: got \[2\]"),
-        ({"labels": torch.eye(3).long()}, r"labels needs one entry per row, \[3\]: got \[3, 3\]"),
-        ({"labels": [0.0, 1.0, 2.0]}, "labels needs integers: got torch.float32"),
-        ({"labels": [0, -1, 2]}, "labels needs numbers from 0: row 1 has -1"),
+        ({"labels": [0, 1]}, r"labels needs one entry per row, \[3\], or soft ones, .*: got \[2\]"),
+        ({"labels": torch.eye(3).long()}, r"soft labels need a float dtype: got torch.int64 \[3, 3\]"),
+        ({"labels": torch.eye(4)}, r"labels needs one entry per row, \[3\], or soft ones, .*: got \[4, 4\]"),
+        ({"labels": [0.0, 1.0, 2.0]}, "labels needs integers, or soft ones, .*: got torch.float32"),
+        ({"labels": [0, -2, 2]}, "labels needs numbers from 0, or -1 for no label: row 1 has -2"),
+        ({"labels": [[0.5, 0.5], [1.0, 0.0], [0.5, 0.6]]}, "row 2 sums to 1.1"),
+        ({"labels": torch.eye(3), "metadata": {"num_classes": 4}}, r"shape \[N, 4\] for num_classes=4: got \[3, 3\]"),
         ({"source_index": [0, 1, 1]}, "source_index needs one row per sample: 1 is there twice"),
         ({"source_index": [0, 1, -2]}, "source_index needs numbers from 0: row 2 has -2"),
         ({"mse": [0.0, -1.0, 1.0]}, "mse needs numbers from 0: row 1 has -1"),
         ({"lpips": [0.0, float("nan"), 1.0]}, "lpips needs numbers from 0: row 1 has nan"),
         ({"status": [0, 300, 1]}, "status needs numbers from 0: row 1 has 300"),
         ({"metadata": {"num_classes": 2}}, "labels need to be below num_classes=2: got 2"),
-        ({"metadata": {"num_classes": "3"}}, "num_classes needs to be a positive integer: got '3'"),
+        ({"metadata": {"num_classes": "3"}}, "num_classes needs to be an integer from 0: got '3'"),
         ({"metadata": {"x": float("nan")}}, "what JSON can say"),
         ({"metadata": {"x": torch.ones(1)}}, "what JSON can say"),
         ({"metadata": {"generator": "toy"}}, r"metadata\['generator'\] needs to be a dict"),
@@ -164,11 +192,88 @@ def test_what_does_not_fit_is_refused_in_one_sentence(change, message):
     assert "\n" not in str(caught.value)
 
 
+# --- labels of each kind
+
+
+def test_soft_labels_are_kept_in_float32():
+    given = soft_rows(3, 4).double()
+    bank = LatentBank(torch.zeros(3, 2), given)
+    assert (bank.labels.dtype, bank.num_classes, len(bank)) == (torch.float32, 4, 3)
+    assert torch.equal(bank.labels, given.float())
+    assert torch.equal(bank[[2, 0]][1], given[[2, 0]].float())
+    assert bank[-1][1].shape == (4,)
+    assert repr(bank) == "LatentBank(3 rows of (2,), 4 classes, soft labels)"
+
+
+def test_one_hot_rows_are_the_same_classes():
+    hard = LatentBank(torch.zeros(4, 2), [0, 2, 1, 2])
+    soft = LatentBank(torch.zeros(4, 2), F.one_hot(hard.labels).float())
+    assert torch.equal(soft.hard_labels, hard.hard_labels)
+    assert (soft.num_classes, soft.hard_labels.dtype) == (hard.num_classes, torch.int64)
+    assert soft.digest() != hard.digest()
+
+
+def test_missing_labels_are_no_class():
+    some, none = LatentBank(torch.zeros(3, 2), [4, -1, 0]), LatentBank(torch.zeros(2, 2), [-1, -1])
+    assert (some.num_classes, none.num_classes) == (5, 0)
+    assert some.hard_labels.tolist() == some.labels.tolist() == [4, -1, 0]
+    assert int(some[1][1]) == -1
+    assert repr(some) == "LatentBank(3 rows of (2,), 5 classes, 1 without a label)"
+    assert repr(none) == "LatentBank(2 rows of (2,), 0 classes, 2 without a label)"
+    labelled = some.subset(some.labels >= 0)
+    assert labelled.labels.tolist() == [4, 0]
+    labelled.check_labelled()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1, 2, -1], r"2 of the bank's 4 rows have no label \(-1\), the first is row 1: .*bank.labels >= 0\)"),
+        ([-1] * 4, r"none of the bank's 4 rows has a label .* LatentBank\(bank\[:\]\[0\], labels, source_index="),
+    ],
+)
+def test_a_bank_that_needs_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
+        LatentBank(torch.zeros(4, 2), labels).check_labelled()
+    make_bank().check_labelled()
+    make_bank(labels=soft_rows()).check_labelled()
+
+
+def test_the_digest_tells_labels_apart():
+    soft = soft_rows()
+    digests = [make_bank(labels=labels).digest() for labels in (*KINDS.values(), soft.flip(1))]
+    assert len(set(digests)) == 5
+    assert make_bank(labels=soft.double()).digest() == make_bank(labels=soft).digest()
+
+
+def test_the_digest_tells_soft_labels_from_class_indices_of_the_same_bytes():
+    soft = torch.tensor([[0.0, 1.0]])
+    hard = soft.view(torch.int64)[:, 0]
+    assert LatentBank(torch.zeros(1, 2), soft).digest() != LatentBank(torch.zeros(1, 2), hard).digest()
+
+
 # --- subset, filter, concat
 
 
-def test_subset_of_all_rows_is_the_bank():
-    assert_same(make_bank().subset(slice(None)), make_bank())
+def test_subset_of_all_rows_is_the_bank(any_bank):
+    assert_same(any_bank.subset(slice(None)), any_bank)
+
+
+def test_each_kind_of_labels_is_chosen_and_put_together_again(any_bank, tmp_path):
+    any_bank.save_pretrained(tmp_path, max_shard_bytes=4 * 24)
+    for bank in (any_bank, LatentBank.from_pretrained(tmp_path)):
+        assert torch.equal(bank.subset([7, 2]).labels, any_bank.labels[[7, 2]])
+        assert bank.subset([1]).num_classes == 4
+        kept = bank.filter(keep=0.5)
+        assert torch.equal(kept.labels, any_bank.labels[any_bank.mse <= kept.mse.max()])
+        assert_same(LatentBank.concat([bank.subset([0, 1, 2]), bank.subset(range(3, 10))]), any_bank)
+
+
+def test_banks_without_any_label_are_put_together():
+    halves = [LatentBank(torch.zeros(2, 3), [-1, -1], source_index=[start, start + 1]) for start in (0, 2)]
+    assert LatentBank.concat(halves).num_classes == 0
+    more = LatentBank(torch.zeros(1, 3), [5], source_index=[9])
+    assert LatentBank.concat([*halves, more]).num_classes == 6
 
 
 def test_concat_puts_the_parts_together_again(folder):
@@ -237,6 +342,14 @@ def test_concat_refuses_banks_that_do_not_belong_together():
             [one, LatentBank(torch.zeros(2, 3), [0, 1], mse=[0, 0], metadata=one.metadata)],
             "concat needs the same columns",
         ),
+        (
+            [make_bank(), make_bank(labels=soft_rows())],
+            "labels of one kind: bank 0 has class indices, bank 1 soft labels of 4 classes; .*one_hot",
+        ),
+        (
+            [LatentBank(torch.zeros(3, 2), torch.eye(3)), LatentBank(torch.zeros(4, 2), torch.eye(4))],
+            "labels of one kind: bank 0 has soft labels of 3 classes, bank 1 soft labels of 4 classes",
+        ),
     ]
     for banks, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -259,6 +372,45 @@ def test_a_round_trip_is_exact(tmp_path, dtype, max_shard_bytes):
     order = torch.tensor([6, 0, 3, 3, -1])
     assert torch.equal(loaded[order][0], bank[order][0])
     assert torch.equal(loaded[4][0], bank[4][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("max_shard_bytes", [1, 100, 2**31])
+def test_a_round_trip_of_each_kind_of_labels_is_exact(any_bank, tmp_path, dtype, max_shard_bytes):
+    for name in ("1", "2"):
+        any_bank.save_pretrained(tmp_path / name, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    loaded = LatentBank.from_pretrained(tmp_path / "1", verify=True)
+    assert_same(loaded, any_bank)
+    assert loaded.digest() == any_bank.digest() == loaded.subset(slice(None)).digest()
+    assert_same(pickle.loads(pickle.dumps(loaded)), any_bank)  # noqa: S301
+    for name in names(tmp_path / "1"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    small = loaded.subset([8, 1])
+    small.save_pretrained(tmp_path / "1", dtype=dtype)  # over the folder it is read from
+    assert_same(LatentBank.from_pretrained(tmp_path / "1", verify=True), any_bank.subset([8, 1]))
+
+
+def test_only_new_kinds_of_labels_get_the_new_format(tmp_path):
+    expected = {
+        "classes": (1, None, None),
+        "soft": (2, "float32", [4]),
+        "some missing": (2, "int64", []),
+        "all missing": (2, "int64", []),
+    }
+    for kind, labels in KINDS.items():
+        make_bank(labels=labels).save_pretrained(tmp_path / kind)
+        index = json.loads((tmp_path / kind / INDEX).read_text())
+        assert (index["format_version"], index.get("label_dtype"), index.get("label_shape")) == expected[kind]
+    labelled = LatentBank.from_pretrained(tmp_path / "some missing")
+    labelled.subset(labelled.labels >= 0).save_pretrained(tmp_path / "labelled")
+    assert json.loads((tmp_path / "labelled" / INDEX).read_text())["format_version"] == 1
+
+
+def test_soft_labels_count_in_the_size_of_a_shard(tmp_path):
+    bank = LatentBank(torch.zeros(6, 4), soft_rows(6, 100))
+    bank.save_pretrained(tmp_path, max_shard_bytes=2 * (4 * 2 + 100 * 4))
+    rows = [len(load_file(path)["labels"]) for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert rows == [2, 2, 2]
 
 
 def test_shards_have_equal_rows_and_usual_names(folder):
@@ -433,14 +585,57 @@ def test_a_dataset_that_changes_its_targets_is_asked_for_items():
     [
         (Plain([0, 1]), r"codes of 3 samples \(its largest source_index is 2\), the data set has 2"),
         (Plain([2, 1, 0]), "sample 0 has label 2 in the data set and 0 in the bank"),
-        (Plain([0.0, 1.0, 2.0]), r"needs to give \(image, int label\): item 0 is a tuple of Tensor, float"),
-        (Plain(["a", "b", "c"]), r"\(image, int label\)"),
-        ([{"image": 0}] * 3, r"\(image, int label\): item 0 is a dict"),
+        (Plain([0.0, 1.0, 2.0]), r"needs to give \(image, label\): item 0 is a tuple of Tensor, float"),
+        (Plain(["a", "b", "c"]), r"\(image, label\)"),
+        ([{"image": 0, "kind": 1}] * 3, r"\(image, label\): item 0 is a dict"),
+        (Plain([0, None, 2]), "sample 1 has label none in the data set and 1 in the bank"),
+        (Plain(torch.eye(3)), "data set has soft labels of 3 classes, the bank class indices: .*soft|codes"),
+        (WithTargets(torch.eye(3)), "data set has soft labels of 3 classes, the bank class indices"),
     ],
 )
 def test_another_dataset_is_refused(dataset, message):
     with pytest.raises(ValueError, match=message):
         LatentBank(torch.zeros(3, 2), [0, 1, 2]).check(dataset)
+
+
+@pytest.mark.parametrize("form", [Plain, WithTargets])
+def test_soft_labels_are_compared(form):
+    labels = soft_rows(5, 3)
+    bank = LatentBank(torch.zeros(4, 2), labels[[4, 0, 2, 3]], source_index=[4, 0, 2, 3])
+    for same in (labels, labels.double() + 1e-8, labels.tolist(), list(labels.numpy())):
+        bank.check(form(same))
+    changed = labels.clone()
+    changed[2] = torch.tensor([0.125, 0.25, 0.625])
+    with pytest.raises(ValueError, match=r"sample 2 has label \[0.125, 0.25, 0.625\] in the data set and \[0\."):
+        bank.check(form(changed))
+    with pytest.raises(ValueError, match=r"soft labels of 2 classes, the bank soft labels of 3 classes"):
+        bank.check(form(torch.eye(2)[[0] * 5]))
+    with pytest.raises(ValueError, match=r"has label 0 in the data set and \["):
+        bank.check(form([0] * 5))
+
+
+@pytest.mark.parametrize("form", [Plain, WithTargets])
+def test_class_indices_belong_to_their_one_hot_rows(form):
+    bank = LatentBank(torch.zeros(3, 2), torch.eye(3))
+    bank.check(form([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"sample 1 has label 0 in the data set and \[0, 1, 0\] in the bank"):
+        bank.check(form([0, 0, 2]))
+
+
+@pytest.mark.parametrize("form", [Plain, WithTargets])
+def test_missing_labels_are_compared(form):
+    bank = LatentBank(torch.zeros(3, 2), [0, -1, 2])
+    bank.check(form([0, -1, 2]))
+    bank.check(form([0, None, 2]))
+    with pytest.raises(ValueError, match="sample 1 has label 1 in the data set and none in the bank"):
+        bank.check(form([0, 1, 2]))
+
+
+def test_a_data_set_of_images_alone_belongs_to_a_bank_without_labels():
+    images = list(torch.rand(3, 1, 4, 4))
+    LatentBank(torch.zeros(3, 2), [-1] * 3).check(images)
+    with pytest.raises(ValueError, match="sample 0 has label none in the data set and 0 in the bank"):
+        LatentBank(torch.zeros(3, 2), [0, 1, 2]).check(images)
 
 
 def test_check_needs_a_generator_or_a_dataset():
@@ -453,6 +648,24 @@ def test_fingerprint():
     one, two = fingerprint(WithTargets([0, 1])), fingerprint(WithTargets(torch.tensor([0, 1])))
     assert one == two
     assert one != fingerprint(WithTargets([1, 0]))
+
+
+def test_the_fingerprint_of_class_indices_is_for_ever():
+    told = "c9b777acc7303d4510d59316781e5f5a50cdb809848ad7b544674b1a61f986d3"
+    assert fingerprint(WithTargets([3, 0, 2]))["labels"] == told
+
+
+def test_the_fingerprint_of_soft_and_missing_labels():
+    soft = soft_rows(6, 4)
+    one = fingerprint(WithTargets(soft))
+    assert one == fingerprint(WithTargets(soft.double().tolist()))
+    others = [soft.flip(1), soft.flip(0), soft.argmax(1), -torch.ones(6).long(), torch.eye(4)[[0, 1, 2, 3, 0, 1]]]
+    hashes = {fingerprint(WithTargets(targets))["labels"] for targets in (soft, *others)}
+    assert len(hashes) == 6
+    assert None not in hashes
+    row = torch.tensor([[0.0, 1.0]])
+    assert fingerprint(WithTargets(row)) != fingerprint(WithTargets(row.view(torch.int64)[:, 0]))  # the same bytes
+    assert fingerprint(WithTargets(torch.rand(6, 4)))["labels"] is None  # no labels that a bank can hold
 
 
 # --- files: faults
@@ -538,7 +751,11 @@ def test_a_leftover_of_an_older_bank_is_harmless(folder, tmp_path):
             lambda t: t.update(labels=t["labels"].int()),
             r"field 'labels' needs I64 \[10\], found 'I32 \[10\]'",
         ),
-        (lambda t: t.update(labels=t["labels"] - 1), "labels needs numbers from 0: row 0 has -1"),
+        (lambda t: t.update(labels=t["labels"] - 1), "numbers from 0 before format_version 2: row 0 has -1"),
+        (
+            lambda t: t.update(labels=F.one_hot(t["labels"]).float()),
+            r"'labels' needs I64 \[10\], found 'F32 \[10, 3\]'",
+        ),
         (lambda t: t.update(labels=t["labels"] + 5), "below num_classes=4"),
         (lambda t: t.update(source_index=t["source_index"] * 0), "source_index needs one row per sample"),
         (lambda t: t.update(mse=t["mse"] - 2), "mse needs numbers from 0"),
@@ -547,15 +764,36 @@ def test_a_leftover_of_an_older_bank_is_harmless(folder, tmp_path):
 )
 def test_a_shard_with_other_content_than_the_index_says(tmp_path, change, message):
     make_bank().save_pretrained(tmp_path)
-    path = tmp_path / "bank-00000-of-00001.safetensors"
+    edit_shard(tmp_path, change)
+    with pytest.raises(BankFormatError, match=message):
+        LatentBank.from_pretrained(tmp_path, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(labels=t["labels"].argmax(1)), r"'labels' needs F32 \[10, 4\], found 'I64 \[10\]'"),
+        (lambda t: t.update(labels=t["labels"][:, :3].contiguous()), r"needs F32 \[10, 4\], found 'F32 \[10, 3\]'"),
+        (lambda t: t.update(labels=t["labels"].half()), r"needs F32 \[10, 4\], found 'F16 \[10, 4\]'"),
+        (lambda t: t["labels"][3].fill_(0.5), "soft labels need numbers from 0 .*: row 3 sums to 2"),
+        (lambda t: t["labels"][3].fill_(float("nan")), "soft labels need numbers from 0 .*: row 3 has nan"),
+    ],
+)
+def test_a_shard_with_other_soft_labels_than_the_index_says(tmp_path, change, message):
+    make_bank(labels=soft_rows()).save_pretrained(tmp_path)
+    edit_shard(tmp_path, change)
+    with pytest.raises(BankFormatError, match=message):
+        LatentBank.from_pretrained(tmp_path, verify=True)
+
+
+def edit_shard(folder: Path, change) -> None:
+    """Change the tensors of a bank's only shard, and let the index describe the new file."""
+    path = folder / "bank-00000-of-00001.safetensors"
     label = json.dumps(header(path))
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors)
     save_file(tensors, path, {"latent_mixup": label})
-    entry = {"name": path.name, "size": path.stat().st_size, "sha256": hub.sha256(path)}
-    edit_index(tmp_path, files=[entry])
-    with pytest.raises(BankFormatError, match=message):
-        LatentBank.from_pretrained(tmp_path, verify=True)
+    edit_index(folder, files=[{"name": path.name, "size": path.stat().st_size, "sha256": hub.sha256(path)}])
 
 
 def header(path: Path) -> object:
@@ -570,18 +808,48 @@ def test_a_folder_without_a_bank(tmp_path):
 
 
 def test_a_bank_of_a_later_version(folder):
-    edit_index(folder, format_version=2, something_new=True)
-    with pytest.raises(BankFormatError, match=r"bank.index.json has format_version 2.* up to 1: upgrade latent-mixup"):
+    edit_index(folder, format_version=3, something_new=True)
+    with pytest.raises(BankFormatError, match=r"bank.index.json has format_version 3.* up to 2: upgrade latent-mixup"):
         LatentBank.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("field", json.loads((GOLDEN / INDEX).read_text()))
-def test_a_missing_field(folder, field):
-    index = json.loads((folder / INDEX).read_text())
+@pytest.mark.parametrize(
+    ("labels", "field"),
+    [
+        *((None, field) for field in json.loads((GOLDEN / INDEX).read_text())),
+        (soft_rows(), "label_dtype"),
+        (some_missing(), "label_shape"),
+    ],
+)
+def test_a_missing_field(tmp_path, labels, field):
+    make_bank(labels=labels).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text())
     del index[field]
-    (folder / INDEX).write_text(json.dumps(index))
+    (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(BankFormatError, match=f"field '{field}'"):
-        LatentBank.from_pretrained(folder)
+        LatentBank.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("label_dtype", "float16", "'label_dtype' needs int64 or float32, found 'float16'"),
+        ("label_dtype", 3, "'label_dtype'"),
+        ("label_dtype", "int64", r"'label_shape' needs \[\] for int64 and 4 classes, found \[4\]"),
+        ("label_shape", [], r"'label_shape' needs \[4\] for float32 and 4 classes, found \[\]"),
+        ("label_shape", [4, 1], "'label_shape'"),
+        ("label_shape", [True], "'label_shape'"),
+        ("label_shape", 4, "'label_shape'"),
+        ("num_classes", 3, r"'label_shape' needs \[3\]"),
+        ("num_classes", 0, r"'label_shape' needs \[0\]"),
+        ("format_version", 1, "'label_dtype' is unknown"),
+    ],
+)
+def test_a_wrong_field_of_soft_labels(tmp_path, field, value, message):
+    make_bank(labels=soft_rows()).save_pretrained(tmp_path)
+    edit_index(tmp_path, **{field: value})
+    with pytest.raises(BankFormatError, match=message):
+        LatentBank.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -614,6 +882,7 @@ def test_a_missing_field(folder, field):
         ("metadata", []),
         ("metadata", {"generator": 3}),
         ("unheard_of", 1),
+        ("label_dtype", "int64"),
     ],
 )
 def test_a_wrong_field_is_named(folder, field, value):
@@ -730,11 +999,11 @@ JSON = st.recursive(
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-def open_with(index: bytes) -> None:
-    """Open the golden bank with another index; only our exception may escape."""
+def open_with(index: bytes, golden: Path = GOLDEN) -> None:
+    """Open a golden bank with another index; only our exception may escape."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "bank"
-        shutil.copytree(GOLDEN, folder)
+        shutil.copytree(golden, folder)
         (folder / INDEX).write_bytes(index)
         try:
             bank = LatentBank.from_pretrained(folder, verify=True)
@@ -751,6 +1020,14 @@ def test_fuzz_fields_of_the_index(data):
     key = data.draw(st.sampled_from(sorted(target)) | st.text(max_size=8))
     target[key] = data.draw(JSON)
     open_with(json.dumps(index).encode())
+
+
+@pytest.mark.parametrize("golden", [GOLDEN_SOFT, GOLDEN_MISSING], ids=["soft", "missing"])
+@settings(FUZZ, max_examples=30)
+@given(field=st.sampled_from(["format_version", "label_dtype", "label_shape", "num_classes"]), value=JSON)
+def test_fuzz_what_the_index_says_of_labels(golden, field, value):
+    index = json.loads((golden / INDEX).read_text())
+    open_with(json.dumps({**index, field: value}).encode(), golden)
 
 
 @FUZZ
@@ -809,5 +1086,36 @@ def test_the_golden_bank_is_readable_for_ever():
     assert names(GOLDEN) == [*(f"bank-0000{i}-of-00003.safetensors" for i in range(3)), INDEX]
 
 
+def golden_bank_with(labels: torch.Tensor) -> LatentBank:
+    """The golden bank with labels of another kind."""
+    bank = golden_bank()
+    columns = {name: getattr(bank, name) for name in COLUMNS if name != "labels"}
+    return LatentBank(bank[:][0], labels, **columns, metadata=bank.metadata)
+
+
+GOLDEN_BANKS = {
+    GOLDEN: golden_bank,
+    GOLDEN_SOFT: lambda: golden_bank_with(torch.arange(1.0, 36).view(7, 5) / torch.arange(15.0, 166, 25)[:, None]),
+    GOLDEN_MISSING: lambda: golden_bank_with(torch.tensor([0, -1, 2, 0, 1, -1, 3])),
+}
+MAX_SHARD_BYTES = {GOLDEN: 3 * 12, GOLDEN_SOFT: 3 * (12 + 20), GOLDEN_MISSING: 3 * 12}
+
+
+@pytest.mark.parametrize("golden", [GOLDEN_SOFT, GOLDEN_MISSING], ids=["soft", "missing"])
+def test_golden_banks_of_format_2_are_readable_for_ever(golden):
+    bank, expected = LatentBank.from_pretrained(golden, verify=True), GOLDEN_BANKS[golden]()
+    assert_same(bank, expected)
+    assert bank.digest() == expected.digest()
+    assert names(golden) == names(GOLDEN)
+
+
+@pytest.mark.parametrize("golden", GOLDEN_BANKS, ids=["classes", "soft", "missing"])
+def test_golden_banks_are_written_the_same_for_ever(golden, tmp_path):
+    GOLDEN_BANKS[golden]().save_pretrained(tmp_path / "bank", max_shard_bytes=MAX_SHARD_BYTES[golden])
+    for name in names(golden):
+        assert (tmp_path / "bank" / name).read_bytes() == (golden / name).read_bytes()
+
+
 if __name__ == "__main__":
-    golden_bank().save_pretrained(GOLDEN, max_shard_bytes=3 * 12)
+    for golden, make in GOLDEN_BANKS.items():
+        make().save_pretrained(golden, max_shard_bytes=MAX_SHARD_BYTES[golden])

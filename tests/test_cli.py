@@ -153,6 +153,78 @@ def test_train_generator_runs_and_says_what_it_made(tmp_path, data_root, monkeyp
     assert (out / "sheet-000002.png").is_file()
 
 
+STYLEGAN2 = ("train-generator", "--arch", "stylegan2", "--dataset", "fashion-mnist")
+TINY = ("--steps", 2, "--z-dim", 4, "--channel-base", 64, "--channel-max", 2, "--batch-size", 4, "--seed", 3)
+
+
+@pytest.fixture
+def short_recipe(monkeypatch):
+    """The classifier that measures progress is trained for one step."""
+    from latent_mixup import training
+    from latent_mixup.training.stylegan2 import StyleGAN2Recipe
+
+    monkeypatch.setattr(training, "StyleGAN2Recipe", lambda **given: StyleGAN2Recipe(feature_steps=1, **given))
+
+
+def test_train_generator_trains_a_stylegan2_with_classes_and_augmentation(tmp_path, data_root, short_recipe):
+    out = tmp_path / "generator"
+    flags = ("--conditional", "--ada", "--device", "cpu")
+    code, output = call(*STYLEGAN2, "--data-root", data_root, "--out", out, *TINY, *flags)
+    assert code == 0, output
+    assert "images get a black border of 2 px: 28 px become 32" in output
+    generator = load_generator(out)
+    assert generator.digest()[:12] in output
+    assert (generator.img_resolution, generator.img_channels, generator.c_dim) == (32, 1, 10)
+    assert (generator.z_dim, generator.w_dim, generator.channel_base, generator.channel_max) == (4, 4, 64, 2)
+    recipe = generator.metadata["recipe"]
+    assert [recipe[name] for name in ("steps", "batch_size", "seed", "ada_target")] == [2, 4, 3, 0.6]
+    assert (generator.metadata["name"], generator.metadata["border"]) == ("fashion-mnist", 2)
+    assert (out / "sheet-000002.png").is_file()
+    (row,) = json.loads((out / "log.json").read_text())
+    assert row["step"] == 2
+    assert row["feature_distance"] > 0
+
+
+def test_train_generator_goes_on_with_the_same_settings_only(tmp_path, data_root, short_recipe, monkeypatch):
+    from latent_mixup.training.stylegan2 import StyleGAN2Training
+
+    out = tmp_path / "generator"
+    arguments = (*STYLEGAN2, "--data-root", data_root, "--out", out, *TINY)
+    assert call(*arguments)[0] == 0
+    generator = load_generator(out)
+    assert (generator.c_dim, generator.metadata["recipe"]["ada_target"]) == (0, None)
+    monkeypatch.setattr(StyleGAN2Training, "advance", None)  # what is done is not done again
+    code, output = call(*arguments)
+    assert code == 0, output
+    assert generator.digest()[:12] in output
+    for flags, wrong in ((("--ada",), "recipe"), (("--conditional",), "network"), (("--steps", 3), "recipe")):
+        code, output = call(*arguments, *flags)
+        assert code == 1
+        assert f"the checkpoint in {out} was made with another {wrong}: expected" in output
+    assert load_generator(out).digest() == generator.digest()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--ada",), "compact has no --ada: leave out, or pass --arch stylegan2"),
+        (("--conditional",), "compact has no --conditional: leave out, or pass --arch stylegan2"),
+        (("--arch", "compact", "--device", "cpu"), "compact has no --device: leave out"),
+        (
+            ("--channel-max", 64, "--channel-base", 512),
+            "compact has no --channel-base and no --channel-max: leave out, or pass --arch stylegan2",
+        ),
+    ],
+)
+def test_options_of_another_architecture_are_refused(tmp_path, data_root, flags, message):
+    code, output = call(
+        "train-generator", "--dataset", "fashion-mnist", "--data-root", data_root, "--out", tmp_path / "out", *flags
+    )
+    assert code == 1
+    assert message in output
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_reads_a_network_and_refuses_what_it_is_not(tmp_path):
     network = tmp_path / "network.pkl"
     network.write_bytes(foreign.release_pickle(foreign.tiny()))

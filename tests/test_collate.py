@@ -3,7 +3,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import LabelledImages, LinearGenerator
+import torch.nn.functional as F
+from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
@@ -43,6 +44,37 @@ def test_half_of_each_batch_is_real(collate, toy_dataset):
 def test_pair(collate, toy_dataset):
     _, (y_a, y_b, lam) = next(iter(DataLoader(toy_dataset, 8, collate_fn=collate(target_format="pair"))))
     assert y_a.shape == y_b.shape == lam.shape == (8,)
+
+
+@pytest.mark.parametrize("soft_samples", [False, True])
+@pytest.mark.parametrize("soft_rows", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"prob": 0.5}, {"prob": 0.5, "label_smoothing": 0.1}], ids=str)
+def test_one_hot_rows_do_what_class_indices_do(
+    collate, linear_generator, toy_dataset, toy_bank, soft_samples, soft_rows, settings
+):
+    rows = SoftImages(toy_dataset.images, F.one_hot(toy_dataset.labels, 3).float())
+    bank = one_hot_bank(toy_bank) if soft_rows else toy_bank
+    mixup = LatentMixupCollate(linear_generator, bank, seed=0, **settings)
+    found, expected = pull(rows if soft_samples else toy_dataset, mixup), pull(toy_dataset, collate(**settings))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_soft_labels(linear_generator, soft_dataset, soft_bank):
+    samples = [soft_dataset[i] for i in range(8)]
+    images, targets = LatentMixupCollate(linear_generator, soft_bank, prob=0.5, seed=0)(samples)
+    real = (images == soft_dataset.images[:8]).flatten(1).all(1)
+    assert real.sum() == 4
+    assert torch.equal(targets[real], soft_dataset.labels[:8][real])
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+    pairs = LatentMixupCollate(linear_generator, soft_bank, prob=0.5, seed=0, target_format="pair")
+    _, (y_a, y_b, lam) = pairs(samples)
+    torch.testing.assert_close(lam[:, None] * y_a + (1 - lam[:, None]) * y_b, targets)
+
+
+def test_rows_without_a_label_are_refused(linear_generator, unlabelled_bank):
+    with pytest.raises(ValueError, match=r"rows have no label.*bank.subset\(bank.labels >= 0\)"):
+        LatentMixupCollate(linear_generator, unlabelled_bank)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -106,6 +138,8 @@ def test_bad_batches(collate, toy_dataset):
         collate()([{"image": torch.zeros(1, 4, 4), "label": 0}])
     with pytest.raises(TypeError, match="two tensors: got Tensor and tuple"):
         collate()([(torch.zeros(1, 4, 4), "shirt")])
+    with pytest.raises(TypeError, match="two tensors: got Tensor and list; soft labels need to be tensors as well"):
+        collate()([(torch.zeros(1, 4, 4), [0.5, 0.5, 0.0])])
     with pytest.raises(ValueError, match="label 3 is outside num_classes=3"):
         collate()([(torch.zeros(1, 4, 4), 3)])
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from latent_mixup import LatentBank
 from latent_mixup.classifiers import PaperCNN
@@ -98,6 +99,20 @@ def test_a_method_that_decodes_needs_codes(data, method):
 
 def test_a_method_that_does_not_decode_needs_none(data, results):
     assert train_and_score("standard", data, None, BUDGET, seed=3) == results["standard"][0]
+
+
+def test_codes_need_a_label_each(codes):
+    labels = codes.bank.labels.index_fill(0, torch.tensor([5]), -1)
+    with pytest.raises(ValueError, match=r"1 of the bank's 200 rows have no label .*the first is row 5"):
+        Codes(codes.generator, LatentBank(codes.bank[:][0], labels))
+
+
+@pytest.mark.parametrize("method", CODE_METHODS)
+def test_one_hot_rows_train_as_class_indices_do(data, codes, method):
+    soft = Codes(codes.generator, LatentBank(codes.bank[:][0], F.one_hot(codes.bank.labels).float()))
+    one, two = (train_and_score(method, data, used, BUDGET, seed=3) for used in (soft, codes))
+    assert one["accuracy"] == two["accuracy"]
+    assert one["deepfool_score"] == pytest.approx(two["deepfool_score"], rel=1e-3)
 
 
 def test_decoded_images_come_with_their_own_labels(data, codes):

@@ -3,7 +3,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import LabelledImages, LinearGenerator
+import torch.nn.functional as F
+from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank, with_labels
 from reference import mix_one_by_one
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -114,6 +115,79 @@ def test_the_bank_alone(linear_generator, part):
     assert not torch.allclose(mixed, images)
 
 
+# ---- soft and missing labels -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("soft_samples", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"prob": 0.5}, {"prob": 0.0}, {"label_smoothing": 0.1}], ids=str)
+def test_one_hot_rows_do_what_class_indices_do(toy_dataset, linear_generator, toy_bank, soft_samples, settings):
+    rows = SoftImages(toy_dataset.images, F.one_hot(toy_dataset.labels, 3).float())
+    bank = one_hot_bank(toy_bank)
+    expected = pull(LatentMixupDataset(toy_dataset, linear_generator, toy_bank, seed=0, **settings))
+    found = pull(LatentMixupDataset(rows if soft_samples else toy_dataset, linear_generator, bank, seed=0, **settings))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("soft_samples", [False, True])
+def test_one_hot_rows_in_pairs(toy_dataset, linear_generator, toy_bank, soft_samples):
+    settings = {"prob": 0.5, "target_format": "pair", "seed": 0}
+    rows = SoftImages(toy_dataset.images, F.one_hot(toy_dataset.labels, 3).float())
+    data = rows if soft_samples else toy_dataset
+    soft = LatentMixupDataset(data, linear_generator, one_hot_bank(toy_bank), **settings)
+    hard = LatentMixupDataset(toy_dataset, linear_generator, toy_bank, **settings)
+    for (_, found), (_, expected) in zip(DataLoader(soft, 8), DataLoader(hard, 8), strict=True):
+        assert torch.equal(found[0], F.one_hot(expected[0], 3).float())
+        assert torch.equal(found[1], F.one_hot(expected[1], 3).float())
+        assert torch.equal(found[2], expected[2])
+
+
+def test_soft_samples_are_mixed_or_come_through_as_they_are(soft_dataset, linear_generator, soft_bank):
+    dataset = LatentMixupDataset(soft_dataset, linear_generator, soft_bank, prob=0.5, seed=0)
+    for i in range(50):
+        image, target = dataset[i]
+        plan = dataset._plan(i)
+        if plan is None:
+            assert torch.equal(image, soft_dataset.images[i])
+            assert torch.equal(target, soft_dataset.labels[i])
+        else:
+            assert plan[0] == i
+            mixed = plan[2] * soft_bank.labels[i] + (1 - plan[2]) * soft_bank.labels[plan[1]]
+            torch.testing.assert_close(target, mixed)
+
+
+def test_a_soft_bank_alone(linear_generator, soft_bank):
+    targets = pull(LatentMixupDataset(None, linear_generator, soft_bank, prob=0.0, seed=0))[1]
+    assert torch.equal(targets, soft_bank.labels)
+
+
+def test_soft_samples_need_a_soft_bank(soft_dataset, linear_generator, toy_bank):
+    with pytest.raises(ValueError, match="data set has soft labels of 3 classes, the bank class indices"):
+        LatentMixupDataset(soft_dataset, linear_generator, toy_bank)
+
+
+def test_rows_without_a_label_are_refused(toy_dataset, linear_generator, unlabelled_bank):
+    same = LabelledImages(toy_dataset.images, unlabelled_bank.labels)
+    for dataset in (same, None):
+        with pytest.raises(ValueError, match=r"rows have no label.*bank.subset\(bank.labels >= 0\)"):
+            LatentMixupDataset(dataset, linear_generator, unlabelled_bank)
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+def test_a_sample_without_a_label_is_named(toy_dataset, linear_generator, unlabelled_bank, missing):
+    samples = [
+        (image, missing if label < 0 else int(label))
+        for image, label in zip(toy_dataset.images, unlabelled_bank.labels, strict=True)
+    ]
+    bank = unlabelled_bank.subset(unlabelled_bank.labels >= 0)
+    dataset = LatentMixupDataset(samples, linear_generator, bank, seed=0)
+    labelled = bank.source_index.tolist()
+    _, targets = pull(dataset, sampler=labelled)
+    assert targets.shape == (48, 3)
+    with pytest.raises(ValueError, match=r"sample 7 has no label, and no code to mix: .*SubsetRandomSampler"):
+        dataset[7]
+
+
 # ---- what a draw depends on ------------------------------------------------------------------------
 
 
@@ -210,8 +284,8 @@ class Samples(list):
     [
         ((np.zeros((1, 4, 4)), 0), "image of sample 2 needs to be a float tensor.*got ndarray.*v2.ToImage"),
         ((torch.zeros(1, 4, 4, dtype=torch.uint8), 0), r"got torch.uint8 \[1, 4, 4\].*v2.ToDtype"),
-        ((torch.zeros(1, 4, 4), 0.5), "label of sample 2 needs to be an int: got float"),
-        ((torch.zeros(1, 4, 4), "shirt"), "label of sample 2 needs to be an int: got str"),
+        ((torch.zeros(1, 4, 4), 0.5), "sample 2: a label needs to be an int, or soft, .*: got float"),
+        ((torch.zeros(1, 4, 4), "shirt"), "sample 2: a label needs to be an int, or soft, .*: got str"),
         ((torch.zeros(1, 4, 4), 0, 0), r"sample 2 needs to be \(image, label\)"),
     ],
 )
@@ -220,6 +294,28 @@ def test_bad_samples(linear_generator, sample, message):
     samples = Samples([(torch.zeros(1, 4, 4), 0)] * 2 + [sample])
     with pytest.raises(TypeError, match=message):
         LatentMixupDataset(samples, linear_generator, bank)[2]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([0.5, 0.6, 0.0], "sample 2: a soft label needs numbers from 0 that sum to 1: it sums to 1.1"),
+        ([0.5, 0.5], r"soft labels need shape \[B, 3\]: got torch.float32 \[1, 2\]"),
+    ],
+)
+def test_bad_soft_samples(soft_dataset, linear_generator, soft_bank, label, message):
+    samples = Samples([soft_dataset[0], soft_dataset[1], (soft_dataset[2][0], label)])
+    with pytest.raises(ValueError, match=message):
+        LatentMixupDataset(samples, linear_generator, soft_bank.subset([0, 1]), seed=0)[2]
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.double, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.half])
+def test_soft_labels_may_have_any_form(soft_dataset, linear_generator, toy_bank, form):
+    labels = soft_dataset.labels.half().float()
+    samples = [(image, form(label)) for image, label in zip(soft_dataset.images, labels, strict=True)]
+    dataset = LatentMixupDataset(samples, linear_generator, with_labels(toy_bank, labels), prob=0.0)
+    assert torch.equal(dataset[4][1], labels[4])
+    assert dataset[4][1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("label", [1, np.int64(1), torch.tensor(1)])

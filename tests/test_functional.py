@@ -13,6 +13,7 @@ Y_A, Y_B = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([3, 1, 0, 2, 2, 0])
 LAM = torch.tensor([0.0, 0.2, 0.5, 0.7, 0.9, 1.0])
 LOGITS = torch.randn(B, C, generator=torch.Generator().manual_seed(0))
 WEIGHT = torch.tensor([1.0, 2.0, 0.5, 3.0])
+SOFT_A, SOFT_B = torch.randn(2, B, C, generator=torch.Generator().manual_seed(1)).softmax(2)
 
 
 def returns_per_sample(pred, y):
@@ -69,6 +70,29 @@ def test_soft_labels_are_mixed_as_well(dtype):
     torch.testing.assert_close(mix_targets(Y_B, soft, LAM, C, 0.1), mix_targets(Y_B, Y_A, LAM, C, 0.1))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_hot_rows_are_mixed_exactly_as_class_indices(smoothing):
+    a, b = F.one_hot(Y_A, C).float(), F.one_hot(Y_B, C).float()
+    expected = mix_targets(Y_A, Y_B, LAM, C, smoothing)
+    for one, two in ((a, b), (a, Y_B), (Y_A, b)):
+        assert torch.equal(mix_targets(one, two, LAM, C, smoothing), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_soft_rows_by_hand(smoothing):
+    mixed = mix_targets(SOFT_A, SOFT_B, LAM, C, smoothing)
+    for row, a, b, lam in zip(mixed, SOFT_A.tolist(), SOFT_B.tolist(), LAM.tolist(), strict=True):
+        by_hand = [lam * own + (1 - lam) * other for own, other in zip(a, b, strict=True)]
+        torch.testing.assert_close(row, torch.tensor([(1 - smoothing) * share + smoothing / C for share in by_hand]))
+    torch.testing.assert_close(mixed, mix_targets(SOFT_B, SOFT_A, 1 - LAM, C, smoothing))
+
+
+def test_soft_rows_alone_come_through_as_they_are():
+    assert torch.equal(soft_targets(SOFT_A, C), SOFT_A)
+    assert torch.equal(mix_targets(SOFT_A, SOFT_B, torch.ones(B), C), SOFT_A)
+    assert torch.equal(mix_targets(SOFT_A, SOFT_B, torch.zeros(B), C), SOFT_B)
+
+
 def test_smoothing_is_that_of_cross_entropy():
     targets = mix_targets(Y_A, Y_B, LAM, C, 0.2)
     expected = F.cross_entropy(LOGITS, mix_targets(Y_A, Y_B, LAM, C), label_smoothing=0.2)
@@ -85,11 +109,14 @@ def test_soft_targets_leave_the_input_alone():
     ("labels", "message"),
     [
         (torch.tensor([0, 4]), r"label 4 is outside num_classes=4"),
-        (torch.tensor([-1, 0]), r"label -1 is outside num_classes=4"),
-        (torch.tensor([[0, 1]]), r"integers \[B\] or soft targets \[B, 4\]: got torch.int64 \[1, 2\]"),
+        (torch.tensor([-1, 0]), r"label -1 is outside num_classes=4: it says that there is no label"),
+        (torch.tensor([-2, 0]), r"label -2 is outside num_classes=4: labels need to be in \[0, 4\)"),
+        (torch.tensor([[0, 1]]), r"integers \[B\] or soft labels \[B, 4\]: got torch.int64 \[1, 2\]"),
         (torch.rand(2, 5), r"shape \[B, 4\]: got torch.float32 \[2, 5\]"),
         (torch.rand(2), r"shape \[B, 4\]: got torch.float32 \[2\]"),
-        (torch.ones(2, 4), r"sum to 1: got sums from 4 to 4"),
+        (torch.ones(2, 4), r"numbers from 0 that sum to 1 in each row: row 0 sums to 4"),
+        (torch.tensor([[1.0, 0, 0, 0], [1.5, -0.5, 0, 0]]), r"row 1 has -0.5"),
+        (torch.tensor([[1.0, 0, 0, 0], [torch.nan, 0, 0, 1]]), r"row 1 has nan"),
     ],
 )
 def test_target_errors(labels, message):
@@ -136,6 +163,18 @@ def test_own_weights_equal_soft_targets(criterion):
     torch.testing.assert_close(pair, soft)
     of_pair, of_soft = (torch.autograd.grad(loss, logits)[0] for loss in (pair, soft))
     torch.testing.assert_close(of_pair, of_soft)
+
+
+@pytest.mark.parametrize("criterion", [F.cross_entropy, nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1)])
+def test_a_pair_of_soft_rows_is_the_loss_of_their_mix(criterion):
+    pair = mixup_criterion(criterion, LOGITS, SOFT_A, SOFT_B, LAM)
+    torch.testing.assert_close(pair, criterion(LOGITS, mix_targets(SOFT_A, SOFT_B, LAM, C)))
+
+
+@pytest.mark.parametrize("criterion", [F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)])
+def test_a_pair_of_one_hot_rows_is_a_pair_of_class_indices(criterion):
+    rows = mixup_criterion(criterion, LOGITS, F.one_hot(Y_A, C).float(), F.one_hot(Y_B, C).float(), LAM)
+    torch.testing.assert_close(rows, mixup_criterion(criterion, LOGITS, Y_A, Y_B, LAM))
 
 
 def test_gradient_is_numerically_right():

@@ -1,9 +1,29 @@
+import json
+import re
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from latent_mixup.images import check_size, from_uint8, range_mismatch, to_uint8, to_unit
+from latent_mixup.images import (
+    MIN_IMAGES,
+    SIGNED,
+    UNIT,
+    ImageFormat,
+    check_size,
+    detect_format,
+    from_uint8,
+    from_uint16,
+    pixel_values,
+    range_mismatch,
+    to_uint8,
+    to_unit,
+)
 
 
 def images(n: int, channels: int = 3, seed: int = 0) -> Tensor:
@@ -103,3 +123,352 @@ def test_sizes():
         range_mismatch(torch.rand(8, 3, 28, 28), torch.rand(8, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\[1, 28, 28\] for \[3, 28, 28\].*v2.Grayscale\(3\)"):
         check_size(torch.rand(8, 3, 28, 28), torch.rand(8, 1, 28, 28))
+
+
+# ---- any image: the same picture in every form -----------------------------------------------------
+
+SIZE = 6
+IMAGENET = ImageFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY_MOMENTS = ImageFormat((0.1307,), (0.3081,))
+
+
+def picture(channels: int, seed: int = 0) -> Tensor:
+    """A uint8 picture ``[C, 6, 6]`` with black and white in it."""
+    values = torch.randint(0, 256, (channels, SIZE, SIZE), generator=torch.Generator().manual_seed(seed))
+    values[:, 0, 0], values[:, 0, 1] = 0, 255
+    return values.to(torch.uint8)
+
+
+def pil(image_uint8: Tensor) -> Image.Image:
+    array = image_uint8.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if len(image_uint8) == 1 else array)
+
+
+def with_alpha(image_uint8: Tensor) -> Image.Image:
+    """Half of it is transparent."""
+    image = pil(image_uint8)
+    image.putalpha(Image.fromarray((np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 2 * 255).astype(np.uint8)))
+    return image
+
+
+def palette(image_uint8: Tensor) -> Image.Image:
+    """Mode P: each pixel has a colour of its own, and one of the colours is transparent."""
+    pixels = image_uint8.flatten(1).T
+    image = Image.fromarray(torch.arange(SIZE * SIZE).view(SIZE, SIZE).to(torch.uint8).numpy())
+    image = image.convert("P")
+    image.putpalette(pixels.expand(-1, 3).flatten().tolist())
+    image.info["transparency"] = bytes([0, 255, 100])
+    return image
+
+
+def floats(image_uint8: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """In [0, 1]."""
+    return (image_uint8.double() / 255).to(dtype)
+
+
+def normalise(image_uint8: Tensor, moments: ImageFormat) -> Tensor:
+    return v2.functional.normalize(floats(image_uint8), list(moments.mean), list(moments.std))
+
+
+EXACT = {
+    "PIL": pil,
+    "PIL with alpha": with_alpha,
+    "PIL palette": palette,
+    "array HWC": lambda x: x.permute(1, 2, 0).numpy(),
+    "array CHW": lambda x: x.numpy(),
+    "array, negative strides": lambda x: x.flip(1, 2).numpy()[:, ::-1, ::-1],
+    "tensor HWC": lambda x: x.permute(1, 2, 0),
+    "tensor CHW": lambda x: x,
+    "tv_tensor": tv_tensors.Image,
+    "16-bit array": lambda x: x.numpy().astype(np.uint16) * 257,
+    "16-bit array, big-endian": lambda x: (x.numpy().astype(np.uint16) * 257).astype(">u2"),
+    "16-bit tensor": lambda x: torch.from_numpy(x.numpy().astype(np.uint16) * 257),
+}
+EXACT_GREY = {
+    "PIL I;16": lambda x: Image.fromarray(x[0].numpy().astype(np.uint16) * 257),
+    "PIL I;16B": lambda x: Image.frombytes("I;16B", (SIZE, SIZE), (x[0].numpy().astype(">u2") * 257).tobytes()),
+    "PIL I": lambda x: Image.fromarray(x[0].numpy().astype(np.int32) * 257),
+    "array HW": lambda x: x[0].numpy(),
+    "tensor HW": lambda x: x[0],
+    "three channels": lambda x: x.expand(3, -1, -1),
+    "PIL RGB": lambda x: pil(x).convert("RGB"),
+}
+EXACT_RGB = {"PIL CMYK": lambda x: pil(x).convert("CMYK"), "PIL RGBX": lambda x: pil(x).convert("RGBX")}
+CLOSE = {
+    "[0, 1]": (UNIT, floats),
+    "[0, 1] HWC": (UNIT, lambda x: floats(x).permute(1, 2, 0)),
+    "[0, 1] double": (UNIT, lambda x: floats(x, torch.float64).numpy()),
+    "[-1, 1]": (SIGNED, from_uint8),
+    "[-1, 1] double": (SIGNED, lambda x: floats(x, torch.float64) * 2 - 1),
+}
+CLOSE_GREY = {
+    "PIL F": (UNIT, lambda x: Image.fromarray(floats(x)[0].numpy())),
+    "normalised": (GREY_MOMENTS, lambda x: normalise(x, GREY_MOMENTS)),
+    "normalised as RGB": (IMAGENET, lambda x: normalise(x.expand(3, -1, -1), IMAGENET)),
+}
+CLOSE_RGB = {"ImageNet": (IMAGENET, lambda x: normalise(x, IMAGENET))}
+
+
+def cases(grey, colour):
+    return [pytest.param(1, form, id=f"1-{name}") for name, form in grey.items()] + [
+        pytest.param(3, form, id=f"3-{name}") for name, form in colour.items()
+    ]
+
+
+@pytest.mark.parametrize(("channels", "form"), cases({**EXACT, **EXACT_GREY}, {**EXACT, **EXACT_RGB}))
+def test_the_same_integers_in_every_form_are_the_same_image(channels, form):
+    image = picture(channels)
+    format = detect_format([form(image)])
+    assert format == ImageFormat()
+    assert format.convert(form(image), (channels, SIZE, SIZE)).equal(from_uint8(image))
+
+
+@pytest.mark.parametrize(("channels", "case"), cases({**CLOSE, **CLOSE_GREY}, {**CLOSE, **CLOSE_RGB}))
+def test_the_same_floats_in_every_form_are_the_same_image(channels, case):
+    format, form = case
+    pictures = [picture(channels, seed) for seed in range(MIN_IMAGES)]
+    given = {} if format in (UNIT, SIGNED) else {"mean": format.mean, "std": format.std}
+    assert detect_format([form(image) for image in pictures], **given) == format
+    for image in pictures:
+        converted = format.convert(form(image), (channels, SIZE, SIZE))
+        assert converted.dtype == torch.float32
+        torch.testing.assert_close(converted, from_uint8(image), rtol=0, atol=1e-6)
+
+
+def test_images_in_the_generators_range_stay_as_they_are_to_the_bit():
+    image = from_uint8(picture(3))
+    assert SIGNED.convert(image, (3, SIZE, SIZE)).equal(image)
+
+
+def test_half_precision():
+    for dtype, close in ((torch.float16, 1e-3), (torch.bfloat16, 1e-2)):
+        converted = UNIT.convert(floats(picture(3), dtype), (3, SIZE, SIZE))
+        torch.testing.assert_close(converted, from_uint8(picture(3)), rtol=0, atol=close)
+
+
+def test_black_and_white():
+    bits = picture(1) > 127
+    for form in (bits, bits.numpy(), Image.fromarray(bits[0].numpy()), pil(bits.to(torch.uint8) * 255)):
+        assert ImageFormat().convert(form, (1, SIZE, SIZE)).equal(bits.float() * 2 - 1)
+    assert Image.fromarray(bits[0].numpy()).mode == "1"
+
+
+@pytest.mark.parametrize("form", [pil, with_alpha, palette, lambda x: x, lambda x: x[0].numpy()])
+def test_a_grey_image_is_repeated_for_an_rgb_generator(form):
+    converted = ImageFormat().convert(form(picture(1)), (3, SIZE, SIZE))
+    assert converted.equal(from_uint8(picture(1)).repeat(3, 1, 1))
+
+
+@pytest.mark.parametrize("form", [pil, with_alpha, palette, lambda x: x])
+def test_a_grey_generator_takes_no_colours(form):
+    with pytest.raises(ValueError, match=r"size \[1, 6, 6\]: got \[3, 6, 6\] with colours.* e.g. v2.Grayscale\(\)$"):
+        ImageFormat().convert(form(picture(3)), (1, SIZE, SIZE))
+    ImageFormat().convert(v2.Grayscale()(pil(picture(3))), (1, SIZE, SIZE))
+    nearly = picture(1).repeat(3, 1, 1)
+    nearly[1, 2, 3] ^= 1
+    with pytest.raises(ValueError, match="with colours"):
+        ImageFormat().convert(nearly, (1, SIZE, SIZE))
+
+
+def test_alpha_is_dropped_as_torchvisions_loader_drops_it(tmp_path):
+    for name, image in (("rgba.png", with_alpha(picture(3))), ("p.png", palette(picture(3)).convert("RGBA"))):
+        image.save(tmp_path / name)
+        assert pixel_values(Image.open(tmp_path / name)).equal(pixel_values(default_loader(tmp_path / name)))
+        assert pixel_values(image).equal(picture(3))
+
+
+def test_the_first_axis_is_the_channels_where_both_may_be():
+    image = torch.randint(0, 256, (3, SIZE, 3)).to(torch.uint8)
+    assert pixel_values(image).equal(image)
+    assert pixel_values(image[:1]).shape == (1, SIZE, 3)
+    assert pixel_values(image[:2]).equal(image[:2].permute(2, 0, 1))  # two rows are no channels
+    assert pixel_values(image[:2], img_channels=2).equal(image[:2])
+
+
+RESIZE = "; resize them in the data set, e.g. v2.Resize((32, 32))"
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "message"),
+    [
+        (torch.zeros(1, 28, 28), 32, f"size [1, 32, 32]: got [1, 28, 28]{RESIZE}, or v2.Pad(2)"),
+        (torch.zeros(28, 28, 1), 32, f"got [1, 28, 28]{RESIZE}, or v2.Pad(2)"),
+        (torch.zeros(1, 8, 8), 32, f"got [1, 8, 8]{RESIZE}"),
+        (torch.zeros(1, 27, 27), 32, f"got [1, 27, 27]{RESIZE}"),
+        (torch.zeros(1, 40, 40), 32, f"got [1, 40, 40]{RESIZE}"),
+        (torch.zeros(1, 32, 40), 32, "[1, 32, 40]; resize them in the data set, e.g. v2.Resize(32) and v2.CenterC"),
+    ],
+)
+def test_another_size_says_how_to_mend_it(image, size, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        SIGNED.convert(image, (1, size, size))
+    assert ("v2.Pad" in str(error.value)) == (28 in image.shape)
+    transform = v2.Compose(eval(f"[{str(error.value).split('e.g. ')[1].split(', or')[0].replace(' and ', ', ')}]"))
+    assert SIGNED.convert(transform(pixel_values(image)), (1, size, size)).shape == (1, size, size)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(4, SIZE, SIZE), r"channels, without alpha \(image\[..., :3\] of RGBA\): got \[4, 6, 6\]"),
+        (np.zeros((SIZE, SIZE, 2), np.uint8), r"or \[H, W, C\] with 1 or 3 channels: got \[6, 6, 2\]"),
+        (torch.zeros(1, 1, SIZE, SIZE), r"got \[1, 1, 6, 6\]"),
+        (torch.zeros(SIZE), r"got \[6\]"),
+        (torch.zeros(3, 0, 0), r"got \[3, 0, 0\]"),
+        (Image.fromarray(np.full((2, 2), 70000, np.int32)), "mode I needs 16 bits: got values from 70000 to 70000"),
+        (torch.full((1, SIZE, SIZE), torch.nan), "finite numbers: got NaN or infinity"),
+        (torch.full((1, SIZE, SIZE), -torch.inf), "finite numbers: got NaN or infinity"),
+        (torch.full((1, SIZE, SIZE), 1.1), r"values from 1.1 to 1.1: this data set's are in \[-1, 1\]"),
+    ],
+)  # fmt: skip
+def test_a_bad_image(image, message):
+    with pytest.raises(ValueError, match=message):
+        SIGNED.convert(image, (1, SIZE, SIZE))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        "a.png",
+        [[0, 1], [2, 3]],
+        torch.zeros(1, 6, 6).long(),
+        np.zeros((6, 6), np.int32),
+        torch.zeros(1, 6, 6, dtype=torch.complex64),
+        np.array([[None]]),
+    ],
+    ids=repr,
+)
+def test_what_is_no_image(image):
+    with pytest.raises(TypeError, match=r"an image needs (to be a PIL image|uint8, uint16 or float)|can't convert"):
+        pixel_values(image)
+
+
+def test_a_generator_of_other_channels():
+    image = picture(4)
+    assert ImageFormat().convert(image.permute(1, 2, 0), (4, SIZE, SIZE)).equal(from_uint8(image))
+    with pytest.raises(ValueError, match=r"size \[4, 6, 6\]: got \[3, 6, 6\]$"):
+        ImageFormat().convert(picture(3), (4, SIZE, SIZE))
+
+
+# ---- the range of a data set -----------------------------------------------------------------------
+
+
+def test_sixteen_bits():
+    assert from_uint16(torch.tensor([0, 65535]).to(torch.uint16)).tolist() == [-1, 1]
+    everything = torch.arange(256)
+    assert from_uint16((everything * 257).to(torch.uint16)).equal(from_uint8(everything.to(torch.uint8)))
+
+
+@pytest.mark.parametrize("format", [ImageFormat(), UNIT, SIGNED, IMAGENET])
+def test_a_format_survives_json(format):
+    assert ImageFormat(**json.loads(json.dumps(format.to_dict()))) == format
+
+
+@pytest.mark.parametrize("moments", [(0.5, 0.5), ([0.5], [0.5]), (torch.tensor([0.5]), np.array([0.5]))])
+def test_one_number_is_for_every_channel(moments):
+    format = detect_format([from_uint8(picture(3))], *moments)
+    assert format == SIGNED
+    assert format.convert(from_uint8(picture(3)), (3, SIZE, SIZE)).equal(from_uint8(picture(3)))
+
+
+@pytest.mark.parametrize("n", [8, 64])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_range_of_float_images_is_noticed(n, seed):
+    batch = images(n, seed=seed)
+    assert detect_format(batch) == SIGNED
+    assert detect_format(to_unit(batch)) == UNIT
+    for convention in ("[0, 255]", "ImageNet", "the set's own"):
+        with pytest.raises(ValueError, match=r"need to be in \[0, 1\] or \[-1, 1\]: got values from .*mean= and std="):
+            detect_format(CONVENTIONS[convention](batch))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.rand(MIN_IMAGES - 1, 1, 6, 6),
+        torch.zeros(16, 1, 6, 6),
+        torch.full((16, 1, 6, 6), -1.0),
+        torch.rand(16, 1, 6, 6) / 255,  # divided by 255 twice
+        torch.rand(16, 1, 6, 6) / 255 * 2 - 1,
+        torch.rand(16, 1, 6, 6) * 0.6 + 0.4,
+        torch.rand(16, 1, 6, 6) * 1.05 - 0.05,
+    ],
+    ids=["too few", "all 0", "all -1", "dark", "dark from -1", "bright", "a little below 0"],
+)
+def test_a_range_that_nobody_can_tell(batch):
+    with pytest.raises(
+        ValueError, match=r"may be in \[0, 1\] or in \[-1, 1\]: got .* in \d+ images; pass mean=0, std=1"
+    ):
+        detect_format(batch)
+    assert detect_format(batch.abs(), mean=0, std=1) == UNIT
+    assert detect_format(batch, mean=0.5, std=0.5) == SIGNED
+
+
+def test_one_image_in_minus_one_to_one_is_enough():
+    assert detect_format(images(1)) == SIGNED
+
+
+def test_a_resize_that_goes_below_zero_is_not_taken_for_minus_one():
+    """Bicubic weights overshoot: few values of images in [0, 1] are negative."""
+    noise = (torch.rand(64, 1, 20, 20, generator=torch.Generator().manual_seed(0)) < 0.5).float() * 0.7
+    resized = v2.functional.resize(noise, [32, 32], interpolation=v2.InterpolationMode.BICUBIC)
+    assert -0.2 < resized.min() < -0.1
+    with pytest.raises(ValueError, match="pass mean=0, std=1"):
+        detect_format(resized)
+    assert detect_format(resized.clamp(0, 1)) == UNIT
+
+
+def test_a_few_bad_images_do_not_decide():
+    batch = to_unit(images(16))
+    bad = [torch.full((3, 4, 4), torch.nan), torch.full((3, 4, 4), 300.0), "broken", np.zeros((2, 2, 2, 2))]
+    assert detect_format([*bad, *batch]) == UNIT
+    assert detect_format([*bad, *(batch * 2 - 1)]) == SIGNED
+    assert detect_format([*bad, *imagenet(images(16))], IMAGENET.mean, IMAGENET.std) == IMAGENET
+    with pytest.raises(ValueError, match="finite numbers"):
+        detect_format(bad[:1])
+    with pytest.raises(TypeError, match="got 'broken'"):
+        detect_format(bad[2:])
+
+
+def test_mean_and_std_have_to_fit():
+    batch = images(8)
+    with pytest.raises(
+        ValueError, match=r"do not fit: x \* std \+ mean needs to be in \[0, 1\], and goes from -\d.* to \d"
+    ):
+        detect_format(batch * 5, IMAGENET.mean, IMAGENET.std)
+    with pytest.raises(ValueError, match="these are integers: leave mean and std out"):
+        detect_format([picture(3)], 0.5, 0.5)
+    for moments in (
+        (0.5, None),
+        (None, 0.5),
+        (0.5, 0.0),
+        (0.5, -1),
+        ([0.5], [0.5, 0.5]),
+        (torch.nan, 1),
+        (0, torch.inf),
+    ):
+        with pytest.raises(ValueError, match="as many finite numbers, std above 0: got"):
+            detect_format(batch, *moments)
+    with pytest.raises(ValueError, match="have 3 numbers for an image of 1 channels"):
+        detect_format(batch[:, :1], IMAGENET.mean, IMAGENET.std)
+
+
+def test_sixteen_bits_that_are_eight():
+    with pytest.raises(ValueError, match="16-bit images end at 65535, and these at 255: give 8-bit values as uint8"):
+        detect_format([picture(1).numpy().astype(np.uint16)])
+    assert detect_format([np.zeros((6, 6), np.uint16)]) == ImageFormat()
+
+
+def test_a_later_image_of_another_range_is_no_image_of_this_data_set():
+    unit = detect_format(to_unit(images(8)))
+    for values in (images(1)[0], to_unit(images(1)[0]) * 255):
+        with pytest.raises(ValueError, match=r"values from .*: this data set's are in \[0, 1\]; clamp them there"):
+            unit.convert(values, (3, 16, 16))
+    with pytest.raises(ValueError, match=r"x \* std \+ mean needs to be in \[0, 1\] with mean=\(0.485"):
+        IMAGENET.convert(imagenet(images(1))[0] * 2, (3, 16, 16))
+    with pytest.raises(ValueError, match="a float image in a data set of integers"):
+        ImageFormat().convert(images(1)[0], (3, 16, 16))
+    assert unit.convert(picture(3), (3, SIZE, SIZE)).equal(
+        from_uint8(picture(3))
+    )  # integers say their range themselves

@@ -20,7 +20,6 @@ from latent_mixup import LatentBank, hub, invert
 from latent_mixup.generators import CompactGenerator, wrap
 from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.inversion import FeatureLoss, optimise_codes, pixel_mse
-from latent_mixup.inversion.engine import read_samples
 from latent_mixup.inversion.losses import callable_id
 from latent_mixup.inversion.optimise import nearest_start
 
@@ -284,16 +283,13 @@ def test_pil_uint8_and_float_images_agree(channels):
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        (lambda image: image / 255, r"float images need to be in \[-1, 1\], black at -1: got values from .*v2.Normal"),
-        (lambda image: image.float(), r"float images need to be in \[-1, 1\], black at -1: got values from .* to \d+"),
+        (lambda image: image.float(), r"float images need to be in \[0, 1\] or \[-1, 1\]: got values from .* to \d+"),
         (
             lambda image: from_uint8(image)[:, :5, :5],
             r"size \[1, 6, 6\]: got \[1, 5, 5\].*Resize\(\(6, 6\)",
         ),
-        (lambda image: image.expand(3, 6, 6), r"generator's size \[1, 6, 6\]: got \[3, 6, 6\]"),
-        (lambda image: image[0], r"images need one size \[C, H, W\]: got \[6, 6\]"),
     ],
-    ids=["[0, 1]", "[0, 255]", "5x5", "RGB", "no channel"],
+    ids=["[0, 255]", "5x5"],
 )
 def test_images_of_another_size_or_range(tmp_path, convert, message, batch_size):
     loss = Counted()
@@ -304,24 +300,18 @@ def test_images_of_another_size_or_range(tmp_path, convert, message, batch_size)
 
 
 def test_what_is_no_image(tmp_path):
-    with pytest.raises(TypeError, match="an image needs to be a uint8 or float tensor"):
-        invert(converted(lambda image: image.numpy()), compact(), **QUICK, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"none of the first \d+ images can be used; image 0: an image needs to be"):
+        invert(converted(lambda image: "image.png"), compact(), **QUICK, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("label", [1.5, 1.0, "1", None, -1, torch.tensor([0, 1, 0]), torch.tensor(0.5)], ids=str)
+@pytest.mark.parametrize("label", [1.5, "1", -2, torch.tensor([0.0, 1.0, 0.0])], ids=str)
 def test_a_label_that_is_no_class(tmp_path, label):
     dataset = [(image, 0) for image, _ in converted(lambda image: image)]
     dataset[3] = (dataset[3][0], label)
-    with pytest.raises(ValueError, match=r"needs to be \(image, int label\), labels from 0: got label .* at index 3"):
+    with pytest.raises(ValueError, match=r"label.* at index 3$"):
         invert(dataset, compact(), **QUICK, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_labels_of_any_integer_type():
-    image = to_uint8(own_images(compact(), 1).images)[0]
-    labels = [2, torch.tensor(2), torch.tensor([2]), torch.ones(1, dtype=torch.uint8).numpy()[0] * 2]
-    assert read_samples([(image, label) for label in labels], range(4), compact())[1].tolist() == [2] * 4
 
 
 # ---- arguments -------------------------------------------------------------------------------------
@@ -427,18 +417,36 @@ def test_a_stopped_run_goes_on_where_it_was(linear_generator, toy_dataset, tmp_p
     assert contents(out) == contents(tmp_path / "one")
 
 
-def test_an_image_that_cannot_be_read_costs_no_finished_chunk(linear_generator, toy_dataset, tmp_path):
+def test_an_image_that_cannot_be_read_is_set_aside(linear_generator, toy_dataset, tmp_path):
     class Damaged(LabelledImages):
         def __getitem__(self, index):
             if index == 30:
                 raise OSError("image file is truncated")
             return super().__getitem__(index)
 
-    with pytest.raises(OSError, match="image file is truncated"):
-        invert(Damaged(toy_dataset.images, toy_dataset.labels), linear_generator, **QUICK, out=tmp_path)
-    assert len(list((tmp_path / "chunks").iterdir())) == 4
-    mended = invert(toy_dataset, linear_generator, **QUICK, out=tmp_path)
-    assert mended.digest() == invert(toy_dataset, linear_generator, **QUICK).digest()
+    damaged = Damaged(toy_dataset.images, toy_dataset.labels)
+    bank = invert(damaged, linear_generator, **QUICK, out=tmp_path)
+    assert bank.metadata["set_aside"] == {"30": "OSError: image file is truncated"}
+    whole = invert(toy_dataset, linear_generator, **QUICK)
+    others = [row for row in range(len(whole)) if row != 30]
+    assert bank.source_index.tolist() == others
+    torch.testing.assert_close(bank[:][0], whole[others][0], atol=1e-5, rtol=1e-5)
+    before = contents(tmp_path)
+    assert invert(damaged, linear_generator, **QUICK, out=tmp_path).metadata["set_aside"] == bank.metadata["set_aside"]
+    assert contents(tmp_path) == before
+
+
+def test_a_chunk_without_a_readable_image(linear_generator, toy_dataset, tmp_path):
+    class Damaged(LabelledImages):
+        def __getitem__(self, index):
+            if index >= 16:
+                raise OSError("image file is truncated")
+            return super().__getitem__(index)
+
+    damaged = Damaged(toy_dataset.images, toy_dataset.labels)
+    bank = invert(damaged, linear_generator, **{**QUICK, "batch_size": 8}, out=tmp_path)
+    assert bank.source_index.tolist() == list(range(16))
+    assert len(bank.metadata["set_aside"]) == len(damaged) - 16
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 50, None], ids=["empty", "other", "cut"])

@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import LabelledImages
+import torch.nn.functional as F
+from conftest import LabelledImages, SoftImages, one_hot_bank
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from latent_mixup.functional import mixup_criterion
@@ -63,6 +64,51 @@ def test_pair_and_soft_are_one_loss(wrap):
         logits = images.flatten(1)[:, :3]
         loss = mixup_criterion(torch.nn.functional.cross_entropy, logits, y_a, y_b, lam)
         torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, soft))
+
+
+@pytest.mark.parametrize("soft_samples", [False, True])
+@pytest.mark.parametrize("soft_rows", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_one_hot_rows_do_what_class_indices_do(
+    wrap, linear_generator, toy_dataset, toy_bank, soft_samples, soft_rows, enabled
+):
+    rows = SoftImages(toy_dataset.images, F.one_hot(toy_dataset.labels, 3).float())
+    inner = DataLoader(rows if soft_samples else toy_dataset, 8)
+    bank = one_hot_bank(toy_bank) if soft_rows else toy_bank
+    for settings in ({"prob": 0.5, "label_smoothing": 0.1}, {"prob": 0.5, "target_format": "pair"}):
+        loader, hard = LatentMixupLoader(inner, linear_generator, bank, seed=0, **settings), wrap(**settings)
+        loader.mixup_enabled = hard.mixup_enabled = enabled
+        for (images, targets), (same, expected) in zip(loader, hard, strict=True):
+            assert torch.equal(images, same)
+            if "target_format" in settings:
+                expected = tuple(F.one_hot(y, 3).float() for y in expected[:2]) + expected[2:]
+                targets = tuple(y if y.ndim == 2 else F.one_hot(y, 3).float() for y in targets[:2]) + targets[2:]
+                assert all(map(torch.equal, targets, expected))
+            else:
+                assert torch.equal(targets, expected)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_soft_labels(linear_generator, soft_dataset, soft_bank, prefetch):
+    inner = DataLoader(soft_dataset, 8)
+    settings = {"prob": 0.5, "seed": 0, "prefetch": prefetch}
+    soft = LatentMixupLoader(inner, linear_generator, soft_bank, **settings)
+    pairs = LatentMixupLoader(inner, linear_generator, soft_bank, **settings, target_format="pair")
+    own = soft_dataset.labels.split(8)
+    for (images, targets), (_, (y_a, y_b, lam)), real, labels in zip(
+        soft, pairs, soft_dataset.images.split(8), own, strict=True
+    ):
+        kept = (images == real).flatten(1).all(1)
+        assert torch.equal(targets[kept], labels[kept])
+        torch.testing.assert_close(lam[:, None] * y_a + (1 - lam[:, None]) * y_b, targets)
+        logits = images.flatten(1)[:, :3]
+        loss = mixup_criterion(F.cross_entropy, logits, y_a, y_b, lam)
+        torch.testing.assert_close(loss, F.cross_entropy(logits, targets))
+
+
+def test_rows_without_a_label_are_refused(linear_generator, toy_dataset, unlabelled_bank):
+    with pytest.raises(ValueError, match=r"rows have no label.*bank.subset\(bank.labels >= 0\)"):
+        LatentMixupLoader(DataLoader(toy_dataset, 8), linear_generator, unlabelled_bank)
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 5, 100])

@@ -4,7 +4,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import LinearGenerator
+import torch.nn.functional as F
+from conftest import LinearGenerator, one_hot_bank
 from reference import mix_one_by_one
 from torchvision.transforms import v2
 
@@ -55,6 +56,18 @@ def test_bad_banks(linear_generator, toy_bank):
         Mixer(linear_generator, toy_bank, MixSettings(num_classes=2))
     with pytest.raises(ValueError, match="empty"):
         Mixer(linear_generator, [], MixSettings())  # LatentBank itself refuses to be empty
+    with pytest.raises(ValueError, match=r"soft labels need shape \[B, 7\]: got torch.float32 \[50, 3\]"):
+        Mixer(linear_generator, one_hot_bank(toy_bank), MixSettings(num_classes=7))
+
+
+def test_rows_without_a_label_are_refused(linear_generator, unlabelled_bank):
+    message = r"2 of the bank's 50 rows have no label \(-1\), the first is row 7: .*bank.subset\(bank.labels >= 0\)"
+    for prob in (0.0, 1.0):
+        with pytest.raises(ValueError, match=message):
+            Mixer(linear_generator, unlabelled_bank, MixSettings(prob=prob))
+    with pytest.raises(ValueError, match="none of the bank's 2 rows has a label"):
+        Mixer(linear_generator, unlabelled_bank.subset([7, 9]), MixSettings(num_classes=3))
+    Mixer(linear_generator, unlabelled_bank.subset(unlabelled_bank.labels >= 0), MixSettings())
 
 
 def test_nan_codes_are_refused(linear_generator):
@@ -154,8 +167,73 @@ def test_soft_labels_from_an_earlier_mixup(mixer, batch):
     slots = mixer(prob=0.5).draw(12, KEY).slots
     real = [i for i in range(12) if i not in slots.tolist()]
     torch.testing.assert_close(targets[real], soft[real])
-    with pytest.raises(ValueError, match='soft targets have no pair: use target_format="soft"'):
-        mixer(target_format="pair").blend(images, soft, KEY)
+    _, (y_a, y_b, lam) = mixer(prob=0.5, target_format="pair").blend(images, soft, KEY)
+    torch.testing.assert_close(lam[:, None] * y_a + (1 - lam[:, None]) * y_b, targets)
+    assert torch.equal(y_a[real], soft[real])
+
+
+# ---- soft labels -----------------------------------------------------------------------------------
+
+
+def says_the_same(found, expected):
+    """Whether two targets of one format agree, class indices counting as one-hot rows."""
+    if isinstance(expected, torch.Tensor):
+        return torch.equal(found, expected)
+    one, two = (
+        [y if y.is_floating_point() else F.one_hot(y, 3).float() for y in pair[:2]] + [pair[2]]
+        for pair in (found, expected)
+    )
+    return all(map(torch.equal, one, two))
+
+
+@pytest.mark.parametrize("soft_batch", [False, True])
+@pytest.mark.parametrize("soft_bank", [False, True])
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("form", [{}, {"label_smoothing": 0.1}, {"mode": "batch"}, {"target_format": "pair"}], ids=str)
+def test_one_hot_rows_do_what_class_indices_do(linear_generator, toy_bank, batch, soft_batch, soft_bank, prob, form):
+    images, labels = batch
+    settings = MixSettings(seed=0, prob=prob, **form)
+    expected = Mixer(linear_generator, toy_bank, settings)
+    mixer = Mixer(linear_generator, one_hot_bank(toy_bank) if soft_bank else toy_bank, settings)
+    given = F.one_hot(labels, 3).float() if soft_batch else labels
+    for act in (
+        lambda mixer, labels: mixer.blend(images, labels, KEY),
+        lambda mixer, labels: mixer.unmixed(images, labels),
+    ):
+        found, wanted = act(mixer, given), act(expected, labels)
+        assert torch.equal(found[0], wanted[0])
+        assert says_the_same(found[1], wanted[1])
+        if "target_format" in form:
+            kind = (torch.float32, (12, 3)) if soft_batch or soft_bank else (torch.int64, (12,))
+            assert [(y.dtype, tuple(y.shape)) for y in found[1][:2]] == [kind, kind]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_soft_rows_are_mixed_one_by_one(linear_generator, soft_bank, soft_dataset, smoothing):
+    mixer = Mixer(linear_generator, soft_bank, MixSettings(seed=0, prob=0.5, label_smoothing=smoothing))
+    images, labels = soft_dataset.images[:12], soft_dataset.labels[:12]
+    mixed, targets = mixer.blend(images, labels, KEY)
+    draw = mixer.draw(12, KEY)
+    expected = list(labels)
+    for slot, row, partner, lam in zip(*(part.tolist() for part in vars(draw).values()), strict=True):
+        expected[slot] = lam * soft_bank.labels[row] + (1 - lam) * soft_bank.labels[partner]
+        code = lam * soft_bank[row][0] + (1 - lam) * soft_bank[partner][0]
+        torch.testing.assert_close(mixed[slot], linear_generator.decode(code[None])[0])
+    torch.testing.assert_close(targets, (1 - smoothing) * torch.stack(expected) + smoothing / 3)
+    real = [i for i in range(12) if i not in draw.slots.tolist()]
+    assert torch.equal(mixed[real], images[real])
+    if not smoothing:
+        assert torch.equal(targets[real], labels[real])
+
+
+def test_a_soft_pair_is_the_loss_of_soft_targets(linear_generator, soft_bank, soft_dataset):
+    images, labels = soft_dataset.images[:12], soft_dataset.labels[:12]
+    _, soft = Mixer(linear_generator, soft_bank, MixSettings(seed=0, prob=0.5)).blend(images, labels, KEY)
+    mixer = Mixer(linear_generator, soft_bank, MixSettings(seed=0, prob=0.5, target_format="pair"))
+    same, (y_a, y_b, lam) = mixer.blend(images, labels, KEY)
+    logits = same.flatten(1)[:, :3]
+    loss = mixup_criterion(F.cross_entropy, logits, y_a, y_b, lam)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, soft))
 
 
 def test_dtype_of_the_images_stays(mixer, batch):
@@ -280,7 +358,9 @@ def test_small_batches_wait_for_a_larger_one(mixer, batch):
         (torch.rand(4, 16), torch.zeros(4).long(), ValueError, r"shape \[B, C, H, W\]: got \[4, 16\]"),
         (torch.rand(4, 1, 4, 4), torch.zeros(3).long(), ValueError, "got 3 for 4 images"),
         (torch.rand(4, 1, 4, 4), torch.full((4,), 3), ValueError, "label 3 is outside num_classes=3"),
-        (torch.rand(4, 1, 4, 4), torch.rand(4), ValueError, r"soft targets need shape \[B, 3\]"),
+        (torch.rand(4, 1, 4, 4), torch.full((4,), -1), ValueError, "label -1 .* no label, leave such samples out"),
+        (torch.rand(4, 1, 4, 4), torch.full((4, 3), 0.5), ValueError, "row 0 sums to 1.5"),
+        (torch.rand(4, 1, 4, 4), torch.rand(4), ValueError, r"soft labels need shape \[B, 3\]"),
     ],
 )
 def test_bad_batches(mixer, images, labels, error, message):

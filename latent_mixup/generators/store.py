@@ -1,14 +1,16 @@
-"""Generators as folders: ``config.json`` and ``model.safetensors``, read strictly, never a pickle."""
+"""Networks as folders: ``config.json`` and ``model.safetensors``, read strictly, never a pickle."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_mixup import hub
 
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 CONFIG_FILE = hub.MAIN_FILE["generator"]
 WEIGHTS_FILE = "model.safetensors"
-_FIELDS = {"format_version": int, "architecture": str, "arguments": dict, "metadata": dict}
+FIELDS = {"format_version": int, "architecture": str, "arguments": dict, "metadata": dict}
 
 G = TypeVar("G", bound="Generator")
+N = TypeVar("N", bound=nn.Module)
 
 
 def save_generator(generator: Generator, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
@@ -35,18 +38,20 @@ def save_generator(generator: Generator, folder: str | Path, *, dtype: torch.dty
         ValueError: ``dtype`` is another one, or a weight is not finite in it.
         NotImplementedError: The generator is somebody else's (:func:`wrap`).
     """
+    return write_network(
+        generator, folder, {"arguments": generator.arguments(), "metadata": generator.metadata}, dtype=dtype
+    )
+
+
+def write_network(network: nn.Module, folder: str | Path, fields: Mapping[str, Any], *, dtype: torch.dtype) -> Path:
+    """Write a network's tensors and a config of its class's name and ``fields``: see :func:`save_generator`."""
     if dtype not in (torch.float32, torch.float16):
         raise ValueError(f"dtype needs to be torch.float32 or torch.float16: got {dtype}")
-    tensors = {name: tensor.to(dtype) for name, tensor in generator.state_dict().items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has a value that is not finite in {dtype}: save with dtype=torch.float32")
-    config = {
-        "format_version": FORMAT_VERSION,
-        "architecture": type(generator).__name__,
-        "arguments": generator.arguments(),
-        "metadata": generator.metadata,
-    }
+    config = {"format_version": FORMAT_VERSION, "architecture": type(network).__name__, **fields}
     return hub.write_folder(
         folder,
         {
@@ -67,21 +72,32 @@ def read_generator(folder: Path, architectures: dict[str, type[G]]) -> G:
         FileNotFoundError: A file is missing.
         FormatError: A file does not hold what its format says; the message names file and field.
     """
-    config = _read_config(folder / CONFIG_FILE, architectures)
-    architecture = architectures[config["architecture"]]
-    try:
-        with torch.device("meta"):
-            generator = architecture(**config["arguments"])
-    except (TypeError, ValueError, RuntimeError, OverflowError) as cause:
-        raise hub.FormatError(f"{folder / CONFIG_FILE}: field 'arguments' is not understood: {cause}") from cause
-    weights = _read_weights(hub.safe_path(folder, WEIGHTS_FILE), generator.state_dict())
-    generator.load_state_dict(weights, strict=True, assign=True)
+    config = read_config(folder / CONFIG_FILE, architectures, FIELDS)
+    generator = read_network(folder, partial(architectures[config["architecture"]], **config["arguments"]))
     generator.metadata = config["metadata"]
     generator.freeze()
     return generator
 
 
-def _read_config(path: Path, architectures: dict[str, type[G]]) -> dict[str, Any]:
+def read_network(folder: Path, build: Callable[[], N]) -> N:
+    """Build a network without allocating it, and give it the weights in ``folder``: see :func:`read_generator`."""
+    try:
+        with torch.device("meta"):
+            network = build()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as cause:
+        raise hub.FormatError(f"{folder / CONFIG_FILE}: field 'arguments' is not understood: {cause}") from cause
+    weights = _read_weights(hub.safe_path(folder, WEIGHTS_FILE), network.state_dict())
+    network.load_state_dict(weights, strict=True, assign=True)
+    return network
+
+
+def read_config(path: Path, architectures: Mapping[str, type[nn.Module]], fields: Mapping[str, type]) -> dict[str, Any]:
+    """The config of a network: exactly ``fields``, each of its type, and one of the ``architectures``.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        FormatError: It holds something else; the message names file and field.
+    """
     config = hub.read_json(path)
     version = config.get("format_version")
     if not hub.is_count(version):
@@ -92,9 +108,9 @@ def _read_config(path: Path, architectures: dict[str, type[G]]) -> dict[str, Any
         raise hub.FormatError(
             f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade latent-mixup"
         )
-    if set(config) != set(_FIELDS):
-        raise hub.FormatError(f"{path} needs the fields {', '.join(_FIELDS)}: found {', '.join(config) or 'none'}")
-    for field, kind in _FIELDS.items():
+    if set(config) != set(fields):
+        raise hub.FormatError(f"{path} needs the fields {', '.join(fields)}: found {', '.join(config) or 'none'}")
+    for field, kind in fields.items():
         if not isinstance(config[field], kind):
             raise hub.FormatError(f"{path}: field {field!r} needs a {kind.__name__}, found {config[field]!r:.100}")
     if config["architecture"] not in architectures:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,6 +16,20 @@ from latent_mixup import hub
 
 RUN_FILE = "inversion.json"
 COLUMNS = {"latents", "labels", "source_index", "mse", "status"}
+ERRORS = "errors"  # JSON, as bytes
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What became of some consecutive samples.
+
+    Attributes:
+        columns: A bank's columns, a row for each image that could be read.
+        errors: Index to one line, of the images that could not.
+    """
+
+    columns: dict[str, Tensor]
+    errors: dict[int, str]
 
 
 class ChunkFolder:
@@ -50,26 +66,32 @@ class ChunkFolder:
                 "or resume=False to start again"
             )
 
-    def read(self, number: int) -> dict[str, Tensor] | None:
+    def read(self, number: int) -> Chunk | None:
         """A finished chunk; None where there is none, or a broken one that has to be done again."""
         try:
             columns = load_file(self._path(number)) if self._path(number).is_file() else {}
-        except SafetensorError:
+            errors = json.loads(bytes(columns.pop(ERRORS, torch.empty(0)).tolist()) or b"{}")
+        except (SafetensorError, ValueError, TypeError):
             return None
-        if set(columns) != COLUMNS or columns["source_index"].tolist() != list(self.chunks[number]):
+        chunk = Chunk(columns, {int(index): error for index, error in errors.items()})
+        if set(columns) != COLUMNS or len({len(column) for column in columns.values()}) != 1:
             return None
-        return columns if len({len(column) for column in columns.values()}) == 1 else None
+        done = sorted([*columns["source_index"].tolist(), *chunk.errors])
+        return chunk if done == list(self.chunks[number]) else None
 
-    def write(self, number: int, columns: dict[str, Tensor]) -> None:
+    def write(self, number: int, chunk: Chunk) -> None:
         """Write a chunk; a kill leaves it whole or absent."""
         path = self._path(number)
+        columns = dict(chunk.columns)
+        if chunk.errors:
+            columns[ERRORS] = torch.tensor(list(json.dumps(chunk.errors).encode()), dtype=torch.uint8)
         hub.write_folder(path.parent, {path.name: lambda target: hub.save_tensors(target, columns)})
 
     def complete(self) -> bool:
         """Whether a file of every chunk is there, whoever wrote it."""
         return all(self._path(number).is_file() for number in range(len(self.chunks)))
 
-    def read_all(self) -> list[dict[str, Tensor]]:
+    def read_all(self) -> list[Chunk]:
         """Every chunk, in order.
 
         Raises:
@@ -77,10 +99,10 @@ class ChunkFolder:
         """
         found = []
         for number in range(len(self.chunks)):
-            columns = self.read(number)
-            if columns is None:
+            chunk = self.read(number)
+            if chunk is None:
                 raise ValueError(f"{self._path(number)} is broken: run invert again, it does this chunk anew")
-            found.append(columns)
+            found.append(chunk)
         return found
 
     def _path(self, number: int) -> Path:

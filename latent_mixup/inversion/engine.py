@@ -15,11 +15,11 @@ from tqdm import tqdm
 from latent_mixup import hub
 from latent_mixup.bank import LatentBank, fingerprint
 from latent_mixup.generators.base import Generator
-from latent_mixup.images import MIN_IMAGES
-from latent_mixup.inversion.chunks import ChunkFolder
+from latent_mixup.images import MIN_IMAGES, Moments
+from latent_mixup.inversion.chunks import Chunk, ChunkFolder
 from latent_mixup.inversion.losses import Loss, callable_id, default_loss
 from latent_mixup.inversion.optimise import START_DRAWS, nearest_start, optimise_codes, reconstruction_mse
-from latent_mixup.inversion.samples import read_samples
+from latent_mixup.inversion.samples import Key, SampleFormat, class_names, probe, read_samples
 
 OK, FAILED = 0, 1
 
@@ -41,12 +41,19 @@ def invert(
     shard: tuple[int, int] = (0, 1),
     seed: int = 0,
     progress: bool = True,
+    mean: Moments | None = None,
+    std: Moments | None = None,
+    image_key: Key | None = None,
+    label_key: Key | None = None,
 ) -> LatentBank:
     """Find a latent code for every image of a data set: encoder start, then gradient steps, best step kept.
 
     Args:
-        dataset: ``dataset[i] -> (image, int label)``. An image is a PIL image, a uint8 tensor ``[C, R, R]``
-            or a float tensor in [-1, 1], of the generator's size. Augmentations belong after inversion.
+        dataset: Anything with a length whose samples are ``(image, label)``, mappings with an image and a label,
+            or images alone. An image is a PIL image, or an array or tensor, ``[C, R, R]`` or ``[R, R, C]``, uint8
+            or float in [0, 1] or [-1, 1], of the generator's size. A label is an integer, soft, or missing. An
+            image that cannot be read is set aside: it has no row, and its error stands in the bank's metadata
+            under ``"set_aside"``. Augmentations belong after inversion.
         generator: Decodes the codes.
         out: Folder for the finished chunks, from which a killed run resumes, and in the end for the bank.
         encoder: Images ``[B, C, R, R]`` in [-1, 1] to codes to start from. None: the generator's own;
@@ -62,6 +69,10 @@ def invert(
         shard: ``(i, n)``: do every n-th chunk from the i-th. Whoever completes ``out`` writes its bank.
         seed: Of the draws an inversion without an encoder starts from.
         progress: Show a progress bar.
+        mean: Of each channel, where the images were normalised; as ``v2.Normalize`` has it.
+        std: The same.
+        image_key: Where in a sample the image is: a name, or a number in a tuple. None: found.
+        label_key: The same of the label.
 
     Returns:
         A bank with labels, source index, pixel ``mse`` in [-1, 1] and ``status`` (1: no finite loss was found)
@@ -78,8 +89,6 @@ def invert(
         raise ValueError("resume=False with several shards would empty the folder under the others: give a new out=")
     if space not in (None, generator.latent_space):
         raise ValueError(f"this generator inverts into {generator.latent_space!r}: got space={space!r}")
-    if not len(dataset):
-        raise ValueError("the data set is empty: there is nothing to invert")
     generator = generator.to(device or generator.device)
     objective = loss or default_loss(generator)
     if isinstance(objective, torch.nn.Module):
@@ -87,22 +96,35 @@ def invert(
     if encoder is None and generator.has_encoder:
         encoder = generator.encode
 
-    def solve(indices: range) -> dict[str, Tensor]:
-        targets, labels = read_samples(dataset, indices, generator)
+    # Read before anything is written, so that images of a wrong size or range leave no folder behind.
+    format, first = probe(
+        dataset,
+        generator,
+        num_images=max(batch_size, MIN_IMAGES),
+        mean=mean,
+        std=std,
+        image_key=image_key,
+        label_key=label_key,
+    )
+
+    def solve(indices: range) -> Chunk:
+        samples = read_samples(dataset, indices, generator, format)
+        targets = samples.images
+        if not len(targets):
+            return Chunk(_no_rows(generator, samples.labels), samples.errors)
         start = encoder(targets).detach() if encoder else nearest_start(generator, targets, seed)
         codes, losses = optimise_codes(generator, targets, start, objective, steps=steps, lr=lr, betas=betas)
         failed = ~losses.isfinite() | ~codes.flatten(1).isfinite().all(1)
         codes[failed] = start[failed].nan_to_num()
-        return {
+        columns = {
             "latents": codes.cpu(),
-            "labels": labels,
-            "source_index": torch.arange(indices.start, indices.stop),
+            "labels": samples.labels,
+            "source_index": samples.index,
             "mse": reconstruction_mse(generator, codes, targets).cpu().nan_to_num(nan=torch.inf),
             "status": torch.where(failed.cpu(), FAILED, OK).to(torch.uint8),
         }
+        return Chunk(columns, samples.errors)
 
-    # Read before anything is written, so that images of a wrong size or range leave no folder behind.
-    first, _ = read_samples(dataset, range(min(max(batch_size, MIN_IMAGES), len(dataset))), generator)
     settings = {
         "start": f"nearest of {START_DRAWS} draws" if encoder is None else callable_id(encoder),
         "loss": callable_id(objective),
@@ -113,7 +135,7 @@ def invert(
         "batch_size": batch_size,
         "seed": seed,
     }
-    facts = _facts(dataset, first, generator, settings)
+    facts = _facts(dataset, format, first.images, generator, settings)
     chunks = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
     mine = range(shard[0], len(chunks), shard[1])
     if not mine:
@@ -122,12 +144,12 @@ def invert(
 
     found = []
     for number in tqdm(mine, desc="invert", unit="chunk", disable=None if progress else True):
-        columns = store.read(number) if store else None
-        if columns is None:
-            columns = solve(chunks[number])
+        chunk = store.read(number) if store else None
+        if chunk is None:
+            chunk = solve(chunks[number])
             if store:
-                store.write(number, columns)
-        found.append(columns)
+                store.write(number, chunk)
+        found.append(chunk)
     bank = _as_bank(found, facts)
     if store and store.complete():  # the chunks stay: running again costs nothing, and other shards may read them
         whole = bank if shard[1] == 1 else _as_bank(store.read_all(), facts)
@@ -142,11 +164,13 @@ def _check_settings(shard: tuple[int, int], steps: int, batch_size: int, lr: flo
         raise ValueError(f"steps >= 0, batch_size >= 1, lr > 0 are needed: got {steps}, {batch_size}, {lr}")
 
 
-def _facts(dataset: Any, first: Tensor, generator: Generator, settings: dict[str, Any]) -> dict[str, Any]:
+def _facts(
+    dataset: Any, format: SampleFormat, first: Tensor, generator: Generator, settings: dict[str, Any]
+) -> dict[str, Any]:
     """What decides the result of a run: a bank's metadata, and what a resumed run has to agree with."""
-    classes = getattr(dataset, "classes", None)
     return {
-        "classes": [str(name) for name in classes] if classes is not None else None,
+        "classes": class_names(dataset, format),
+        "samples": format.to_dict(),
         "latent_space": generator.latent_space,
         "generator": {"name": generator.metadata.get("name"), "digest": generator.digest(), "commit": None},
         "dataset": {**fingerprint(dataset), "first_images": hub.tensors_sha256({"images": first})},
@@ -154,12 +178,24 @@ def _facts(dataset: Any, first: Tensor, generator: Generator, settings: dict[str
     }
 
 
-def _as_bank(found: list[dict[str, Tensor]], facts: dict[str, Any]) -> LatentBank:
-    columns = {name: torch.cat([chunk[name] for chunk in found]) for name in found[0]}
+def _no_rows(generator: Generator, labels: Tensor) -> dict[str, Tensor]:
+    """The columns of a chunk none of whose images could be read."""
+    return {
+        "latents": torch.empty(0, *generator.latent_shape),
+        "labels": labels,
+        "source_index": torch.empty(0, dtype=torch.int64),
+        "mse": torch.empty(0),
+        "status": torch.empty(0, dtype=torch.uint8),
+    }
+
+
+def _as_bank(found: list[Chunk], facts: dict[str, Any]) -> LatentBank:
+    columns = {name: torch.cat([chunk.columns[name] for chunk in found]) for name in found[0].columns}
+    set_aside = {str(index): error for chunk in found for index, error in chunk.errors.items()}
     versions = {name: metadata.version(name) for name in ("latent-mixup", "torch")}
     return LatentBank(
         columns.pop("latents"),
         columns.pop("labels"),
         **columns,
-        metadata={**facts, "versions": {**versions, "python": platform.python_version()}},
+        metadata={**facts, "set_aside": set_aside, "versions": {**versions, "python": platform.python_version()}},
     )

@@ -1,16 +1,19 @@
-"""How generators, feature networks and classifiers are trained."""
+"""How generators, encoders, feature networks and classifiers are trained."""
 
 from latent_mixup.training.classifier import shuffled_batches, train_classifier, train_features
 from latent_mixup.training.compact import CompactRecipe, train_compact
+from latent_mixup.training.encoder import EncoderRecipe, train_encoder
 from latent_mixup.training.stylegan2 import StyleGAN2Recipe, pad_to_power_of_two, train_stylegan2
 
 __all__ = [
     "CompactRecipe",
+    "EncoderRecipe",
     "StyleGAN2Recipe",
     "pad_to_power_of_two",
     "shuffled_batches",
     "train_classifier",
     "train_compact",
+    "train_encoder",
     "train_features",
     "train_stylegan2",
 ]

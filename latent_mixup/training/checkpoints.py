@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 CHECKPOINT_FILE = "checkpoint.pt"
+# what torch makes of a file that is cut, overwritten or no checkpoint at all
+BROKEN = (RuntimeError, EOFError, UnpicklingError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def read_checkpoint(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -19,21 +21,24 @@ def read_checkpoint(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | 
         identity: What decides the result of the run; the checkpoint's key ``"identity"`` has to be the same.
 
     Raises:
-        ValueError: The file is broken, or of another run.
+        ValueError: The file is broken, no checkpoint of this module's, or of another run.
     """
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as cause:
-        raise ValueError(f"{path} is no whole checkpoint: remove it to start again ({cause})") from cause
-    found = state["identity"]
-    if found != identity:
-        wrong = [key for key, value in identity.items() if found.get(key) != value]
+    except BROKEN as cause:
+        problem = f"{type(cause).__name__}: {cause}"
+        raise ValueError(f"{path} is no whole checkpoint: remove it to start again ({problem})") from cause
+    found = state.get("identity") if isinstance(state, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} does not say what run it is of: choose another folder, or remove it to start again")
+    wrong = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
+    if wrong:
         raise ValueError(
             f"the checkpoint in {folder} was made with another {' and '.join(wrong)}: expected "
-            f"{[identity[key] for key in wrong]}, found {[found.get(key) for key in wrong]}; "
+            f"{[identity.get(key) for key in wrong]}, found {[found.get(key) for key in wrong]}; "
             "choose another folder, or the same settings"
         )
     return state

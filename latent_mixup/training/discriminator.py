@@ -70,7 +70,7 @@ class DownBlock(nn.Module):
 
 
 def with_batch_deviation(x: Tensor) -> Tensor:
-    """Add a channel: the mean standard deviation of the features within groups of up to four images.
+    """Add a channel: the mean standard deviation of the features within groups of four images.
 
     Images i, i + B / 4, i + B / 2, ... are one group (a batch that 4 does not divide is one group).
     """

@@ -18,7 +18,13 @@ from latent_mixup.training.classifier import shuffled_batches, train_classifier
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``[F]`` and covariance ``[F, F]`` of ``[N, F]``, float64."""
+    """Mean ``[F]`` and covariance ``[F, F]`` of ``[N, F]``, float64.
+
+    Raises:
+        ValueError: N is below 2.
+    """
+    if len(features) < 2:
+        raise ValueError(f"a covariance needs two images or more: got {len(features)}")
     features = features.double()
     return features.mean(0), features.T.cov()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -53,6 +54,9 @@ class StyleGAN2Recipe:
         ada_images: So many images take the probability of augmentation from 0 to 1.
         feature_steps: Steps of 128 images that the classifier is trained for whose features measure progress.
         seed: Of every draw: those of a step depend on (seed, step) alone.
+
+    Raises:
+        ValueError: A number cannot be.
     """
 
     steps: int = 25_000
@@ -66,6 +70,14 @@ class StyleGAN2Recipe:
     ada_images: int = 500_000
     feature_steps: int = 1_500
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "r1_every", "ema_images", "ada_images"):
+            if not hub.is_count(getattr(self, name)):
+                raise ValueError(f"{name} needs an integer from 1: got {getattr(self, name)!r}")
+        for name in ("lr", "ema_ramp"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} needs to be above 0 and finite: got {getattr(self, name)!r}")
 
 
 def generator_loss(fake_scores: Tensor) -> Tensor:
@@ -172,7 +184,7 @@ class StyleGAN2Training:
         """Move the running means of the weights, and of w, ``[B, w_dim]``."""
         recipe = self.recipe
         half_life = min(recipe.ema_images, recipe.ema_ramp * self.step * recipe.batch_size)
-        share = 1 - 0.5 ** (recipe.batch_size / max(half_life, 1e-8))
+        share = 1 - 0.5 ** (recipe.batch_size / half_life)
         w_avg = self.generator.mapping.w_avg
         w_avg.lerp_(w.mean(0), 1 - W_AVG_DECAY)
         for mean, value in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
@@ -235,16 +247,18 @@ def train_stylegan2(
         The generator as its files hold it.
 
     Raises:
-        ValueError: The images have another size, or ``out`` holds a run with another recipe, network or data set, or
-            a broken checkpoint.
+        ValueError: The images have another size, there is not one label an image, or ``out`` holds a run with another
+            recipe, network or data set, or a broken checkpoint.
+        RuntimeError: The losses are no longer finite; the last checkpoint is kept.
     """
     recipe, out = recipe or StyleGAN2Recipe(), Path(out)
-    channels, height, width = images_uint8.shape[1:]
-    if height != width:
-        raise ValueError(f"images need to be square: got {height}x{width}; crop them")
+    _check_data(images_uint8, labels)
+    channels, height = images_uint8.shape[1:3]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         averaged = StyleGAN2(**{**(network or {}), "img_resolution": height, "img_channels": channels}).to(device)
+    if averaged.c_dim and int(labels.max()) >= averaged.c_dim:
+        raise ValueError(f"labels need to be in [0, {averaged.c_dim}), the network's c_dim: got {int(labels.max())}")
     training = StyleGAN2Training(averaged, recipe)
     identity = {
         "recipe": asdict(recipe),
@@ -268,6 +282,7 @@ def train_stylegan2(
             losses = training.advance(images_uint8, labels)
             bar.update()
             if training.step % checkpoint_every == 0 or training.step == recipe.steps:
+                _check_finite(training.step, losses)
                 row = {"step": training.step, "images": training.step * recipe.batch_size, "p": training.p, **losses}
                 row["seconds"] = round(before + time.perf_counter() - started, 1)
                 if measure is not None:
@@ -279,6 +294,33 @@ def train_stylegan2(
     averaged.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
     averaged.save_pretrained(out)
     return StyleGAN2.from_pretrained(out)
+
+
+def _check_data(images_uint8: Tensor, labels: Tensor) -> None:
+    if images_uint8.ndim != 4 or images_uint8.dtype != torch.uint8:
+        raise ValueError(
+            f"images need shape [N, C, R, R] and dtype uint8: got {list(images_uint8.shape)} {images_uint8.dtype}"
+        )
+    height, width = images_uint8.shape[2:]
+    if height != width:
+        raise ValueError(f"images need to be square: got {height}x{width}; crop them")
+    if labels.shape != images_uint8.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels need shape [{len(images_uint8)}], one an image, and dtype int64: "
+            f"got {list(labels.shape)} {labels.dtype}"
+        )
+    if len(labels) < 2:
+        raise ValueError(f"training needs two images or more: got {len(labels)}")
+    if labels.min() < 0:
+        raise ValueError(f"labels need to be from 0: got {int(labels.min())}")
+
+
+def _check_finite(step: int, losses: dict[str, float]) -> None:
+    if not all(map(math.isfinite, losses.values())):
+        raise RuntimeError(
+            f"training diverged by step {step}, its losses are {losses}: start again in another folder with a lower lr "
+            "or a higher r1_gamma; the last checkpoint is kept"
+        )
 
 
 def _write(out: Path, training: StyleGAN2Training, identity: dict[str, Any], log: list[dict[str, float]]) -> None:

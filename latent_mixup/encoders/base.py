@@ -1,0 +1,152 @@
+"""The contract of an encoder: images in [-1, 1] in, latent codes of one generator out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from latent_mixup import hub
+from latent_mixup.generators.base import Generator
+from latent_mixup.generators.store import CONFIG_FILE, FIELDS, read_config, read_network, write_network
+
+ENCODER_FIELDS = {**FIELDS, "generator": dict}
+MAX_LAYERS = 64  # more layers than this are a broken file, not a network
+
+E = TypeVar("E", bound="Encoder")
+
+
+class Encoder(nn.Module, ABC):
+    """A network that finds the latent codes of images: the learned inverse of one generator.
+
+    Constructors leave it frozen and in eval mode (``latent_mixup.training`` thaws it). The generator is at hand but not
+    owned: none of its tensors are in ``state_dict``, and ``to`` does not move it.
+
+    Args:
+        generator: The one to invert.
+
+    Attributes:
+        generator: The same.
+        latent_shape: Shape of one code, without the batch: the generator's.
+        metadata: How the encoder came to be; kept in its ``config.json``.
+    """
+
+    generator: Generator
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        object.__setattr__(self, "generator", generator)  # nn.Module's own would make its tensors part of the encoder
+        self.latent_shape = generator.latent_shape
+        self.image_shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+        self.metadata: dict[str, Any] = {}
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, *latent_shape]``."""
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor needs, beside the generator, to build this network again; only JSON values."""
+
+    def freeze(self: E) -> E:
+        """Eval mode, and no gradient for the parameters. Constructors end with it."""
+        return self.requires_grad_(False).eval()
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise ``ValueError`` unless ``images`` is ``[B, C, R, R]`` of the generator's size."""
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"images need shape [B, {', '.join(map(str, self.image_shape))}]: got {list(images.shape)}"
+            )
+
+    def digest(self) -> str:
+        """SHA-256 over the names, shapes and float32 values of all tensors: the same weights, the same digest."""
+        return hub.tensors_sha256(self.state_dict())
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write ``config.json``, which names the generator, and ``model.safetensors``.
+
+        Args:
+            folder: Made where it is missing; an older encoder in it is replaced whole.
+            dtype: Of the stored weights: float32, or float16 for half the size. They are read as float32.
+
+        Raises:
+            ValueError: ``dtype`` is another one, or a weight is not finite in it.
+        """
+        fields = {
+            "arguments": self.arguments(),
+            "metadata": self.metadata,
+            "generator": identity(self.generator),
+        }
+        return write_network(self, folder, fields, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(cls: type[E], folder: str | Path, generator: Generator) -> E:
+        """An encoder of this class from a folder; see :func:`latent_mixup.encoders.load_encoder`, which takes any."""
+        return read_encoder(Path(folder), generator, {cls.__name__: cls})
+
+
+def identity(generator: Generator) -> dict[str, Any]:
+    """Which generator, and which of its latent spaces, an encoder belongs to; only JSON values."""
+    return {
+        "name": generator.metadata.get("name"),
+        "digest": generator.digest(),
+        "latent_space": generator.latent_space,
+        "latent_shape": list(generator.latent_shape),
+    }
+
+
+def read_encoder(folder: Path, generator: Generator, architectures: dict[str, type[E]]) -> E:
+    """Read what ``save_pretrained`` wrote. The file's shapes are compared before anything is allocated.
+
+    Args:
+        folder: With ``config.json`` and ``model.safetensors``.
+        generator: The encoder's.
+        architectures: The classes it may name.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        FormatError: A file does not hold what its format says; the message names file and field.
+        ValueError: The encoder belongs to another generator, or to another latent space of this one.
+    """
+    config = read_config(folder / CONFIG_FILE, architectures, ENCODER_FIELDS)
+    _check_generator(folder, config["generator"], identity(generator))
+    build = partial(architectures[config["architecture"]], generator, **config["arguments"])
+    encoder = read_network(folder, build).to(generator.device)
+    encoder.metadata = config["metadata"]
+    return encoder.freeze()
+
+
+def _check_generator(folder: Path, trained_for: dict[str, Any], found: dict[str, Any]) -> None:
+    if set(trained_for) != set(found):
+        raise hub.FormatError(
+            f"{folder / CONFIG_FILE}: field 'generator' needs {', '.join(found)}: "
+            f"found {', '.join(trained_for) or 'none'}"
+        )
+    if any(trained_for[key] != found[key] for key in ("digest", "latent_space", "latent_shape")):
+        raise ValueError(
+            f"the encoder in {folder} belongs to {_described(trained_for)}: got {_described(found)}; "
+            "load that generator, or train an encoder for this one"
+        )
+
+
+def _described(generator: dict[str, Any]) -> str:
+    return (
+        f"generator {generator['name']!r:.100} (digest {generator['digest']!s:.12}, "
+        f"codes of {generator['latent_shape']!r:.40} in {generator['latent_space']!r:.10})"
+    )
+
+
+def counts(name: str, values: object) -> tuple[int, ...]:
+    """A sequence of integers from 1, at most 64 of them, as a tuple.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not (isinstance(values, list | tuple) and len(values) <= MAX_LAYERS and all(map(hub.is_count, values))):
+        raise ValueError(f"{name} needs at most {MAX_LAYERS} integers from 1: got {values!r:.100}")
+    return tuple(values)

@@ -1,0 +1,257 @@
+"""What a label is: a class index, -1 for none, or a soft one, which has a probability for each class.
+
+Labels of many samples are int64 ``[N]`` or float32 ``[N, num_classes]``. A class index says what its one-hot row says.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MISSING = -1
+SUM_TOLERANCE = 1e-2  # half precision soft labels of many classes still pass
+LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "cls")  # in samples that are mappings
+SAME_TOLERANCE = 1e-4  # soft labels that were computed anew still are the same
+
+
+def as_labels(values: Any, num_rows: int) -> Tensor:
+    """Labels in the form that a bank keeps.
+
+    Args:
+        values: Integers from 0, or -1 for none, ``[N]``; or soft: floats ``[N, num_classes]``, each row from 0 and
+            summing to 1. A tensor, an array, or a list of either's rows.
+        num_rows: N.
+
+    Returns:
+        int64 ``[N]``, or float32 ``[N, num_classes]``; on the CPU.
+
+    Raises:
+        ValueError: They are neither.
+
+    Example:
+        >>> as_labels([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], 2).shape
+        torch.Size([2, 3])
+    """
+    labels = _as_tensor(values)
+    if labels.ndim == 2 and len(labels) == num_rows and labels.numel():
+        if not labels.is_floating_point():
+            raise ValueError(f"soft labels need a float dtype: got {labels.dtype} {list(labels.shape)}")
+        check_soft(labels)
+        return labels.float()
+    if labels.shape != (num_rows,):
+        raise ValueError(
+            f"labels needs one entry per row, [{num_rows}], or soft ones, [{num_rows}, num_classes]: "
+            f"got {list(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels needs integers, or soft ones, [{num_rows}, num_classes]: got {labels.dtype}")
+    labels = labels.long()
+    if (labels < MISSING).any():
+        row = int((labels < MISSING).nonzero()[0])
+        raise ValueError(f"labels needs numbers from 0, or -1 for no label: row {row} has {int(labels[row])}")
+    return labels
+
+
+def _as_tensor(values: Any) -> Tensor:
+    if isinstance(values, list | tuple) and values and getattr(values[0], "ndim", None):
+        values = torch.stack([torch.as_tensor(row) for row in values])  # torch takes no list of rows
+    return torch.as_tensor(values).detach().cpu()
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise ``ValueError`` unless each is in ``[0, num_classes)``, or they are soft, ``[B, num_classes]``."""
+    if labels.is_floating_point():
+        if labels.ndim != 2 or labels.shape[1] != num_classes:
+            raise ValueError(f"soft labels need shape [B, {num_classes}]: got {labels.dtype} {list(labels.shape)}")
+        check_soft(labels)
+        return
+    if labels.ndim != 1 or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels need to be integers [B] or soft labels [B, {num_classes}]: got {labels.dtype} {list(labels.shape)}"
+        )
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        label = int(outside[0])
+        mend = f"labels need to be in [0, {num_classes}), or num_classes larger"
+        if label == MISSING:
+            mend = "it says that there is no label, leave such samples out"
+        raise ValueError(f"label {label} is outside num_classes={num_classes}: {mend}")
+
+
+def check_soft(labels: Tensor) -> None:
+    """Raise ``ValueError`` unless each row of ``[B, num_classes]`` is finite, from 0, and sums to 1."""
+    fault = _fault(labels)
+    if fault is not None:
+        raise ValueError(f"soft labels need numbers from 0 that sum to 1 in each row: row {fault[0]} {fault[1]}")
+
+
+def _fault(labels: Tensor) -> tuple[int, str] | None:
+    """The first row that is no distribution, and what is wrong with it."""
+    rows = labels.detach().float()
+    sums, least = rows.sum(1), rows.amin(1)
+    wrong = ~((least >= 0) & ((sums - 1).abs() <= SUM_TOLERANCE))  # NaN and infinity are wrong as well
+    if not wrong.any():
+        return None
+    row = int(wrong.nonzero()[0])
+    return row, f"sums to {float(sums[row]):.4g}" if least[row] >= 0 else f"has {float(least[row]):.4g}"
+
+
+def count_classes(labels: Tensor, stated: object = None) -> int:
+    """How many classes there are: as stated, the width of soft labels, or up to the largest; 0 where none is known.
+
+    Raises:
+        ValueError: The number stated is none, or is not that of the labels.
+    """
+    soft = labels.is_floating_point()
+    found = labels.shape[1] if soft else int(labels.max()) + 1
+    if stated is None:
+        return found
+    if not isinstance(stated, int) or isinstance(stated, bool) or stated < 0:
+        raise ValueError(f"num_classes needs to be an integer from 0: got {stated!r}")
+    if soft and found != stated:
+        raise ValueError(f"soft labels need shape [N, {stated}] for num_classes={stated}: got {list(labels.shape)}")
+    if found > stated:
+        raise ValueError(f"labels need to be below num_classes={stated}: got {found - 1}")
+    return stated
+
+
+def hard_labels(labels: Tensor) -> Tensor:
+    """The class of each row, ``[N]`` integers: of soft labels the likeliest (of equals the first); -1 for none."""
+    return labels.argmax(1) if labels.is_floating_point() else labels
+
+
+def differing(labels: Tensor, others: Tensor) -> Tensor:
+    """Where two sets of labels of the same samples (of one width, where both are soft) do not agree, ``[N]`` bool."""
+    if not labels.is_floating_point() and not others.is_floating_point():
+        return labels != others
+    num_classes = (labels if labels.is_floating_point() else others).shape[1]
+    one, two = (_rows(each, num_classes) for each in (labels, others))
+    return (one - two).abs().amax(1) > SAME_TOLERANCE
+
+
+def _rows(labels: Tensor, num_classes: int) -> Tensor:
+    """Soft labels as they are, class indices as one-hot rows; of what is no class a row of zeros."""
+    return (
+        labels
+        if labels.is_floating_point()
+        else (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
+    )
+
+
+def describe_label(label: Tensor) -> str:
+    """One label as an error message shows it."""
+    if label.ndim:
+        return f"[{', '.join(f'{share:.3g}' for share in label[:4].tolist())}{', ...' if len(label) > 4 else ''}]"
+    return "none" if label == MISSING else str(int(label))
+
+
+# --------------------------------------------------------------------------------------------------
+# What a data set says
+# --------------------------------------------------------------------------------------------------
+
+
+def read_label(label: Any) -> Tensor:
+    """The label of one sample: an int64 scalar, -1 for None, or soft: float32 ``[num_classes]``; on the CPU.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: A soft label is no distribution.
+
+    Example:
+        >>> read_label([0.5, 0.5, 0.0]).shape
+        torch.Size([3])
+    """
+    if label is None:
+        return torch.tensor(MISSING, device="cpu")
+    try:
+        return torch.tensor(operator.index(label), device="cpu")
+    except TypeError:
+        pass
+    try:
+        values = torch.as_tensor(label).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0)
+    if values.numel() == 1 and not values.is_floating_point() and not values.is_complex():
+        return values.long().reshape(())
+    if values.ndim != 1 or not len(values) or values.is_complex():
+        raise TypeError(f"a label needs to be an int, or soft, [num_classes] floats: got {_named(label)}")
+    if (fault := _fault(values[None])) is not None:
+        raise ValueError(f"a soft label needs numbers from 0 that sum to 1: it {fault[1]}")
+    return values.float()
+
+
+def label_of(sample: Any, index: int) -> Tensor:
+    """The label of sample ``index`` as :func:`read_label` gives it; -1 for an image alone.
+
+    Args:
+        sample: ``(image, label, ...)``, a mapping with one of ``LABEL_KEYS``, or an image.
+        index: For the error.
+
+    Raises:
+        ValueError: It is no such sample.
+    """
+    if isinstance(sample, Tensor | np.ndarray | Image.Image):
+        return read_label(None)
+    try:
+        return read_label(_label_in(sample))
+    except (TypeError, ValueError) as cause:
+        raise ValueError(
+            f"the data set needs to give (image, label): item {index} is {_described(sample)}; {cause}"
+        ) from None
+
+
+def _label_in(sample: Any) -> Any:
+    """The label that is beside an image; None where there is nothing beside it."""
+    if not isinstance(sample, tuple | list | Mapping) or not len(sample):
+        raise TypeError("an image is needed")
+    if len(sample) == 1:
+        return None
+    if not isinstance(sample, Mapping):
+        return sample[1]
+    key = next((key for key in LABEL_KEYS if key in sample), None)
+    if key is None:
+        raise TypeError(f"its label needs one of the names {', '.join(LABEL_KEYS)}")
+    return sample[key]
+
+
+def labels_of(dataset: Any, indices: list[int]) -> Tensor:
+    """The labels of a few samples, ``[B]`` or ``[B, num_classes]``; torch's global random state stays as it was.
+
+    Raises:
+        ValueError: A sample is no ``(image, label)``, or they have labels of several kinds.
+    """
+    with torch.random.fork_rng(devices=[]):  # augmentations draw from it
+        labels = [label_of(dataset[index], index) for index in indices]
+    for index, label in zip(indices, labels, strict=True):
+        if label.shape != labels[0].shape:
+            raise ValueError(
+                f"the data set needs labels of one kind: sample {indices[0]} has {describe_label(labels[0])}, "
+                f"sample {index} has {describe_label(label)}"
+            )
+    return torch.stack(labels)
+
+
+def targets_of(dataset: Any) -> Tensor | None:
+    """``dataset.targets`` as :func:`as_labels` gives them, where they are labels and it hands them out unchanged."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    try:
+        return as_labels(targets, len(dataset)).contiguous()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _described(item: Any) -> str:
+    inside = f" of {', '.join(map(_named, item))}" if isinstance(item, tuple | list) else ""
+    return f"a {_named(item)}{inside}"
+
+
+def _named(value: object) -> str:
+    return type(value).__name__
