@@ -480,5 +480,5 @@ def test_labels_of_another_shape_or_range(labels, message):
 
 
 def test_another_noise():
-    with pytest.raises(ValueError, match="noise_mode needs to be 'const' or 'none': got 'random'"):
-        tiny().synthesis(torch.zeros(1, 6, 10), noise_mode="random")
+    with pytest.raises(ValueError, match="noise_mode needs to be 'const', 'random' or 'none': got 'some'"):
+        tiny().synthesis(torch.zeros(1, 6, 10), noise_mode="some")
