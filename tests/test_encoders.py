@@ -111,6 +111,11 @@ def test_the_papers_mlp():
     torch.testing.assert_close(encoder(images), hidden)
 
 
+def test_before_training_the_mlp_gives_codes_around_the_mean_code(generator):
+    encoder = MLPEncoder(generator, (7,))
+    assert encoder.body[-1].bias.equal(generator.mean_latent().flatten())
+
+
 def test_before_training_restyle_gives_the_mean_code(generator):
     codes = ReStyleEncoder(generator, **TINY)(random_images(generator))
     assert codes.equal(generator.mean_latent().expand(3, *generator.latent_shape))

@@ -188,12 +188,17 @@ EXACT_GREY = {
     "PIL I;16": lambda x: Image.fromarray(x[0].numpy().astype(np.uint16) * 257),
     "PIL I;16B": lambda x: Image.frombytes("I;16B", (SIZE, SIZE), (x[0].numpy().astype(">u2") * 257).tobytes()),
     "PIL I": lambda x: Image.fromarray(x[0].numpy().astype(np.int32) * 257),
+    "PIL La": lambda x: pil(x).convert("LA").convert("La"),
     "array HW": lambda x: x[0].numpy(),
     "tensor HW": lambda x: x[0],
     "three channels": lambda x: x.expand(3, -1, -1),
     "PIL RGB": lambda x: pil(x).convert("RGB"),
 }
-EXACT_RGB = {"PIL CMYK": lambda x: pil(x).convert("CMYK"), "PIL RGBX": lambda x: pil(x).convert("RGBX")}
+EXACT_RGB = {
+    "PIL CMYK": lambda x: pil(x).convert("CMYK"),
+    "PIL RGBX": lambda x: pil(x).convert("RGBX"),
+    "PIL RGBa": lambda x: pil(x).convert("RGBA").convert("RGBa"),
+}
 CLOSE = {
     "[0, 1]": (UNIT, floats),
     "[0, 1] HWC": (UNIT, lambda x: floats(x).permute(1, 2, 0)),
@@ -425,6 +430,8 @@ def test_a_few_bad_images_do_not_decide():
     assert detect_format([*bad, *batch]) == UNIT
     assert detect_format([*bad, *(batch * 2 - 1)]) == SIGNED
     assert detect_format([*bad, *imagenet(images(16))], IMAGENET.mean, IMAGENET.std) == IMAGENET
+    with pytest.raises(ValueError, match=r"need to be in \[0, 1\] or \[-1, 1\]"):
+        detect_format([*batch[:7], *imagenet(images(8))])
     with pytest.raises(ValueError, match="finite numbers"):
         detect_format(bad[:1])
     with pytest.raises(TypeError, match="got 'broken'"):

@@ -436,9 +436,19 @@ def test_images_of_which_none_can_be_used(images, message):
         probe(images, Sized())
 
 
-def test_a_data_set_of_broken_files():
+@pytest.mark.parametrize("moments", [{}, {"mean": 0.5, "std": 0.5}])
+def test_a_data_set_of_broken_images(moments):
     with pytest.raises(ValueError, match="none of the first 16 images can be used; image 0: OSError: no"):
-        probe(Rows(PAIRS, {index: OSError("no") for index in range(N)}), Sized())
+        probe(Rows(PAIRS, {index: OSError("no") for index in range(N)}), Sized(), **moments)
+    with pytest.raises(ValueError, match=r"none of the first 16 images can be used; image 0: an image .*: got None"):
+        probe([(None, 0)] * N, Sized(), **moments)
+
+
+def test_images_are_on_the_generators_device():
+    generator = Sized().to("meta")
+    assert generator.device.type == "meta"
+    assert read(PAIRS, generator).images.device == generator.device
+    assert read(PAIRS, generator, indices=[]).images.device == generator.device
 
 
 # ---- labels ----------------------------------------------------------------------------------------
