@@ -131,11 +131,28 @@ def step_time_table() -> str:
     return markdown(["training step, batch 64", "median", "ratio to standard"], body)
 
 
+def stylegan2_table() -> str:
+    """How far the samples of two StyleGAN2 were from Fashion-MNIST in the course of their training."""
+    logs = {
+        run: {row["images"]: row["feature_distance"] for row in json.loads((path / "log.json").read_text())}
+        for run in ("unconditional", "conditional")
+        for path in [RESULTS / "stylegan2" / run]
+    }
+    counts = list(logs["unconditional"])
+    shown = [counts[position * (len(counts) - 1) // 4] for position in range(5)]
+    body = [
+        [run, *(f"{distances[images]:.1f}" for images in shown), f"{min(distances.values()):.1f}"]
+        for run, distances in logs.items()
+    ]
+    return markdown(["after so many images", *(f"{images:,}" for images in shown), "lowest"], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comparison": comparison_table,
     "demo": demo_table,
     "reconstruction": reconstruction_table,
     "step-time": step_time_table,
+    "stylegan2": stylegan2_table,
 }
 
 

@@ -41,7 +41,7 @@ def paper_features() -> nn.Sequential:
 
 
 class FeatureCNN(nn.Module):
-    """A small classifier for square images of any size from 16 px, whose last 128 features compare sets of images.
+    """A small classifier for square images of any size from 8 px, whose last 128 features compare sets of images.
 
     Three convolutions, the last two with stride 2, means over a 4x4 grid, a linear layer to the features.
 

@@ -162,7 +162,8 @@ def report_command(
 ) -> None:
     """Say how good the codes of BANK (folder, bundled name or Hub id) are: a page of figures, and their numbers."""
     from latent_mixup import LatentBank, load_generator
-    from latent_mixup.inversion.report import PAGE_FILE, report, report_sentence, report_table
+    from latent_mixup.inversion.report import PAGE_FILE, report
+    from latent_mixup.inversion.report_page import report_sentence, report_table
 
     images = torchvision_dataset(dataset, data_root, train=not test)
     decoder = load_generator(generator).to(device or "cpu")
@@ -281,8 +282,7 @@ def train_generator(arch: str, dataset: str, data_root: Path, out: Path, threads
     if threads:
         torch.set_num_threads(threads)
     data = torchvision_dataset(dataset, data_root, train=True)
-    images = torch.as_tensor(data.data)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = uint8_images(data)
     facts = {"name": dataset, "dataset": {"name": dataset, **fingerprint(data)}}
     started = time.perf_counter()
     train = {"compact": _train_compact, "stylegan2": _train_stylegan2}[arch]
@@ -371,14 +371,12 @@ def train_encoder_command(
 
 def _images_for(generator: Any, name: str, root: Path) -> tuple[Any, dict[str, Any]]:
     """The training images ``[N, C, R, R]`` uint8, with the border that the generator was trained with, and facts."""
-    import torch
     import torch.nn.functional as F
 
     from latent_mixup.bank import fingerprint
 
     data = torchvision_dataset(name, root, train=True)
-    images = torch.as_tensor(data.data)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = uint8_images(data)
     border = generator.metadata.get("border", 0)
     if border and images.shape[-1] + 2 * border == generator.img_resolution:
         images = F.pad(images, (border,) * 4)
@@ -446,3 +444,11 @@ def torchvision_dataset(name: str, root: Path, *, train: bool) -> Any:
             f"{root} has no {TORCHVISION_CLASSES[name]} as torchvision lays it out: "
             f"expected {root / TORCHVISION_CLASSES[name] / 'raw'}; pass --data-root"
         ) from cause
+
+
+def uint8_images(dataset: Any) -> Any:
+    """All images of a torchvision data set: ``[N, C, H, W]`` uint8."""
+    import torch
+
+    images = torch.as_tensor(dataset.data)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()

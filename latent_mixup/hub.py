@@ -147,41 +147,11 @@ def _download(
             )
         )
     except (OSError, ValueError, network_error) as error:
-        local = f"pass a folder or a bundled name ({', '.join(bundled_names(kind)) or 'none bundled'})"
-        hint = _hint(error, repo, local)
-        raise _hub_error(repo, _REPO_TYPE[kind], MAIN_FILE[kind], revision, hint) from error
+        raise _hub_error(repo, kind, revision, _hint(error, repo, kind)) from error
     if not (folder / MAIN_FILE[kind]).is_file():
-        hint = f"it has no such file, so it is not a latent-mixup {kind}"
-        raise _hub_error(repo, _REPO_TYPE[kind], MAIN_FILE[kind], revision, hint)
+        raise _hub_error(repo, kind, revision, f"it has no such file, so it is not a latent-mixup {kind}")
     logger.info("%s@%s is commit %s", repo, revision or "main", commit_of(folder))
     return folder
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form ``org/repo[@revision]``; a relative path may have it as well."""
-    return _HUB_ID.fullmatch(name) is not None
-
-
-def download_file(name: str, file: str) -> Path:
-    """One file of the Hub model repository ``org/repo[@revision]``, from the client's cache where it is there.
-
-    Raises:
-        ValueError: The name is no Hub id.
-        HubError: The Hub did not give it.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    match = _HUB_ID.fullmatch(name)
-    if match is None:
-        raise ValueError(f"a Hub id looks like org/repo[@revision]: got {name!r}")
-    repo, revision = match["repo"], match["revision"]
-    network_error: type[Exception] = getattr(errors, "HTTPError", OSError)
-    try:
-        path = huggingface_hub.hf_hub_download(repo, file, revision=revision, library_name="latent-mixup")
-    except (OSError, ValueError, network_error) as error:
-        raise _hub_error(repo, "model", file, revision, _hint(error, repo, "pass the path of a file")) from error
-    return Path(path)
 
 
 def commit_of(folder: Path) -> str | None:
@@ -189,15 +159,17 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
 
 
-def _hub_error(repo: str, repo_type: str, file: str, revision: str | None, hint: str) -> HubError:
-    message = f"cannot read {file} of the Hub {repo_type} {repo} (revision {revision or 'main'}): {hint}"
+def _hub_error(repo: str, kind: Kind, revision: str | None, hint: str) -> HubError:
+    file = MAIN_FILE[kind]
+    message = f"cannot read {file} of the Hub {_REPO_TYPE[kind]} {repo} (revision {revision or 'main'}): {hint}"
     return HubError(message, repo=repo, revision=revision, file=file)
 
 
-def _hint(error: Exception, repo: str, local: str) -> str:
-    """What happened and what to try (``local``: instead of the Hub). Subclasses come before their bases."""
+def _hint(error: Exception, repo: str, kind: Kind) -> str:
+    """What happened and what to try, in half a sentence. Subclasses come before their bases."""
     from huggingface_hub import errors
 
+    local = f"pass a folder or a bundled name ({', '.join(bundled_names(kind)) or 'none bundled'})"
     hints: list[tuple[type[Exception], str]] = [
         (
             errors.GatedRepoError,

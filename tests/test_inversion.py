@@ -424,16 +424,19 @@ def test_an_image_that_cannot_be_read_is_set_aside(linear_generator, toy_dataset
                 raise OSError("image file is truncated")
             return super().__getitem__(index)
 
-    damaged = Damaged(toy_dataset.images, toy_dataset.labels)
-    bank = invert(damaged, linear_generator, **QUICK, out=tmp_path)
+    damaged, loss = Damaged(toy_dataset.images, toy_dataset.labels), Counted()
+    counted = {**QUICK, "loss": loss}
+    bank = invert(damaged, linear_generator, **counted, out=tmp_path)
     assert bank.metadata["set_aside"] == {"30": "OSError: image file is truncated"}
     whole = invert(toy_dataset, linear_generator, **QUICK)
     others = [row for row in range(len(whole)) if row != 30]
     assert bank.source_index.tolist() == others
     torch.testing.assert_close(bank[:][0], whole[others][0], atol=1e-5, rtol=1e-5)
-    before = contents(tmp_path)
-    assert invert(damaged, linear_generator, **QUICK, out=tmp_path).metadata["set_aside"] == bank.metadata["set_aside"]
+    before, loss.calls = contents(tmp_path), 0
+    again = invert(damaged, linear_generator, **counted, out=tmp_path)
+    assert again.metadata["set_aside"] == bank.metadata["set_aside"]
     assert contents(tmp_path) == before
+    assert loss.calls == 0
 
 
 def test_a_chunk_without_a_readable_image(linear_generator, toy_dataset, tmp_path):

@@ -22,6 +22,7 @@ from latent_mixup.bundled import BundledImages
 from latent_mixup.generators import wrap
 from latent_mixup.images import to_uint8
 from latent_mixup.inversion import pixel_mse, report
+from latent_mixup.inversion import report_page as page
 from latent_mixup.inversion.samples import probe
 
 module = importlib.import_module("latent_mixup.inversion.report")
@@ -31,13 +32,13 @@ FILES = {"report.json", "report.png"}
 @pytest.fixture(autouse=True)
 def coarse_page(monkeypatch):
     """The page in few pixels, which is quicker to draw."""
-    monkeypatch.setattr(module, "DPI", 40)
+    monkeypatch.setattr(page, "DPI", 40)
 
 
 @pytest.fixture
 def no_page(monkeypatch):
     """An empty page, where a test is about numbers."""
-    monkeypatch.setattr(module, "_page", lambda *arguments: b"")
+    monkeypatch.setattr(module, "draw_page", lambda *arguments: b"")
 
 
 def noisy_codes(generator, dataset, seed: int = 0) -> torch.Tensor:
@@ -122,7 +123,7 @@ def test_the_json_is_what_is_returned_and_names_what_it_is_about(linear_generato
     assert record["dataset"]["name"] == "toys"
     assert record["dataset"]["length"] == 50
     assert record["seed"] == 4
-    assert "Inversion of toys by LinearGenerator, n = 50" in module._caption(record, {"MSE": noisy_bank.mse}, 3)
+    assert "Inversion of toys by LinearGenerator, n = 50" in page._caption(record, {"MSE": noisy_bank.mse}, 3)
 
 
 @pytest.mark.usefixtures("no_page")
@@ -150,7 +151,7 @@ def test_rows_that_failed_or_have_no_mse_are_counted_and_left_out(linear_generat
     assert record["mse"]["mean"] == pytest.approx(float(mse[good].mean()))
     shown = {row["row"] for group in record["shown"].values() for row in group}
     assert shown <= set(good)
-    assert module.report_sentence(record).startswith(
+    assert page.report_sentence(record).startswith(
         "45 of 50 rows are ok and have an MSE (2 failed, 1 skipped, 1 9); 45 of 45 rows decoded again have the bank's"
     )
     without = bank.subset([3, 4, 5, 6, 7])
@@ -167,7 +168,7 @@ def test_lpips_is_summarised_where_there_is_any(linear_generator, toy_dataset, n
         noisy_bank[:][0], noisy_bank.labels, source_index=noisy_bank.source_index, mse=noisy_bank.mse, lpips=lpips
     )
     record = report(bank, toy_dataset, linear_generator, tmp_path / "out", columns=1)
-    header, codes, *_ = module.report_table(record).splitlines()
+    header, codes, *_ = page.report_table(record).splitlines()
     if some:
         assert record["lpips"]["n"] == 49
         assert record["lpips"]["quantiles"]["50"] == pytest.approx(float(lpips[24]))
@@ -209,7 +210,7 @@ def test_rows_without_a_label_are_a_class_of_their_own(linear_generator, toy_dat
 
 def test_many_classes_are_drawn_for_their_worst():
     classes = [{"label": label, "quantiles": {"50": (label * 7 % 50) / 50}} for label in range(50)]
-    drawn = module._drawn_classes({"classes": classes})
+    drawn = page._drawn_classes({"classes": classes})
     worst = sorted(summary["quantiles"]["50"] for summary in classes)[-20:]
     assert sorted(summary["quantiles"]["50"] for summary in drawn) == worst
     assert [summary["label"] for summary in drawn] == sorted(summary["label"] for summary in drawn)
@@ -248,7 +249,7 @@ def test_a_look_has_original_inverted_and_encoded_image(linear_generator, toy_da
         assert look.images[:, place, ::48, ::48, 1].equal(to_uint8(expected[:, 0]))
         assert look.images[:, place].unique().equal(to_uint8(expected).unique())
     torch.testing.assert_close(look.mse[:, 1], (originals + 1).square().flatten(1).mean(1))
-    strip = module._side_by_side(look.images[0])
+    strip = page._side_by_side(look.images[0])
     assert strip.shape == (192, 3 * 192 + 2 * 4, 3)
     assert (strip[:, 192:196] == 255).all()
     assert (strip[:, -192:] == 0).all()
@@ -342,7 +343,7 @@ def test_the_same_input_gives_the_same_bytes(linear_generator, toy_dataset, nois
         report(noisy_bank, toy_dataset, linear_generator, two)
     assert contents(one) == contents(two)
     assert torch.get_rng_state().equal(before)
-    monkeypatch.setattr(module, "_page", lambda *arguments: b"")
+    monkeypatch.setattr(module, "draw_page", lambda *arguments: b"")
     other = report(noisy_bank, toy_dataset, linear_generator, two, seed=1)
     assert other["mse"] == record["mse"]
     assert other["shown"]["best"] == record["shown"]["best"]
@@ -490,7 +491,7 @@ def test_the_command_prints_the_table_and_writes_both_files(tmp_path, monkeypatc
     assert asked == [("fashion-mnist", tmp_path, False)]
     assert set(contents(tmp_path / "out")) == FILES
     record = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert module.report_table(record) in result.output
+    assert page.report_table(record) in result.output
     assert "40 of 40 rows are ok and have an MSE (the bank notes no failures); the bank came without" in result.output
     assert f"{tmp_path / 'out' / 'report.png'} and report.json written" in result.output
     assert record["mse"]["mean"] == pytest.approx(record["encoded"]["mean"], rel=0.01)  # the codes are the encoder's

@@ -70,10 +70,10 @@ class ChunkFolder:
         """A finished chunk; None where there is none, or a broken one that has to be done again."""
         try:
             columns = load_file(self._path(number)) if self._path(number).is_file() else {}
-            errors = json.loads(bytes(columns.pop(ERRORS, torch.empty(0)).tolist()) or b"{}")
-        except (SafetensorError, ValueError, TypeError):
+            said = json.loads(bytes(columns.pop(ERRORS, torch.empty(0)).tolist()) or b"{}")
+            chunk = Chunk(columns, {int(index): error for index, error in said.items()})
+        except (SafetensorError, ValueError, TypeError, AttributeError):
             return None
-        chunk = Chunk(columns, {int(index): error for index, error in errors.items()})
         if set(columns) != COLUMNS or len({len(column) for column in columns.values()}) != 1:
             return None
         done = sorted([*columns["source_index"].tolist(), *chunk.errors])

@@ -4,8 +4,9 @@ Each change happens to an image with probability p or not at all, so that a gene
 images. p follows how sure the discriminator is of real images.
 
 Reference: Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), sections 2 and 3: its
-pixel blitting, general geometric and colour transformations. Images are resampled once, bilinearly, without the
-paper's wavelet filter.
+pixel blitting, general geometric and colour transformations, with these differences. Images are resampled once,
+bilinearly, without a wavelet filter; the stretch scales one axis and leaves the other; shifts along x and y happen
+independently of each other, so that an image is shifted more often than with probability p.
 """
 
 from __future__ import annotations

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from latent_mixup import hub
+
 CHECKPOINT_FILE = "checkpoint.pt"
+LOG_FILE = "log.json"
 # what torch makes of a file that is cut, overwritten or no checkpoint at all
 BROKEN = (RuntimeError, EOFError, UnpicklingError, LookupError, TypeError, ValueError, AttributeError)
 
@@ -42,3 +46,16 @@ def read_checkpoint(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | 
             "choose another folder, or the same settings"
         )
     return state
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any], sheet: bytes) -> None:
+    """Write a run's state, its sheet ``sheet-STEP.png`` and, where it keeps one, its log; all of them or none.
+
+    Args:
+        folder: Of the run.
+        state: With ``"identity"``, as :func:`read_checkpoint` compares it, ``"step"``, and perhaps ``"log"``.
+        sheet: A PNG.
+    """
+    log = {LOG_FILE: (json.dumps(state["log"], indent=1) + "\n").encode()} if "log" in state else {}
+    sheets = {f"sheet-{state['step']:06d}.png": sheet}
+    hub.write_folder(folder, {**sheets, **log, CHECKPOINT_FILE: lambda path: torch.save(state, path)})

@@ -19,7 +19,7 @@ from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import slerp
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import CHECKPOINT_FILE, read_checkpoint
+from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
 from latent_mixup.training.classifier import train_features
 
 
@@ -220,13 +220,7 @@ def train_compact(
             if training.step % checkpoint_every == 0 or training.step == recipe.steps:
                 bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
                 sheet = training_sheet(generator, from_uint8(images_uint8[:32]))
-                hub.write_folder(
-                    out,
-                    {
-                        f"sheet-{training.step:06d}.png": sheet,
-                        CHECKPOINT_FILE: lambda path: torch.save({"identity": identity, **training.state_dict()}, path),
-                    },
-                )
+                write_checkpoint(out, {"identity": identity, **training.state_dict()}, sheet)
     return _finish(generator.freeze(), images_uint8, out, {**(facts or {}), "recipe": asdict(recipe)})
 
 

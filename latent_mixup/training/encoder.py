@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -21,12 +20,11 @@ from latent_mixup.images import from_uint8
 from latent_mixup.inversion.losses import Loss, PlainLoss, TargetLoss, callable_id, pixel_mse
 from latent_mixup.pictures import png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import CHECKPOINT_FILE, read_checkpoint
+from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
 
 Arch: TypeAlias = Literal["mlp", "restyle"]
 
 ARCHES: dict[str, type[Encoder]] = {"mlp": MLPEncoder, "restyle": ReStyleEncoder}
-LOG_FILE = "log.json"
 WARM_UP = 0.05  # share of the steps
 SHEET_IMAGES = 20
 
@@ -218,7 +216,9 @@ def train_encoder(
                 bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
                 seconds = round(before + time.perf_counter() - started, 1)
                 log.append({"step": training.step, **losses, "seconds": seconds})
-                _write(out, training, identity, log, images_uint8)
+                sheet = encoder_sheet(encoder.eval(), sheet_images(generator, images_uint8))
+                encoder.train()
+                write_checkpoint(out, {"identity": identity, "log": log, **training.state_dict()}, sheet)
     encoder.freeze().metadata = {
         **(facts or {}),
         "recipe": asdict(recipe),
@@ -242,27 +242,6 @@ def _check(generator: Generator, arch: str, images_uint8: Tensor | None, recipe:
             f"images_uint8 needs to be uint8 [N, {', '.join(map(str, size))}], the generator's size: "
             f"got {images_uint8.dtype} {list(images_uint8.shape)}"
         )
-
-
-def _write(
-    out: Path,
-    training: EncoderTraining,
-    identity: dict[str, Any],
-    log: list[dict[str, float]],
-    images_uint8: Tensor | None,
-) -> None:
-    state = {"identity": identity, "log": log, **training.state_dict()}
-    training.encoder.eval()
-    sheet = encoder_sheet(training.encoder, sheet_images(training.encoder.generator, images_uint8))
-    training.encoder.train()
-    hub.write_folder(
-        out,
-        {
-            f"sheet-{training.step:06d}.png": sheet,
-            LOG_FILE: (json.dumps(log, indent=1) + "\n").encode(),
-            CHECKPOINT_FILE: lambda path: torch.save(state, path),
-        },
-    )
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ Karras et al., "Training Generative Adversarial Networks with Limited Data" (202
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -28,13 +27,12 @@ from latent_mixup.images import from_uint8
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.augment import adapt, augment
-from latent_mixup.training.checkpoints import CHECKPOINT_FILE, read_checkpoint
+from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
 from latent_mixup.training.discriminator import Discriminator
 from latent_mixup.training.frechet import FeatureDistance
 
 ADAPT_EVERY = 4  # steps between two adjustments of the augmentation
 W_AVG_DECAY = 0.998
-LOG_FILE = "log.json"
 
 
 @dataclass(frozen=True)
@@ -290,7 +288,8 @@ def train_stylegan2(
                     row["classifier_accuracy"] = measure.accuracy
                 log.append(row)
                 bar.set_postfix({name: f"{row[name]:.3f}" for name in (*losses, "feature_distance") if name in row})
-                _write(out, training, identity, log)
+                state = {"identity": identity, "log": log, **training.state_dict()}
+                write_checkpoint(out, state, training_sheet(averaged))
     averaged.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
     averaged.save_pretrained(out)
     return StyleGAN2.from_pretrained(out)
@@ -321,18 +320,6 @@ def _check_finite(step: int, losses: dict[str, float]) -> None:
             f"training diverged by step {step}, its losses are {losses}: start again in another folder with a lower lr "
             "or a higher r1_gamma; the last checkpoint is kept"
         )
-
-
-def _write(out: Path, training: StyleGAN2Training, identity: dict[str, Any], log: list[dict[str, float]]) -> None:
-    state = {"identity": identity, "log": log, **training.state_dict()}
-    hub.write_folder(
-        out,
-        {
-            f"sheet-{training.step:06d}.png": training_sheet(training.averaged),
-            LOG_FILE: (json.dumps(log, indent=1) + "\n").encode(),
-            CHECKPOINT_FILE: lambda path: torch.save(state, path),
-        },
-    )
 
 
 @torch.no_grad()
