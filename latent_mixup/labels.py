@@ -59,8 +59,11 @@ def as_labels(values: Any, num_rows: int) -> Tensor:
 
 
 def _as_tensor(values: Any) -> Tensor:
+    """On the CPU; of an array a copy, in the byte order of this machine: torch takes none that is read-only."""
     if isinstance(values, list | tuple) and values and getattr(values[0], "ndim", None):
-        values = torch.stack([torch.as_tensor(row) for row in values])  # torch takes no list of rows
+        values = torch.stack([_as_tensor(row) for row in values])  # torch takes no list of rows
+    if isinstance(values, np.ndarray):
+        values = np.array(values, dtype=values.dtype.newbyteorder("="))
     return torch.as_tensor(values).detach().cpu()
 
 
@@ -174,7 +177,7 @@ def read_label(label: Any) -> Tensor:
     except TypeError:
         pass
     try:
-        values = torch.as_tensor(label).detach().cpu()
+        values = _as_tensor(label)
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0)
     if values.numel() == 1 and not values.is_floating_point() and not values.is_complex():
@@ -186,12 +189,13 @@ def read_label(label: Any) -> Tensor:
     return values.float()
 
 
-def label_of(sample: Any, index: int) -> Tensor:
+def label_of(sample: Any, index: int, key: str | int | None = None) -> Tensor:
     """The label of sample ``index`` as :func:`read_label` gives it; -1 for an image alone.
 
     Args:
         sample: ``(image, label, ...)``, a mapping with one of ``LABEL_KEYS``, or an image.
         index: For the error.
+        key: Where the label is, if it is there; before the usual places.
 
     Raises:
         ValueError: It is no such sample.
@@ -199,35 +203,40 @@ def label_of(sample: Any, index: int) -> Tensor:
     if isinstance(sample, Tensor | np.ndarray | Image.Image):
         return read_label(None)
     try:
-        return read_label(_label_in(sample))
+        return read_label(_label_in(sample, key))
     except (TypeError, ValueError) as cause:
         raise ValueError(
             f"the data set needs to give (image, label): item {index} is {_described(sample)}; {cause}"
         ) from None
 
 
-def _label_in(sample: Any) -> Any:
+def _label_in(sample: Any, key: str | int | None) -> Any:
     """The label that is beside an image; None where there is nothing beside it."""
     if not isinstance(sample, tuple | list | Mapping) or not len(sample):
         raise TypeError("an image is needed")
     if len(sample) == 1:
         return None
     if not isinstance(sample, Mapping):
-        return sample[1]
-    key = next((key for key in LABEL_KEYS if key in sample), None)
-    if key is None:
+        return sample[key if isinstance(key, int) and key < len(sample) else 1]
+    name = next((name for name in (key, *LABEL_KEYS) if name in sample), None)
+    if name is None:
         raise TypeError(f"its label needs one of the names {', '.join(LABEL_KEYS)}")
-    return sample[key]
+    return sample[name]
 
 
-def labels_of(dataset: Any, indices: list[int]) -> Tensor:
+def labels_of(dataset: Any, indices: list[int], key: str | int | None = None) -> Tensor:
     """The labels of a few samples, ``[B]`` or ``[B, num_classes]``; torch's global random state stays as it was.
+
+    Args:
+        dataset: Of samples as in :func:`label_of`.
+        indices: Of them.
+        key: Where the label is, if it is there; before the usual places.
 
     Raises:
         ValueError: A sample is no ``(image, label)``, or they have labels of several kinds.
     """
     with torch.random.fork_rng(devices=[]):  # augmentations draw from it
-        labels = [label_of(dataset[index], index) for index in indices]
+        labels = [label_of(dataset[index], index, key) for index in indices]
     for index, label in zip(indices, labels, strict=True):
         if label.shape != labels[0].shape:
             raise ValueError(

@@ -25,7 +25,7 @@ def assets(tmp_path, monkeypatch):
     folder = tmp_path / "assets"
     (folder / "toy" / "bank").mkdir(parents=True)
     (folder / "toy" / "bank" / "bank.index.json").write_text("{}")
-    monkeypatch.setattr(hub, "_assets", lambda: folder)
+    monkeypatch.setattr(hub.names, "_assets", lambda: folder)
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -68,7 +68,7 @@ def test_bundled_names_are_those_of_the_kind(assets):
 
 
 def test_no_assets_no_names(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "_assets", lambda: tmp_path / "none")
+    monkeypatch.setattr(hub.names, "_assets", lambda: tmp_path / "none")
     assert hub.bundled_names() == []
 
 
@@ -135,8 +135,8 @@ def http_error(kind):
 @pytest.mark.parametrize(
     ("error", "hint"),
     [
-        (http_error(errors.GatedRepoError), "access is gated"),
-        (http_error(errors.RepositoryNotFoundError), "neither a repository nor a local folder.*token="),
+        (http_error(errors.GatedRepoError), "access is gated.*HF_TOKEN"),
+        (http_error(errors.RepositoryNotFoundError), "neither a repository nor a local folder.*HF_TOKEN"),
         (http_error(errors.RevisionNotFoundError), "no such revision"),
         (http_error(errors.RemoteEntryNotFoundError), "lacks a file"),
         (errors.LocalEntryNotFoundError("x"), "not in the cache.*bundled name"),
@@ -161,6 +161,29 @@ def test_every_failure_is_one_sentence_with_repository_file_and_revision(assets,
         "bank.index.json",
     )
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+
+
+def test_one_file_of_a_model_repository(monkeypatch, tmp_path):
+    fake = FakeSnapshot(tmp_path / "x.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, **options: fake((repo, file), **options))
+    assert hub.download_file("org/repo@v1", "x.safetensors") == fake.outcome
+    assert fake.calls == [(("org/repo", "x.safetensors"), {"revision": "v1", "library_name": "latent-mixup"})]
+    fake.outcome = errors.LocalEntryNotFoundError("x")
+    expected = (
+        r"^cannot read x.safetensors of the Hub model org/repo \(revision main\): it is not in the cache and .*, "
+        "go online or pass the path of a file$"
+    )
+    with pytest.raises(hub.HubError, match=expected) as caught:
+        hub.download_file("org/repo", "x.safetensors")
+    assert (caught.value.repo, caught.value.revision, caught.value.file) == ("org/repo", None, "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a", "a/b/c", "a/b@", "../b", ""])
+def test_what_is_no_hub_id(name):
+    assert hub.is_hub_id("org/repo.v1@v2")
+    assert not hub.is_hub_id(name)
+    with pytest.raises(ValueError, match=rf"a Hub id looks like org/repo\[@revision\]: got '{name}'"):
+        hub.download_file(name, "x")
 
 
 def test_offline_with_the_real_client(tmp_path):

@@ -166,6 +166,36 @@ def test_a_soft_label_is_a_distribution(label, found):
         read_label(label)
 
 
+@pytest.fixture
+def warn_always():
+    """Torch says once a process that an array is read-only; here each time, and a warning is an error."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<i8", ">i2"])
+def test_an_array_may_be_read_only_and_of_either_byte_order(warn_always, dtype):
+    one, many = np.array([0, 1], dtype), np.eye(2, dtype=dtype)
+    for array in (one, many):
+        array.flags.writeable = False
+    assert torch.equal(read_label(one), torch.tensor([0.0, 1.0]))
+    if many.dtype.kind == "f":
+        assert torch.equal(as_labels(many, 2), torch.eye(2))
+        assert torch.equal(as_labels(list(many), 2), torch.eye(2))
+    else:
+        assert as_labels(one, 2).tolist() == [0, 1]
+        assert int(read_label(one[1:])) == 1
+
+
+def test_labels_share_no_memory_with_an_array():
+    array = np.array([0, 1])
+    labels = as_labels(array, 2)
+    array[:] = 7
+    assert labels.tolist() == [0, 1]
+
+
 IMAGE = torch.zeros(3, 3, 3)
 
 
@@ -195,6 +225,13 @@ def test_what_is_no_sample(sample, message):
 
 
 # ---- a data set ------------------------------------------------------------------------------------
+
+
+def test_a_label_in_another_place():
+    assert int(label_of({"image": IMAGE, "label": 5, "which": 2}, 0, "which")) == 2
+    assert int(label_of({"image": IMAGE, "label": 5}, 0, "which")) == 5
+    assert int(label_of((IMAGE, 5, 2), 0, 2)) == 2
+    assert int(label_of((IMAGE, 5), 0, 2)) == 5
 
 
 def test_labels_of_some_samples():

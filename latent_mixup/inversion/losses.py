@@ -62,6 +62,11 @@ class FeatureLoss(nn.Module):
         super().__init__()
         self.features, self.pixel_weight = features.requires_grad_(False).eval(), pixel_weight
 
+    @property
+    def loss_name(self) -> str:
+        """What is compared, for a bank's metadata."""
+        return f"features + {self.pixel_weight:g} mse"
+
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """``[B, C, H, W]`` twice to ``[B]``."""
         return self.compare(images, self.embed(targets))
@@ -78,11 +83,19 @@ class FeatureLoss(nn.Module):
 
 
 def default_loss(generator: Generator) -> Loss:
-    """The loss of ``invert(loss=None)``: the generator's own feature network plus the pixel MSE.
+    """The loss of ``invert(loss=None)``: the paper's for RGB, else the generator's own features plus the pixel MSE.
 
     Raises:
-        ValueError: The generator brings no feature network; nothing else is put in its place.
+        FileNotFoundError: RGB images, and the trained backbone of LPIPS is not on this machine.
+        ValueError: The generator brings no feature network for images that are not RGB, or its images are too small
+            for LPIPS; nothing else is put in its place.
     """
+    if generator.img_channels == 3:
+        from latent_mixup.inversion.perceptual import PerceptualLoss  # it builds on this module
+
+        loss = PerceptualLoss()
+        loss.lpips.check_shape((1, 3, generator.img_resolution, generator.img_resolution))
+        return loss
     if generator.features is None:
         raise ValueError(
             f"{type(generator).__name__} brings no trained features for its {generator.img_channels}-channel "
@@ -95,12 +108,11 @@ def default_loss(generator: Generator) -> Loss:
 def callable_id(function: object) -> str:
     """How a loss or an encoder is written in a bank's metadata, and compared when a run is resumed.
 
-    A network's name carries a digest of its weights, so that another one of the same class is noticed.
+    A network's name carries a digest of its weights, so that another one of the same class is noticed. A loss of
+    ours says what it compares in its attribute ``loss_name``.
     """
     owner = getattr(function, "__self__", function)
-    name = str(getattr(function, "__name__", type(function).__name__))
-    if isinstance(function, FeatureLoss):
-        name = f"features + {function.pixel_weight:g} mse"
+    name = str(getattr(function, "loss_name", getattr(function, "__name__", type(function).__name__)))
     if owner is not function:
         name = f"{type(owner).__name__}.{name}"
     return f"{name} ({hub.tensors_sha256(owner.state_dict())[:12]})" if isinstance(owner, nn.Module) else name
