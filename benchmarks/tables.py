@@ -132,19 +132,47 @@ def step_time_table() -> str:
 
 
 def stylegan2_table() -> str:
-    """How far the samples of two StyleGAN2 were from Fashion-MNIST in the course of their training."""
+    """How far the samples of two StyleGAN2 were from Fashion-MNIST in the course of their training.
+
+    For the one with classes also how much its last samples of a class differ, relative to real images: near 0 there is
+    one image a class.
+    """
     logs = {
-        run: {row["images"]: row["feature_distance"] for row in json.loads((path / "log.json").read_text())}
+        run: json.loads((RESULTS / "stylegan2" / run / "log.json").read_text())
         for run in ("unconditional", "conditional")
-        for path in [RESULTS / "stylegan2" / run]
     }
-    counts = list(logs["unconditional"])
+    counts = [row["images"] for row in logs["unconditional"]]
     shown = [counts[position * (len(counts) - 1) // 4] for position in range(5)]
+    body = []
+    for run, rows in logs.items():
+        distances = {row["images"]: row["feature_distance"] for row in rows}
+        last = rows[-1]
+        spread = f"{last['class_deviation'] / last['real_class_deviation']:.0%}" if "class_deviation" in last else ""
+        body.append([run, *(f"{distances[n]:.1f}" for n in shown), f"{min(distances.values()):.1f}", spread])
+    header = ["after so many images", *(f"{n:,}" for n in shown), "lowest", "spread within a class"]
+    return markdown(header, body)
+
+
+def stylegan2_speed_table() -> str:
+    """How close the CIFAR-10-size StyleGAN2 comes to the speed of its convolutions on a CPU."""
+    found = json.loads((RESULTS / "stylegan2_speed.json").read_text())
     body = [
-        [run, *(f"{distances[images]:.1f}" for images in shown), f"{min(distances.values()):.1f}"]
-        for run, distances in logs.items()
+        [
+            str(row["batch_size"]),
+            *(
+                cell
+                for direction in ("forward", "forward_backward")
+                for cell in (
+                    f"{1e3 * row[direction]['seconds_an_image']:.0f} ms",
+                    f"{row[direction]['share_of_their_speed']:.0%}",
+                )
+            ),
+            str(row["n"]),
+        ]
+        for row in found["rows"]
     ]
-    return markdown(["after so many images", *(f"{images:,}" for images in shown), "lowest"], body)
+    share = "of the convolutions' speed"
+    return markdown(["batch size", "forward, an image", share, "and backward", share, "n"], body)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -153,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reconstruction": reconstruction_table,
     "step-time": step_time_table,
     "stylegan2": stylegan2_table,
+    "stylegan2-speed": stylegan2_speed_table,
 }
 
 

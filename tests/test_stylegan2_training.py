@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import statistics
 
 import pytest
 import reference_stylegan2 as reference
@@ -37,7 +38,10 @@ from latent_mixup.training.discriminator import Discriminator, DownBlock, EqualC
 from latent_mixup.training.frechet import FeatureDistance, frechet_distance, moments
 from latent_mixup.training.stylegan2 import (
     StyleGAN2Training,
+    class_deviations,
     discriminator_loss,
+    draw_rows,
+    draw_rows_by_class,
     generator_loss,
     r1_penalty,
     samples,
@@ -279,10 +283,10 @@ class Only(Chance):
     def maybe(self, value, neutral, p=None):
         self.asked.append(self.p if p is None else p)
         happens = len(self.asked) - 1 == self.place
-        return value if happens else torch.full_like(value, neutral)
+        return value if happens else torch.as_tensor(neutral).expand_as(value)
 
 
-SIZE, FLIP, QUARTERS, SHIFT_X, SHIFT_Y, TURN, STRETCH, TURN_AGAIN, MOVE_X, MOVE_Y = range(10)
+FLIP, QUARTERS, SHIFT, SIZE, TURN, STRETCH, TURN_AGAIN, MOVE = range(8)
 
 
 def only(place: int, n: int = 2000, size: int = 16) -> torch.Tensor:
@@ -321,18 +325,23 @@ def test_quarter_turns_are_rot90():
     assert {found[0] for found in turns} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(("place", "axis"), [(SHIFT_X, 2), (SHIFT_Y, 1)])
-def test_shifts_are_whole_pixels_and_mirror_beyond_the_edge(place, axis):
-    images, found = images_of(60, size=16), set()
-    seen = resample(images, only(place, 60))
-    wide = torch.cat([images.flip(axis + 1), images, images.flip(axis + 1)], axis + 1)
-    for index in range(60):
-        shifts = [by for by in range(-8, 9) if seen[index].allclose(wide[index].narrow(axis, 16 + by, 16), atol=1e-4)]
+def test_shifts_are_whole_pixels_in_two_directions_and_mirror_beyond_the_edge():
+    images, found = images_of(120, size=16), set()
+    seen = resample(images, only(SHIFT, 120))
+    wide = torch.cat([images.flip(3), images, images.flip(3)], 3)
+    wide = torch.cat([wide.flip(2), wide, wide.flip(2)], 2)
+    steps = [(down, right) for down in range(-4, 5) for right in range(-4, 5)]
+    for index in range(120):
+        shifts = [
+            (down, right)
+            for down, right in steps
+            if seen[index].allclose(wide[index, :, 16 + down : 32 + down, 16 + right : 32 + right], atol=1e-4)
+        ]
         assert len(shifts) == 1
-        found.add(shifts[0])
-        roll = images[index].roll(-shifts[0], axis).narrow(axis, 2, 12)
-        assert seen[index].narrow(axis, 2, 12).allclose(roll, atol=1e-4)
-    assert found == {-2, -1, 0, 1, 2}  # up to an eighth of the width
+        found.update(shifts)
+    # up to an eighth of the width, along either axis whatever the other one does
+    assert {down for down, _ in found} == {right for _, right in found} == {-2, -1, 0, 1, 2}
+    assert len(found) > 20
 
 
 def test_half_the_scale_is_twice_the_size():
@@ -354,7 +363,7 @@ def test_sizes_are_log_normal(place, spread):
     matrix = only(place)
     x, y = matrix[:, 0, 0], matrix[:, 1, 1]
     assert matrix.equal(augment_module.scale(x, y))
-    assert y.equal(x if place == SIZE else torch.ones_like(x))
+    torch.testing.assert_close(y, x if place == SIZE else 1 / x, rtol=1e-6, atol=0)  # a stretch keeps the area
     assert x.log2().mean().abs() < 0.02
     assert x.log2().std().item() == pytest.approx(spread, rel=0.08)
 
@@ -368,20 +377,37 @@ def test_turns_are_rotations_by_every_angle(place):
     assert angle.histc(8, -math.pi, math.pi).min() > 180  # 250 of 2,000 each
 
 
-@pytest.mark.parametrize(("place", "axis"), [(MOVE_X, 0), (MOVE_Y, 1)])
-def test_moves_are_normal(place, axis):
-    matrix = only(place)
-    by = matrix[:, axis, 2].clone()
-    matrix[:, axis, 2] = 0
+def test_moves_are_normal_and_independent_along_the_axes():
+    matrix = only(MOVE)
+    by = matrix[:, :2, 2].clone()
+    matrix[:, :2, 2] = 0
     assert matrix.equal(torch.eye(3).double().expand_as(matrix))
-    assert by.std().item() == pytest.approx(0.25, rel=0.08)  # an eighth of the width
+    assert by.std(0).tolist() == pytest.approx([0.25, 0.25], rel=0.08)  # an eighth of the width
+    assert by.T.corrcoef()[0, 1].abs() < 0.1
+
+
+class OnlyPerhaps(Only):
+    """The one at ``place`` happens with probability p."""
+
+    def maybe(self, value, neutral, p=None):
+        return Chance.maybe(self, super().maybe(value, neutral, p), neutral)
+
+
+@pytest.mark.parametrize(("place", "entries"), [(SHIFT, "translation"), (MOVE, "translation"), (STRETCH, "diagonal")])
+def test_what_may_happen_happens_to_both_axes_or_to_neither(place, entries):
+    """At 1024 px nearly no shift is by less than half a pixel."""
+    matrix = geometry(OnlyPerhaps(2000, place), 1024)
+    found = matrix[:, :2, 2] if entries == "translation" else matrix[:, :2, :2].diagonal(0, 1, 2) - 1
+    happened = found != 0
+    assert happened.all(1).double().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert (happened.all(1) == happened.any(1)).double().mean() > 0.98
 
 
 @pytest.mark.parametrize("p", [0.1, 0.75, 1.0])
 def test_of_two_turns_one_happens_with_p(p):
     chance = Only(2, -1, p)
     geometry(chance, 8)
-    assert len(chance.asked) == 10
+    assert len(chance.asked) == 8
     none_of_two = (1 - chance.asked[TURN]) * (1 - chance.asked[TURN_AGAIN])
     assert none_of_two == pytest.approx(1 - p)
     assert {asked for place, asked in enumerate(chance.asked) if place not in (TURN, TURN_AGAIN)} == {p}
@@ -401,8 +427,8 @@ def test_the_share_of_images_that_are_changed(channels):
     n, p = 4000, 0.06
     images = images_of(1, channels, 8, torch.float32).expand(n, channels, 8, 8)
     same = (augment(images, p, draw()) - images).abs().flatten(1).amax(1) < 1e-4
-    # mirror 1/2, quarter turn 1/4, either shift (at 8 px: half of them by less than half a pixel) 1/2
-    expected = (1 - p / 2) * (1 - 3 * p / 4) * (1 - p / 2) ** 2 * (1 - p) ** 5
+    # mirror 1/2, quarter turn 1/4, shift 1/4 (at 8 px: along each axis half of them by less than half a pixel)
+    expected = (1 - p / 2) * (1 - 3 * p / 4) * (1 - 3 * p / 4) * (1 - p) ** 4
     expected *= (1 - p / 2) * (1 - p) ** (4 if channels == 3 else 2)
     assert abs(same.double().mean().item() - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
 
@@ -681,6 +707,66 @@ def test_the_strength_of_the_noise_is_trained():
     assert all(value.grad.abs() > 0 for value in strengths)
 
 
+# ---- the rows of a batch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [4, 8, 20])
+def test_the_images_of_a_deviation_group_share_a_class(n):
+    labels, source, seen = torch.tensor([0, 5, 5, 2, 2, 2, 9, 0]), draw(), set()
+    for _ in range(40):
+        rows = draw_rows_by_class(labels, n, source)
+        assert rows.shape == (n,)
+        # images whose features are their class: whoever shares a group with another class would deviate
+        features = labels[rows].double()[:, None, None, None].expand(n, 1, 4, 4)
+        assert with_batch_deviation(features)[:, 1].allclose(torch.tensor(1e-4, dtype=torch.float64))
+        seen.update(rows.tolist())
+    assert seen == set(range(8))
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_each_image_is_as_likely_as_any_other(by_class):
+    """So the classes have the shares that they have in the data, at every place of the batch."""
+    labels, source, n = torch.tensor([0] * 5 + [1] * 2 + [3]), draw(), 5000
+    rows = torch.stack(
+        [draw_rows_by_class(labels, 8, source) if by_class else draw_rows(8, 8, source) for _ in range(n)]
+    )
+    shares = F.one_hot(rows, 8).double().mean(0)
+    assert (shares - 1 / 8).abs().max() < 5 * math.sqrt(1 / 8 * 7 / 8 / n)
+
+
+@pytest.mark.parametrize("c_dim", [0, 2])
+def test_a_step_groups_real_and_generated_images_by_class(data, monkeypatch, c_dim):
+    training, asked = StyleGAN2Training(tiny(c_dim=c_dim), StyleGAN2Recipe(batch_size=16)), []
+    forward = training.discriminator.forward
+
+    def watched(images, classes):
+        asked.append((images.detach(), classes))
+        return forward(images, classes)
+
+    monkeypatch.setattr(training.discriminator, "forward", watched)
+    for _ in range(4):
+        training.advance(*data)
+    mixed = 0
+    for images, classes in asked:
+        bright = images[:, 0, 4:].mean((1, 2)) > images[:, 0, :, 4:].mean((1, 2))  # real images: the class
+        groups = (classes.argmax(1) if c_dim else bright.long()).view(4, 4)
+        mixed += int((groups != groups[0]).any())
+    assert len(asked) == 13  # real, fake, and after a step fake again; the penalty once
+    assert (mixed == 0) == bool(c_dim)
+    if c_dim:
+        real, classes = asked[0]
+        bright = real[:, 0, 4:].mean((1, 2)) > real[:, 0, :, 4:].mean((1, 2))
+        assert classes.argmax(1).equal(bright.long())
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 30])
+def test_a_batch_with_classes_is_of_whole_groups(data, tmp_path, batch_size):
+    with pytest.raises(ValueError, match=f"a multiple of 4 for a network with classes, .*: got {batch_size}"):
+        train(data, tmp_path / "out", {**RECIPE, "batch_size": batch_size})
+    assert not (tmp_path / "out").exists()
+    StyleGAN2Training(tiny(c_dim=0), StyleGAN2Recipe(batch_size=batch_size))
+
+
 # ---- a step ----------------------------------------------------------------------------------------
 
 
@@ -904,6 +990,7 @@ def test_the_log_has_a_row_for_each_checkpoint(trained):
     assert log == checkpoint(trained[0])["log"]
     assert [(row["step"], row["images"], row["p"]) for row in log] == [(3, 12, 0.0), (6, 24, 0.5)]
     names = ["step", "images", "p", "generator", "discriminator", "seconds", "feature_distance", "classifier_accuracy"]
+    names += ["class_deviation", "real_class_deviation"]
     assert [list(row) for row in log] == [names] * 2
     assert 0 <= log[0]["seconds"] <= log[1]["seconds"]
     assert all(row["feature_distance"] > 0 for row in log)
@@ -914,6 +1001,36 @@ def test_the_distance_in_the_log_is_that_of_samples(trained, data):
     row = checkpoint(trained[0])["log"][-1]
     assert row["feature_distance"] == pytest.approx(distance(samples(trained[1], 20)), abs=1e-4)
     assert row["classifier_accuracy"] == distance.accuracy
+
+
+def test_the_deviations_in_the_log_are_those_within_a_class(trained, data):
+    out, generator = trained
+    images, labels = data
+    means = {"class_deviation": 0.0, "real_class_deviation": 0.0}
+    for label in (0, 1):
+        made = generator.decode(generator.sample_latents(64, keyed_generator(label), torch.full((64,), label)))
+        real = from_uint8(images)[labels == label][:64]
+        for name, shown in zip(means, (made, real), strict=True):
+            pixels = [statistics.pstdev(column.tolist()) for column in shown.flatten(1).T]
+            means[name] += statistics.fmean(pixels) / 2
+    row = checkpoint(out)["log"][-1]
+    assert {name: row[name] for name in means} == pytest.approx(means, abs=1e-4)
+    assert class_deviations(generator, images, labels) == {name: row[name] for name in means}
+
+
+def test_one_image_a_class_has_no_deviation(data):
+    images, labels = data
+    collapsed = tiny()
+    collapsed.mapping.fc0.weight[:, :4] = 0  # the class is all that is left of a code
+    assert class_deviations(tiny(), images, labels)["class_deviation"] > 0.01
+    found = class_deviations(collapsed, images, labels)
+    assert found["class_deviation"] == pytest.approx(0, abs=1e-6)
+    assert found["real_class_deviation"] > 0.05
+    # a class of one image, and one that is missing
+    found = class_deviations(tiny(c_dim=4), images[:3], torch.tensor([0, 0, 3]), images_a_class=2)
+    assert found["real_class_deviation"] == pytest.approx(
+        from_uint8(images[:2]).std(0, correction=0).mean().item() / 2, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 100])

@@ -22,9 +22,10 @@ transposed one take 1.2 times as long. ToRGB is a matrix product with three rows
 and the gain are one pass. On a CPU, images go through a few at a time (``CPU_BLOCK``): at batch 32 this takes 0.82 of
 the time forward, 0.93 with gradients.
 
-References: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), sections 2.2 and 4.1 and
-appendix B; the mapping network of Karras et al., "A Style-Based Generator Architecture" (2019); classes and the clamp
-of Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), appendix D.
+References: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), its weight
+demodulation and skip generator; the mapping network of Karras et al., "A Style-Based Generator Architecture" (2019);
+classes and the clamp of Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), its
+implementation details.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def normalise(x: Tensor) -> Tensor:
 def demodulation(weight: Tensor, style: Tensor) -> Tensor:
     """The factor of each output channel that brings its styled weights ``[O, I, k, k]`` to norm 1: ``[B, O]``.
 
-    Reference: StyleGAN2, equation 3. (The sum over the kernel is left to the matrix product: half the time of
+    Reference: StyleGAN2, weight demodulation. (The sum over the kernel is left to the matrix product: half the time of
     summing it first.)
     """
     squares = style.square().repeat_interleave(weight[0, 0].numel(), 1)
@@ -388,7 +389,7 @@ class StyleGAN2(Generator):
         conv_clamp: Activations are clamped to this, times sqrt(2) after a convolution; None: not at all.
         latent_space: What ``decode`` takes: ``"w+"``, ``[B, num_ws, w_dim]``, or ``"w"``, ``[B, w_dim]``.
         use_noise: Whether the layers have noise of their own.
-        architecture: ``"skip"``; the other two of the paper's figure 7 are refused by name.
+        architecture: ``"skip"``; the other two of the paper are refused by name.
 
     Raises:
         ValueError: A size cannot be, or the architecture is another one.

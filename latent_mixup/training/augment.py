@@ -3,10 +3,10 @@
 Each change happens to an image with probability p or not at all, so that a generator gains nothing by making changed
 images. p follows how sure the discriminator is of real images.
 
-Reference: Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), sections 2 and 3: its
-pixel blitting, general geometric and colour transformations, with these differences. Images are resampled once,
-bilinearly, without a wavelet filter; the stretch scales one axis and leaves the other; shifts along x and y happen
-independently of each other, so that an image is shifted more often than with probability p.
+Reference: Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020): its pixel blitting,
+general geometric and colour transformations, in the order and with the distributions of its appendix on augmentation.
+One thing differs: images are resampled once, bilinearly, where the paper resamples at twice the resolution between two
+low-pass filters of an orthogonal wavelet. Its filtering, noise and cutout, which its results do without, are not here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def adapt(p: float, sign_mean: float, images: int, *, target: float, images_to_o
 
     Args:
         p: In [0, 1].
-        sign_mean: Mean of ``sign(D(real))`` since the last adjustment, in [-1, 1]: r_t of the paper's equation 1.
+        sign_mean: Mean of ``sign(D(real))`` since the last adjustment, in [-1, 1]: r_t of the paper.
         images: How many images that were.
         target: What ``sign_mean`` should be.
         images_to_one: So many images take p from 0 to 1.
@@ -63,32 +63,34 @@ class Chance:
         """Integers in [0, ``stop``) as floats, ``[n]``."""
         return torch.randint(stop, (self.n,), generator=self.generator).float()
 
-    def maybe(self, value: Tensor, neutral: float, p: float | None = None) -> Tensor:
-        """``value`` with probability p, otherwise ``neutral``."""
+    def maybe(self, value: Tensor, neutral: float | Tensor, p: float | None = None) -> Tensor:
+        """``value``, ``[n, ...]``, with probability p for each image, otherwise ``neutral``."""
         happens = torch.rand(self.n, generator=self.generator) < (self.p if p is None else p)
-        return torch.where(happens, value, neutral)
+        return torch.where(happens.view(-1, *[1] * (value.ndim - 1)), value, neutral)
 
 
 def geometry(chance: Chance, resolution: int) -> Tensor:
     """Where in the image, in coordinates of [-1, 1], each pixel of the result is taken from: ``[n, 3, 3]``."""
-    maybe, normal = chance.maybe, chance.normal
-    one = torch.ones(chance.n)
+    normal, uniform, still = chance.normal, chance.uniform, torch.eye(3)
     pixel = 2 / resolution
     half_turn = 1 - math.sqrt(1 - chance.p)  # two rotations, of which at least one happens with probability p
-    size = maybe(normal().mul(0.2).exp2(), 1)
 
-    def shift() -> Tensor:
-        return maybe((chance.uniform() * 0.25 / pixel).round() * pixel, 0)
+    def maybe(matrix: Tensor, p: float | None = None) -> Tensor:
+        return chance.maybe(matrix, still, p)
 
+    def whole_pixels() -> Tensor:
+        return (uniform() * 0.25 / pixel).round() * pixel
+
+    size, stretch = normal().mul(0.2).exp2(), normal().mul(0.2).exp2()
     steps = [
-        scale(maybe(1 - 2 * chance.integer(2), 1), one),
-        rotate(maybe(chance.integer(4) * (math.pi / 2), 0)),
-        translate(shift(), shift()),
-        scale(size, size),
-        rotate(maybe(chance.uniform() * math.pi, 0, half_turn)),
-        scale(maybe(normal().mul(0.2).exp2(), 1), one),
-        rotate(maybe(chance.uniform() * math.pi, 0, half_turn)),
-        translate(maybe(normal() * 0.25, 0), maybe(normal() * 0.25, 0)),
+        maybe(scale(1 - 2 * chance.integer(2), torch.ones(chance.n))),
+        maybe(rotate(chance.integer(4) * (math.pi / 2))),
+        maybe(translate(whole_pixels(), whole_pixels())),
+        maybe(scale(size, size)),
+        maybe(rotate(uniform() * math.pi), half_turn),
+        maybe(scale(stretch, 1 / stretch)),
+        maybe(rotate(uniform() * math.pi), half_turn),
+        maybe(translate(normal() * 0.25, normal() * 0.25)),
     ]
     return functools.reduce(torch.matmul, steps)
 

@@ -1,8 +1,8 @@
 """The discriminator of StyleGAN2 (residual), with and without classes.
 
-References: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), figure 7c; the standard
-deviation over the batch of Karras et al., "Progressive Growing of GANs" (2018), section 3; classes as in Miyato and
-Koyama, "cGANs with Projection Discriminator" (2018), equation 3.
+References: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), its residual
+discriminator; the standard deviation over the batch of Karras et al., "Progressive Growing of GANs" (2018); classes as
+in Miyato and Koyama, "cGANs with Projection Discriminator" (2018).
 """
 
 from __future__ import annotations

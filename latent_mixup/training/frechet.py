@@ -35,7 +35,7 @@ def frechet_distance(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor])
     ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``; the trace of the root is the sum of the singular values of
     ``C1^(1/2) C2^(1/2)``, which needs no root of a matrix that is not symmetric.
 
-    Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017), equation 6.
+    Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017).
     """
     (mean1, cov1), (mean2, cov2) = ours, theirs
     overlap = torch.linalg.matrix_norm(_root(cov1) @ _root(cov2), ord="nuc")

@@ -2,14 +2,16 @@
 
 As in the paper's and StyleGAN2-ADA's CIFAR-10 setting there is no style mixing and no path length penalty.
 
-References: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), section 3.1 and appendix B;
-Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), appendix C.
+References: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), its lazy regularisation
+and implementation details; Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), its
+setting for CIFAR-10.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,7 +30,7 @@ from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.augment import adapt, augment
 from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
-from latent_mixup.training.discriminator import Discriminator
+from latent_mixup.training.discriminator import STD_GROUP, Discriminator
 from latent_mixup.training.frechet import FeatureDistance
 
 ADAPT_EVERY = 4  # steps between two adjustments of the augmentation
@@ -79,7 +81,7 @@ class StyleGAN2Recipe:
 
 
 def generator_loss(fake_scores: Tensor) -> Tensor:
-    """Non-saturating logistic loss (Goodfellow et al. 2014, section 3): ``-log sigmoid(D(G(z)))``."""
+    """Non-saturating logistic loss (Goodfellow et al. 2014): ``-log sigmoid(D(G(z)))``."""
     return F.softplus(-fake_scores).mean()
 
 
@@ -89,9 +91,36 @@ def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 
 
 def r1_penalty(real_scores: Tensor, real: Tensor) -> Tensor:
-    """Half the mean squared norm of the gradient at real images (Mescheder et al. 2018, equation 9)."""
+    """Half the mean squared norm of the gradient at real images (R1 of Mescheder et al. 2018)."""
     (slope,) = torch.autograd.grad(real_scores.sum(), real, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean() / 2
+
+
+def draw_rows(n_images: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Rows of a batch, ``[batch_size]``, each image as likely as any other."""
+    return torch.randint(n_images, (batch_size,), generator=generator)
+
+
+def draw_rows_by_class(labels: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Rows of a batch, each image as likely as any other, where the images of a deviation group share a class.
+
+    Among images of several classes the standard deviation over the batch says little of how images of one class
+    differ, and a generator that makes one image a class goes unpunished.
+
+    Args:
+        labels: ``[N]`` int64.
+        batch_size: A multiple of four.
+        generator: What is drawn from.
+
+    Returns:
+        ``[batch_size]``: rows i, i + B / 4, i + B / 2, ... are of one class, as
+        :func:`~latent_mixup.training.discriminator.with_batch_deviation` groups them.
+    """
+    groups = []
+    for label in labels[draw_rows(len(labels), batch_size // STD_GROUP, generator)]:
+        members = (labels == label).nonzero()[:, 0]
+        groups.append(members[draw_rows(len(members), STD_GROUP, generator)])
+    return torch.stack(groups, 1).flatten()
 
 
 class StyleGAN2Training:
@@ -105,9 +134,17 @@ class StyleGAN2Training:
         averaged: What is kept in the end.
         generator: The network being trained.
         p: Probability of each augmentation.
+
+    Raises:
+        ValueError: The network has classes, and the batch size is no multiple of four.
     """
 
     def __init__(self, averaged: StyleGAN2, recipe: StyleGAN2Recipe) -> None:
+        if averaged.c_dim and recipe.batch_size % STD_GROUP:
+            raise ValueError(
+                f"batch_size needs to be a multiple of {STD_GROUP} for a network with classes, "
+                f"so that groups of {STD_GROUP} images share a class: got {recipe.batch_size}"
+            )
         self.averaged, self.recipe, self.step, self.p, self.signs = averaged, recipe, 0, 0.0, 0.0
         self.generator = copy.deepcopy(averaged).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
@@ -119,7 +156,7 @@ class StyleGAN2Training:
                 averaged.channel_base,
                 averaged.channel_max,
             ).to(averaged.device)
-        # where a penalty comes every k steps, k + 1 updates do the work of k (StyleGAN2, appendix B)
+        # where a penalty comes every k steps, k + 1 updates do the work of k (StyleGAN2, lazy regularisation)
         lazy = recipe.r1_every / (recipe.r1_every + 1)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=recipe.lr, betas=(0.0, 0.99))
         self.discriminator_optimizer = torch.optim.Adam(
@@ -138,7 +175,10 @@ class StyleGAN2Training:
         """
         recipe, device = self.recipe, self.averaged.device
         draw = keyed_generator(recipe.seed, self.step)
-        rows = torch.randint(len(images_uint8), (recipe.batch_size,), generator=draw)
+        if self.averaged.c_dim:
+            rows = draw_rows_by_class(labels, recipe.batch_size, draw)
+        else:
+            rows = draw_rows(len(labels), recipe.batch_size, draw)
         real = from_uint8(images_uint8[rows].to(device))
         classes = F.one_hot(labels[rows], self.averaged.c_dim).float().to(device) if self.averaged.c_dim else None
         z = torch.randn(recipe.batch_size, self.averaged.z_dim, generator=draw).to(device)
@@ -201,6 +241,7 @@ class StyleGAN2Training:
             getattr(self, name).load_state_dict(state[name])
 
 
+MEASURES = ("feature_distance", "class_deviation")
 STATEFUL = ("generator", "averaged", "discriminator", "optimizer", "discriminator_optimizer")
 
 
@@ -226,8 +267,10 @@ def train_stylegan2(
     """Train a StyleGAN2; a killed run goes on from its last checkpoint when started again.
 
     ``out`` gets, with every checkpoint, ``checkpoint.pt``, a sheet ``sheet-STEP.png`` (samples, truncated samples, and
-    mixes of two samples in W), and ``log.json``: losses, the probability of augmentation, seconds, and the Fréchet
-    distance of :mod:`latent_mixup.training.frechet`. In the end it gets the running mean of the generator.
+    mixes of two samples in W), and ``log.json``: losses, the probability of augmentation, seconds, the Fréchet distance
+    of :mod:`latent_mixup.training.frechet`, and for a network with classes :func:`class_deviations`: where the
+    generated images' is far below the real ones', there is little but one image a class. In the end ``out`` gets the
+    running mean of the generator.
 
     Args:
         images_uint8: ``[N, C, R, R]`` uint8, R a power of two from 8: see :func:`pad_to_power_of_two`.
@@ -237,7 +280,7 @@ def train_stylegan2(
         recipe: See :class:`StyleGAN2Recipe`.
         facts: What to add to the generator's metadata, e.g. its name and the data set's.
         checkpoint_every: Steps between two checkpoints.
-        distance_samples: Generated images that the distance is computed from; 0: do not measure it.
+        distance_samples: Generated images that the distance is computed from; 0: do not measure anything.
         device: Where to train.
         progress: Show a progress bar.
 
@@ -286,8 +329,10 @@ def train_stylegan2(
                 if measure is not None:
                     row["feature_distance"] = round(measure(samples(averaged, distance_samples)), 4)
                     row["classifier_accuracy"] = measure.accuracy
+                    if averaged.c_dim:
+                        row |= class_deviations(averaged, images_uint8, labels)
                 log.append(row)
-                bar.set_postfix({name: f"{row[name]:.3f}" for name in (*losses, "feature_distance") if name in row})
+                bar.set_postfix({name: f"{row[name]:.3f}" for name in (*losses, *MEASURES) if name in row})
                 state = {"identity": identity, "log": log, **training.state_dict()}
                 write_checkpoint(out, state, training_sheet(averaged))
     averaged.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
@@ -329,6 +374,30 @@ def samples(generator: StyleGAN2, n: int, batch_size: int = 250) -> Iterator[Ten
         size = min(batch_size, n - start)
         classes = torch.arange(start, start + size) % generator.c_dim if generator.c_dim else None
         yield generator.decode(generator.sample_latents(size, keyed_generator(start), classes)).cpu()
+
+
+@torch.no_grad()
+def class_deviations(
+    generator: StyleGAN2, images_uint8: Tensor, labels: Tensor, images_a_class: int = 64
+) -> dict[str, float]:
+    """How much images of a class differ: the standard deviation of a pixel, mean over all pixels, then over classes.
+
+    Args:
+        generator: A network with classes.
+        images_uint8: Real images ``[N, C, R, R]`` uint8.
+        labels: ``[N]`` int64.
+        images_a_class: As many are made, and as many real ones looked at; fewer where there are fewer.
+
+    Returns:
+        ``"class_deviation"`` of generated images and ``"real_class_deviation"``, in the units of [-1, 1].
+    """
+    found: dict[str, list[float]] = {"class_deviation": [], "real_class_deviation": []}
+    for label in labels.unique():
+        shown = from_uint8(images_uint8[(labels == label).nonzero()[:images_a_class, 0]])
+        codes = generator.sample_latents(len(shown), keyed_generator(int(label)), label.expand(len(shown)))
+        for name, images in zip(found, (generator.decode(codes), shown), strict=True):
+            found[name].append(float(images.std(0, correction=0).mean()))
+    return {name: round(statistics.fmean(deviations), 4) for name, deviations in found.items()}
 
 
 @torch.no_grad()

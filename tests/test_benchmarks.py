@@ -1,0 +1,119 @@
+"""The benchmark of StyleGAN2's speed and its table: what is compared, and that it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from latent_mixup.generators import StyleGAN2
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def script(name: str):
+    specification = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def speed():
+    return script("stylegan2_speed")
+
+
+@pytest.fixture(scope="module")
+def quick(speed, tmp_path_factory):
+    out = tmp_path_factory.mktemp("speed") / "results" / "stylegan2_speed.json"
+    found = CliRunner().invoke(speed.main, ["--quick", "--out", str(out)])
+    assert found.exit_code == 0, found.output
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_convolutions_are_those_of_the_network(speed, batch_size):
+    """As many, and as many multiplications, as torch's counter finds in the network's 3x3 convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    generator = StyleGAN2(channel_max=8, channel_base=128, img_resolution=32)
+    layers = speed.convolutions(generator, batch_size)
+    assert [tuple(x.shape) for x, _ in layers] == [
+        (batch_size, channels, side, side)
+        for channels, side in ((8, 4), (8, 4), (8, 8), (8, 8), (8, 16), (8, 16), (4, 32))
+    ]
+    asked = []
+    for name, module in generator.named_modules():
+        if name.endswith(("conv0", "conv1")):
+            module.register_forward_pre_hook(
+                lambda module, given: asked.append((given[0].shape[-2:], module.weight.shape))
+            )
+    with FlopCounterMode(display=False) as counter:
+        generator.synthesis(generator.sample_latents(1))
+    assert [(x.shape[-2:], weight.shape) for x, weight in layers] == asked
+    total = sum(count for operation, count in counter.get_flop_counts()["Global"].items() if "conv" in str(operation))
+    # what the counter has on top are the filters, of 16 taps: after each doubling, and on the image
+    filters = sum(16 * (channels * side**2 + 3 * (side // 2) ** 2) for channels, side in ((8, 8), (8, 16), (4, 32)))
+    assert speed.multiply_adds(layers) == total // 2 - filters
+
+
+def test_the_full_network_has_the_size_of_the_published_one(speed):
+    with torch.device("meta"):
+        generator = StyleGAN2()
+    layers = [
+        (torch.empty(1, 512, side, side, device="meta"), torch.empty(512, 512, 3, 3, device="meta"))
+        for side in (4, 4, 8, 8, 16, 16, 32)
+    ]
+    assert speed.multiply_adds(layers) == 4_001_366_016
+    assert sum(parameter.numel() for parameter in generator.parameters()) == pytest.approx(19.9e6, rel=0.01)
+
+
+def test_a_quick_run_says_what_it_measured_and_where(quick):
+    assert (quick["quick"], quick["network"]["channel_max"]) == (True, 16)
+    assert [(row["batch_size"], row["n"]) for row in quick["rows"]] == [(1, 3), (4, 3)]
+    for row in quick["rows"]:
+        for direction in ("forward", "forward_backward"):
+            measured = row[direction]
+            assert measured["seconds_an_image"] > measured["convolutions_seconds_an_image"] > 0
+            assert 0 < measured["share_of_their_speed"] < 1
+    assert quick["hardware"]["threads"] == torch.get_num_threads()
+    assert set(quick["hardware"]) == {"machine", "cpus", "threads", "malloc"}
+    assert set(quick["versions"]) == {"latent-mixup", "torch"}
+
+
+def test_the_share_is_the_median_of_turn_by_turn(speed, monkeypatch):
+    times = iter([2.0, 1.0, 8.0, 2.0, 4.0, 3.0])  # shares of 0.5, 0.25 and 0.75
+    monkeypatch.setattr(speed, "seconds", lambda work: next(times))
+    assert speed.compare(int, int, 3, 4) == {
+        "seconds_an_image": 1.0,
+        "convolutions_seconds_an_image": 0.5,
+        "share_of_their_speed": 0.5,
+    }
+
+
+def test_its_table_is_drawn_from_the_record(quick, tmp_path, monkeypatch):
+    tables = script("tables")
+    measured = {"seconds_an_image": 0.1234, "convolutions_seconds_an_image": 0.1, "share_of_their_speed": 0.876}
+    quick["rows"] = [
+        {"batch_size": 4, "n": 40, "forward": measured, "forward_backward": {**measured, "seconds_an_image": 0.3}}
+    ]
+    (tmp_path / "stylegan2_speed.json").write_text(json.dumps(quick))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.stylegan2_speed_table().splitlines()[-1] == "| 4 | 123 ms | 88% | 300 ms | 88% | 40 |"
+
+
+def test_the_table_of_trained_networks_shows_a_collapse(tmp_path, monkeypatch):
+    tables = script("tables")
+    rows = [{"images": n, "feature_distance": 10.0 - n} for n in range(1, 6)]
+    classes = [{**row, "class_deviation": 0.03, "real_class_deviation": 0.3} for row in rows]
+    for run, log in (("unconditional", rows), ("conditional", classes)):
+        (tmp_path / "stylegan2" / run).mkdir(parents=True)
+        (tmp_path / "stylegan2" / run / "log.json").write_text(json.dumps(log))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    plain, collapsed = tables.stylegan2_table().splitlines()[2:]
+    assert plain == "| unconditional | 9.0 | 8.0 | 7.0 | 6.0 | 5.0 | 5.0 |  |"
+    assert collapsed == "| conditional | 9.0 | 8.0 | 7.0 | 6.0 | 5.0 | 5.0 | 10% |"
