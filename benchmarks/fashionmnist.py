@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from latent_mixup import LatentBank, hub, load_generator
-from latent_mixup.cli import FOLDER, torchvision_dataset
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.comparison import CODE_METHODS, METHODS, Budget, Codes, Data, circumstances, train_and_score
 from latent_mixup.images import from_uint8
 

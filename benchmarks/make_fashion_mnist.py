@@ -22,7 +22,7 @@ from latent_mixup import LatentBank, hub, invert, load_generator
 from latent_mixup.bank import fingerprint
 from latent_mixup.bundled import idx_bytes
 from latent_mixup.classifiers import PaperCNN
-from latent_mixup.cli import FOLDER, torchvision_dataset
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.generators import Generator
 from latent_mixup.images import from_uint8
 from latent_mixup.inversion import pixel_mse
@@ -30,7 +30,7 @@ from latent_mixup.pictures import mix_sheet
 from latent_mixup.training import CompactRecipe, shuffled_batches, train_classifier, train_compact
 
 NAME = "fashion-mnist"
-STEPS, LR, BATCH = 50, 0.1, 500
+HOW: dict[str, Any] = {"optimizer": "adam", "steps": 50, "lr": 0.1, "batch_size": 500}
 PER_CLASS, TEST_IMAGES = 1000, 2000
 
 
@@ -147,9 +147,9 @@ def main(data_root: Path, runs: Path, assets: Path, threads: int | None) -> None
     generator = load_generator(runs / "generator")
 
     started = time.perf_counter()
-    bank = invert(train, generator, out=runs / "bank", loss=pixel_mse, steps=STEPS, lr=LR, batch_size=BATCH)
+    bank = invert(train, generator, out=runs / "bank", loss=pixel_mse, **HOW)
     minutes = (time.perf_counter() - started) / 60
-    test_bank = invert(test, generator, out=runs / "test-bank", loss=pixel_mse, steps=STEPS, lr=LR, batch_size=BATCH)
+    test_bank = invert(test, generator, out=runs / "test-bank", loss=pixel_mse, **HOW)
     images = from_uint8(train.data[:, None])
     found = measure(generator, bank, test_bank, images, train.targets, test)
     record = {**found, "inversion_minutes_of_this_call": round(minutes, 2), "threads": torch.get_num_threads()}

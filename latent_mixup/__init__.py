@@ -8,7 +8,7 @@ from latent_mixup.collate import LatentMixupCollate
 from latent_mixup.dataset import LatentMixupDataset
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.generators import load_generator
-from latent_mixup.inversion import invert
+from latent_mixup.inversion import invert, refine
 from latent_mixup.loader import LatentMixupLoader
 
 __version__ = version("latent-mixup")
@@ -25,5 +25,6 @@ __all__ = [
     "invert",
     "load_generator",
     "mixup_criterion",
+    "refine",
     "robustness",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -22,6 +23,7 @@ from latent_mixup.bank_checks import (
     check_latents,
     check_metadata,
     first_repeated,
+    warn_of_emptied,
 )
 from latent_mixup.bank_files import (
     INDEX_FILE,
@@ -29,6 +31,7 @@ from latent_mixup.bank_files import (
     BankFormatError,
     Columns,
     Content,
+    Parts,
     Shards,
     digest_of,
     write_bank,
@@ -90,7 +93,7 @@ class LatentBank:
 
     def _fill(
         self,
-        codes: Tensor | Shards,
+        codes: Tensor | Shards | Parts,
         rows: Tensor | None,
         columns: Columns | None,
         metadata: dict[str, Any],
@@ -141,6 +144,13 @@ class LatentBank:
         return tuple(self._codes.shape[1:])
 
     @property
+    def folder(self) -> Path | None:
+        """Where the files are that the codes are read from; None: they are in memory."""
+        if isinstance(self._codes, Parts):
+            return self._codes.files[0].parent
+        return self._codes.folder if isinstance(self._codes, Shards) else None
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the codes are kept in; they are handed out as float32."""
         return self._codes.dtype
@@ -164,6 +174,12 @@ class LatentBank:
     def hard_labels(self) -> Tensor:
         """Class of each row, ``[N]`` int64, -1 for none; of a soft label the likeliest, of equals the first."""
         return hard_labels(self.labels)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """How many rows each class has, ``[num_classes]`` int64; a soft label counts for its likeliest class."""
+        labels = self.hard_labels
+        return torch.bincount(labels[labels >= 0], minlength=self.num_classes)
 
     @property
     def source_index(self) -> Tensor:
@@ -204,14 +220,14 @@ class LatentBank:
     @property
     def _columns(self) -> Columns:
         if self._cached_columns is None:
-            columns = cast(Shards, self._codes).columns
+            columns = cast("Shards | Parts", self._codes).columns
             self._cached_columns = columns if self._rows is None else _select(columns, self._rows)
         return self._cached_columns
 
     def _latents(self, rows: Tensor) -> Tensor:
-        if isinstance(self._codes, Shards):
-            return self._codes.latents(rows if self._rows is None else self._rows[rows])
-        return self._codes[rows].float()
+        if isinstance(self._codes, Tensor):
+            return self._codes[rows].float()
+        return self._codes.latents(rows if self._rows is None else self._rows[rows])
 
     def _content(self) -> Content:
         return Content(self.latent_shape, self._columns, lambda rows: self[rows][0])
@@ -257,23 +273,29 @@ class LatentBank:
         if (repeated := first_repeated(wanted)) is not None:
             raise ValueError(f"subset needs each row once: row {repeated} is there twice")
         bank = LatentBank.__new__(LatentBank)
-        if isinstance(self._codes, Shards):
-            in_shards = wanted if self._rows is None else self._rows[wanted]
-            bank._fill(self._codes, in_shards, None, self.metadata.copy(), self.num_classes)
-        else:
+        if isinstance(self._codes, Tensor):
             columns = _select(self._columns, wanted)
             bank._fill(self._codes[wanted], None, columns, self.metadata.copy(), self.num_classes)
+        else:
+            in_files = wanted if self._rows is None else self._rows[wanted]
+            bank._fill(self._codes, in_files, None, self.metadata.copy(), self.num_classes)
         return bank
 
-    def filter(self, max_mse: float | None = None, keep: float | None = None) -> LatentBank:
-        """The well inverted rows, in their old order.
+    def filter(self, max_mse: float | None = None, keep: float | None = None, *, per_class: bool = False) -> LatentBank:
+        """The well inverted rows, in their old order; ``metadata["filtered"]`` says how they were chosen.
+
+        A mix draws its rows uniformly, so a class with few rows left is seldom seen: compare :attr:`class_counts`.
 
         Args:
-            max_mse: Rows with ``mse <= max_mse``.
+            max_mse: Rows with ``mse <= max_mse``. The paper's for MNIST is 0.1657, the median of its codes.
             keep: Then the best fraction by ``mse`` of these, in ``(0, 1]``; at least one row.
+            per_class: That fraction of each class, at least one row of it.
 
         Raises:
             ValueError: The bank has no ``mse``, nothing was asked for, or no row is left.
+
+        Warns:
+            UserWarning: A class has no row any more.
         """
         if self.mse is None:
             raise ValueError("filter needs the mse of each row: this bank has none, make it with latent_mixup.invert")
@@ -281,14 +303,22 @@ class LatentBank:
             raise ValueError("filter needs max_mse or keep: got neither")
         if keep is not None and not 0 < keep <= 1:
             raise ValueError(f"keep is the best fraction, in (0, 1]: got {keep}")
+        if per_class and keep is None:
+            raise ValueError("per_class says of what keep is the fraction: give keep as well")
         rows = self.mse.argsort(stable=True)
         if max_mse is not None:
             rows = rows[self.mse[rows] <= max_mse]
         if not len(rows):
             raise ValueError(f"empty bank: no row has mse <= {max_mse}, the best has {float(self.mse.min()):.4g}")
         if keep is not None:
-            rows = rows[: max(1, round(keep * len(rows)))]
-        return self.subset(rows.sort().values)
+            labels = self.hard_labels[rows]
+            groups = [rows[labels == label] for label in labels.unique()] if per_class else [rows]
+            rows = torch.cat([group[: max(1, round(keep * len(group)))] for group in groups])
+        kept = self.subset(rows.sort().values)
+        how = {"max_mse": max_mse, "keep": keep, "per_class": per_class, "rows": len(self)}
+        kept.metadata["filtered"] = [*self.metadata.get("filtered", []), how]
+        warn_of_emptied(self, kept)
+        return kept
 
     @staticmethod
     def concat(banks: Iterable[LatentBank]) -> LatentBank:
@@ -421,6 +451,23 @@ class LatentBank:
         bank = cls.__new__(cls)
         bank._fill(shards, None, None, metadata, shards.index.num_classes)
         check_file_columns(folder, bank._columns, shards.index)
+        return bank
+
+    @classmethod
+    def from_parts(cls, parts: Parts, metadata: Mapping[str, Any]) -> LatentBank:
+        """A bank of codes that lie in several files; they are read when they are asked for.
+
+        Raises:
+            ValueError: There is no row, or a column does not fit.
+        """
+        num_rows = parts.shape[0]
+        if not num_rows:
+            raise ValueError("empty bank: no file has a row")
+        columns = {name: check_column(name, column, num_rows) for name, column in parts.columns.items()}
+        checked = check_metadata(metadata)
+        bank = cls.__new__(cls)
+        num_classes = count_classes(columns["labels"], checked.get("num_classes"))
+        bank._fill(replace(parts, columns=columns), None, columns, checked, num_classes)
         return bank
 
 

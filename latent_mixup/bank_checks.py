@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from latent_mixup.bank import LatentBank
 
 _PROBES = 16
+_NAMED = 10  # classes in a warning
 
 
 def check_latents(latents: Tensor) -> Tensor:
@@ -131,7 +133,8 @@ def check_dataset(bank: LatentBank, dataset: Any) -> None:
     targets = targets_of(dataset)
     if targets is None:
         rows = torch.linspace(0, len(bank) - 1, min(_PROBES, len(bank))).long()
-        labels = labels_of(dataset, bank.source_index[rows].tolist())
+        key = (bank.metadata.get("samples") or {}).get("label_key")
+        labels = labels_of(dataset, bank.source_index[rows].tolist(), key)
     else:
         rows = torch.arange(len(bank))
         labels = targets[bank.source_index]
@@ -163,6 +166,21 @@ def check_labelled(bank: LatentBank) -> None:
     raise ValueError(
         f"{len(missing)} of the bank's {len(bank)} rows have no label (-1), the first is row {int(missing[0])}: "
         "go on with those that have one, bank.subset(bank.labels >= 0)"
+    )
+
+
+def warn_of_emptied(bank: LatentBank, kept: LatentBank) -> None:
+    """Warn where a class of ``bank`` has no row in ``kept``, a choice of its rows."""
+    emptied = ((bank.class_counts > 0) & (kept.class_counts == 0)).nonzero()[:, 0].tolist()
+    if not emptied:
+        return
+    names = bank.metadata.get("classes") or []
+    shown = [f"{label} ({names[label]})" if label < len(names) else str(label) for label in emptied[:_NAMED]]
+    more = f" and {len(emptied) - _NAMED} more" if len(emptied) > _NAMED else ""
+    warnings.warn(
+        f"no row is left of class {', '.join(shown)}{more}, so no mix will have it: filter(keep=..., per_class=True) "
+        "keeps the best of each class",
+        stacklevel=3,
     )
 
 

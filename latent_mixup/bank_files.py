@@ -387,6 +387,44 @@ class Shards:
                 raise BankFormatError(f"{path} is an extra shard: {INDEX_FILE} does not name it, remove it")
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Codes that lie in several safetensors files, as ``latents`` in each; opened when rows of them are asked for.
+
+    Args:
+        files: In the order of their rows.
+        rows: How many each has.
+        latent_shape: Shape of one code.
+        columns: Everything but the codes, of all files together.
+    """
+
+    files: tuple[Path, ...]
+    rows: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+    columns: Columns
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all codes, ``[N, *latent_shape]``."""
+        return (sum(self.rows), *self.latent_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the codes are handed out as."""
+        return torch.float32
+
+    def latents(self, rows: Tensor) -> Tensor:
+        """Codes of the rows ``[B]``: ``[B, *latent_shape]`` float32."""
+        ends = torch.tensor(self.rows).cumsum(0)
+        part = torch.searchsorted(ends, rows, right=True)
+        found = torch.empty(len(rows), *self.latent_shape)
+        for number in torch.bincount(part).nonzero()[:, 0].tolist():
+            here = part == number
+            with safe_open(self.files[number], framework="pt") as opened:
+                found[here] = opened.get_tensor("latents")[rows[here] - (ends[number] - self.rows[number])].float()
+        return found
+
+
 def _reopen(folder: Path, digest: str, dtype: str) -> Shards:
     shards = Shards(folder)
     if (shards.index.digest, shards.index.dtype) != (digest, dtype):

@@ -264,7 +264,7 @@ def test_each_kind_of_labels_is_chosen_and_put_together_again(any_bank, tmp_path
     for bank in (any_bank, LatentBank.from_pretrained(tmp_path)):
         assert torch.equal(bank.subset([7, 2]).labels, any_bank.labels[[7, 2]])
         assert bank.subset([1]).num_classes == 4
-        kept = bank.filter(keep=0.5)
+        kept = bank.filter(keep=0.9)
         assert torch.equal(kept.labels, any_bank.labels[any_bank.mse <= kept.mse.max()])
         assert_same(LatentBank.concat([bank.subset([0, 1, 2]), bank.subset(range(3, 10))]), any_bank)
 
@@ -308,9 +308,43 @@ def test_filter_keeps_the_best_in_their_old_order():
     assert bank.filter(max_mse=0.3, keep=0.01).source_index.tolist() == [1]
 
 
+def test_filter_by_class_keeps_the_best_of_each():
+    mse = [0.5, 0.1, 0.4, 0.3, 0.2, 0.9, 0.8]
+    bank = LatentBank(torch.zeros(7, 2), [0, 0, 0, 0, 2, 1, 1], mse=mse, metadata={"num_classes": 4})
+    kept = bank.filter(keep=0.5, per_class=True)
+    assert kept.source_index.tolist() == [1, 3, 4, 6]
+    assert (bank.class_counts.tolist(), kept.class_counts.tolist()) == ([4, 2, 1, 0], [2, 1, 1, 0])
+    assert bank.filter(max_mse=0.9, keep=0.9, per_class=False).source_index.tolist() == [0, 1, 2, 3, 4, 6]
+    assert LatentBank(torch.zeros(4, 2), [0, -1, 2, 0]).class_counts.tolist() == [2, 0, 1]
+
+
+def test_filter_says_how():
+    bank = LatentBank(torch.zeros(5, 2), [0] * 5, mse=[0.5, 0.1, float("inf"), 0.3, 0.2], metadata={"mine": 1})
+    kept = bank.filter(max_mse=0.3).filter(keep=0.5, per_class=True)
+    assert kept.metadata == {
+        "mine": 1,
+        "filtered": [
+            {"max_mse": 0.3, "keep": None, "per_class": False, "rows": 5},
+            {"max_mse": None, "keep": 0.5, "per_class": True, "rows": 3},
+        ],
+    }
+    assert bank.metadata == {"mine": 1}
+
+
+def test_filter_warns_where_a_class_has_no_row_any_more():
+    metadata = {"classes": ["cat", "dog", "fox"], "num_classes": 4}
+    bank = LatentBank(torch.zeros(4, 2), [0, 1, 1, 2], mse=[0.1, 0.3, 0.4, 0.5], metadata=metadata)
+    with pytest.warns(UserWarning, match=r"no row is left of class 1 \(dog\), 2 \(fox\), so no mix .*per_class=True"):
+        bank.filter(max_mse=0.2)
+    many = LatentBank(torch.zeros(15, 2), range(15), mse=[i / 15 for i in range(15)])
+    with pytest.warns(UserWarning, match=r"class 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 4 more, so no mix"):
+        many.filter(max_mse=0.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"max_mse": 0.1, "per_class": True}, "per_class says of what keep is the fraction: give keep as well"),
         ({"max_mse": 0.0}, "empty bank: no row has mse <= 0.0"),
         ({}, "max_mse or keep"),
         ({"keep": 0}, r"keep is the best fraction, in \(0, 1\]: got 0"),
@@ -934,7 +968,7 @@ def test_a_link_to_the_folder_is_fine(folder, tmp_path):
     ("where", "call"),
     [
         *(("os.replace", call) for call in range(4)),
-        *(("latent_mixup.hub.save_file", call) for call in range(3)),
+        *(("latent_mixup.hub.writing.save_file", call) for call in range(3)),
     ],
 )
 def test_a_failed_write_leaves_the_old_bank(folder, monkeypatch, where, call):

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from latent_mixup import LatentBank, demo, load_generator
+from latent_mixup import demo, load_generator
 from latent_mixup.bundled import BundledImages
 from latent_mixup.cli import main
 from latent_mixup.comparison import METHODS, Budget, Codes, Data
@@ -93,33 +93,6 @@ def test_preview_says_what_is_wrong_and_writes_nothing(tmp_path, pairs, message)
     assert message in output
     assert len(output.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_invert_writes_a_bank_and_resumes(tmp_path, data_root):
-    arguments = ("invert", "fashion-mnist", "--dataset", "fashion-mnist", "--data-root", data_root)
-    out = tmp_path / "bank"
-    code, output = call(*arguments, "--out", out, "--steps", 5, "--batch-size", 16)
-    assert code == 0, output
-    assert "40 codes, mse mean" in output
-    bank = LatentBank.from_pretrained(out, verify=True)
-    bank.check(load_generator("fashion-mnist"))
-    assert bank.metadata["classes"][7] == "Sneaker"
-    before = (out / "bank.index.json").read_bytes()
-    assert call(*arguments, "--out", out, "--steps", 5, "--batch-size", 16)[0] == 0
-    assert (out / "bank.index.json").read_bytes() == before
-    code, output = call(*arguments, "--out", out, "--steps", 6, "--batch-size", 16)
-    assert code == 1
-    assert "other settings (inversion.steps: 5 there, 6 here)" in output
-    assert (out / "bank.index.json").read_bytes() == before
-
-
-def test_invert_by_two_shards_gives_the_same_bank(tmp_path, data_root):
-    arguments = ("invert", "fashion-mnist", "--dataset", "fashion-mnist", "--data-root", data_root, "--steps", 2)
-    for out, shards in (("whole", ["0/1"]), ("shared", ["1/2", "0/2"])):
-        for shard in shards:
-            assert call(*arguments, "--batch-size", 16, "--out", tmp_path / out, "--shard", shard)[0] == 0
-    whole, shared = (LatentBank.from_pretrained(tmp_path / out) for out in ("whole", "shared"))
-    assert whole.digest() == shared.digest()
 
 
 def test_data_set_that_is_not_there(tmp_path):

@@ -472,7 +472,7 @@ def call(*arguments):
 @pytest.fixture
 def bordered(tmp_path, monkeypatch):
     """The folder of a generator that was trained with a border of one pixel, and data for it."""
-    monkeypatch.setattr(cli, "torchvision_dataset", lambda *_, train: GreyImages())
+    monkeypatch.setattr(cli.training, "torchvision_dataset", lambda *_, train: GreyImages())
     generator = compact()
     generator.metadata = {"name": "small", "border": 1}
     return generator.save_pretrained(tmp_path / "generator")

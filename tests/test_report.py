@@ -20,7 +20,7 @@ from PIL import Image
 from latent_mixup import LatentBank, cli, inversion, load_generator
 from latent_mixup.bundled import BundledImages
 from latent_mixup.generators import wrap
-from latent_mixup.images import to_uint8
+from latent_mixup.images import to_uint8, to_unit
 from latent_mixup.inversion import pixel_mse, report
 from latent_mixup.inversion import report_page as page
 from latent_mixup.inversion.samples import probe
@@ -325,7 +325,7 @@ def test_rgb_and_w_plus(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_an_mse_that_all_rows_share(linear_generator, toy_dataset, toy_bank, tmp_path, value, monkeypatch):
-    monkeypatch.setattr(module, "_checked", lambda stored, decoded: None)
+    monkeypatch.setattr(module, "compare_mse", lambda stored, decoded: None)
     bank = LatentBank(toy_bank[:][0], toy_bank.labels, mse=torch.full((50,), value))
     record = report(bank, toy_dataset, linear_generator, tmp_path / "out", columns=1)
     assert set(record["mse"]["quantiles"].values()) == {float(torch.tensor(value))}
@@ -425,6 +425,16 @@ def test_codes_rounded_to_float16_agree(linear_generator, toy_dataset, noisy_ban
 
 
 @pytest.mark.usefixtures("no_page")
+def test_images_are_read_as_the_bank_says(linear_generator, toy_dataset, tmp_path):
+    """A normalisation that invert was told of, and that cannot be seen in the images, is not asked for again."""
+    normalised = LabelledImages((to_unit(toy_dataset.images) - 0.2) / 0.1, toy_dataset.labels)
+    quick = {"loss": pixel_mse, "steps": 0, "progress": False}
+    bank = inversion.invert(normalised, linear_generator, **quick, mean=0.2, std=0.1)
+    record = report(bank, normalised, linear_generator, tmp_path)
+    assert record["check"]["disagreeing"] == 0
+    assert record["mse"]["mean"] == pytest.approx(float(bank.mse.mean()))
+
+
 def test_an_image_that_cannot_be_read(linear_generator, toy_dataset, noisy_bank, tmp_path):
     class Broken(LabelledImages):
         def __getitem__(self, index):
@@ -483,7 +493,7 @@ def test_the_command_prints_the_table_and_writes_both_files(tmp_path, monkeypatc
         asked.append((name, root, train))
         return images
 
-    monkeypatch.setattr(cli, "torchvision_dataset", lying_there)
+    monkeypatch.setattr(cli.shared, "torchvision_dataset", lying_there)
     arguments = ["report", tmp_path / "bank", "--generator", "fashion-mnist", "--dataset", "fashion-mnist"]
     arguments += ["--data-root", tmp_path, "--test", "--out", tmp_path / "out"]
     result = CliRunner().invoke(cli.main, list(map(str, arguments)))

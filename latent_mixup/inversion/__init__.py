@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING, Any
 from latent_mixup.inversion.engine import invert
 from latent_mixup.inversion.losses import FeatureLoss, pixel_mse
 from latent_mixup.inversion.optimise import optimise_codes
+from latent_mixup.inversion.perceptual import LPIPS, PerceptualLoss
+from latent_mixup.inversion.refine import refine
 from latent_mixup.inversion.report import report
 from latent_mixup.inversion.self_test import self_test
 
 if TYPE_CHECKING:
     from latent_mixup.training.encoder import train_encoder
 
-__all__ = ["FeatureLoss", "invert", "optimise_codes", "pixel_mse", "report", "self_test", "train_encoder"]
+__all__ = [
+    "LPIPS",
+    "FeatureLoss",
+    "PerceptualLoss",
+    "invert",
+    "optimise_codes",
+    "pixel_mse",
+    "refine",
+    "report",
+    "self_test",
+    "train_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

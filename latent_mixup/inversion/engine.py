@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_mixup import hub
 from latent_mixup.bank import LatentBank, fingerprint
+from latent_mixup.bank_files import Parts
 from latent_mixup.generators.base import Generator
-from latent_mixup.images import MIN_IMAGES, Moments
-from latent_mixup.inversion.chunks import Chunk, ChunkFolder
+from latent_mixup.images import Moments
+from latent_mixup.inversion.chunks import Chunk, ChunkFolder, Found
+from latent_mixup.inversion.curvature import Curvature, learn_curvature
 from latent_mixup.inversion.losses import Loss, callable_id, default_loss
-from latent_mixup.inversion.optimise import START_DRAWS, nearest_start, optimise_codes, reconstruction_mse
+from latent_mixup.inversion.optimise import Optimizer, optimise_codes, reconstruction_mse
+from latent_mixup.inversion.runs import CHUNK_BATCHES, Advance, Meter, run_chunks, save_bank
 from latent_mixup.inversion.samples import Key, SampleFormat, class_names, probe, read_samples
+from latent_mixup.inversion.start import DrawnStart
 
 OK, FAILED = 0, 1
+DRAWS = 1024  # images of the generator's own making that a run learns from
 
 
 def invert(
@@ -32,21 +37,30 @@ def invert(
     encoder: Callable[[Tensor], Tensor] | None = None,
     loss: Loss | None = None,
     space: str | None = None,
-    steps: int = 1000,
+    steps: int = 200,
+    restarts: int = 1,
+    optimizer: Optimizer = "lbfgs",
     lr: float = 0.03,
     betas: tuple[float, float] = (0.95, 0.999),
+    target: float = 0.0,
+    tolerance: float = 1e-3,
+    draws: int = DRAWS,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     resume: bool = True,
     shard: tuple[int, int] = (0, 1),
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Meter = True,
     mean: Moments | None = None,
     std: Moments | None = None,
     image_key: Key | None = None,
     label_key: Key | None = None,
 ) -> LatentBank:
-    """Find a latent code for every image of a data set: encoder start, then gradient steps, best step kept.
+    """Find a latent code for every image of a data set: a start, then gradient steps, of which the best is kept.
+
+    Before the first image a run learns from images of the generator's own making how the loss bends, and, where there
+    is no encoder, where to start: see :func:`~latent_mixup.inversion.curvature.learn_curvature` and
+    :class:`~latent_mixup.inversion.start.DrawnStart`.
 
     Args:
         dataset: Anything with a length whose samples are ``(image, label)``, mappings with an image and a label,
@@ -55,20 +69,31 @@ def invert(
             image that cannot be read is set aside: it has no row, and its error stands in the bank's metadata
             under ``"set_aside"``. Augmentations belong after inversion.
         generator: Decodes the codes.
-        out: Folder for the finished chunks, from which a killed run resumes, and in the end for the bank.
+        out: Folder for the finished chunks, from which a killed run resumes, and in the end for the bank, which is
+            then read from there. None: codes are kept in memory.
         encoder: Images ``[B, C, R, R]`` in [-1, 1] to codes to start from. None: the generator's own;
-            where it has none, the nearest of its mean code and 256 draws.
-        loss: ``(images, targets) -> [B]``. None: the generator's feature network plus pixel MSE.
+            where it has none, the better of the nearest draw and a linear guess.
+        loss: ``(images, targets) -> [B]``. None: 0.9 LPIPS + 0.1 MSE for RGB, else the generator's features + MSE.
         space: The latent space to invert into. None: the generator's.
-        steps: Gradient steps an image; 0 keeps the encoder's code.
-        lr: First learning rate; it falls to zero along a half cosine.
-        betas: Adam's. No weight decay.
-        batch_size: Images at a time, and rows of a chunk. It does not change an image's result.
+        steps: Gradients an image, at most; 0 keeps the start. 200 of L-BFGS reach what 1,000 of the paper's AdamW do.
+        restarts: So often an image that has settled looks for a lower place nearby.
+        optimizer: ``"lbfgs"``; or ``"adam"``, for a loss that is random: all ``steps``, at a rate that falls to zero
+            along a half cosine, without weight decay.
+        lr: Length of the first step, in each number of a code.
+        betas: Adam's.
+        target: An image whose loss is as low is done.
+        tolerance: L-BFGS: an image has settled whose loss fell by less than this share in ten evaluations.
+        draws: Images of the generator's own making to learn from.
+        batch_size: Images at a time; when one is done, the next takes its place. A chunk has four times as many. It
+            does not change an image's result, but for rounding.
         device: Where to decode. None: where the generator is.
-        resume: Use finished chunks in ``out``. False starts again.
-        shard: ``(i, n)``: do every n-th chunk from the i-th. Whoever completes ``out`` writes its bank.
-        seed: Of the draws an inversion without an encoder starts from.
-        progress: Show a progress bar.
+        resume: Use finished chunks in ``out``; images of theirs that were set aside are tried again. False starts
+            again.
+        shard: ``(i, n)``: do every n-th chunk from the i-th. Whoever completes ``out`` writes its bank, the same
+            bytes whatever n.
+        seed: Of the draws, and of where restarts jump to.
+        progress: Show a progress bar, and where there is no terminal a line a minute; or a ``Meter``, which also
+            counts.
         mean: Of each channel, where the images were normalised; as ``v2.Normalize`` has it.
         std: The same.
         image_key: Where in a sample the image is: a name, or a number in a tuple. None: found.
@@ -79,12 +104,15 @@ def invert(
         of this shard's rows.
 
     Raises:
-        ValueError: Images of another size or range, another latent space, or settings that disagree with the
-            run that ``out`` holds.
+        ValueError: Images of another size or range, another latent space, settings that disagree with the run that
+            ``out`` holds, or more than half of at least 64 images cannot be used.
+        OSError: ``out`` cannot be written to, which is found out before the first step, or has no room; what was
+            done stays, and the same call goes on from there.
+        Stopped: A ``SystemExit``: SIGTERM ended the run. What was done stays.
 
     Reference: Latent-Mixup, section 2.1.1.
     """
-    _check_settings(shard, steps, batch_size, lr)
+    _check_settings(shard, steps, batch_size, lr, draws)
     if shard[1] > 1 and not resume:
         raise ValueError("resume=False with several shards would empty the folder under the others: give a new out=")
     if space not in (None, generator.latent_space):
@@ -97,71 +125,107 @@ def invert(
         encoder = generator.encode
 
     # Read before anything is written, so that images of a wrong size or range leave no folder behind.
-    format, first = probe(
-        dataset,
-        generator,
-        num_images=max(batch_size, MIN_IMAGES),
-        mean=mean,
-        std=std,
-        image_key=image_key,
-        label_key=label_key,
-    )
+    format, first = probe(dataset, generator, mean=mean, std=std, image_key=image_key, label_key=label_key)
 
-    def solve(indices: range) -> Chunk:
+    @functools.cache
+    def learnt() -> tuple[Callable[[Tensor], Tensor], Curvature | None]:
+        """Where to start and how the loss bends: learnt when the first chunk needs it."""
+        bends = optimizer == "lbfgs" and steps > 0
+        return (
+            encoder or DrawnStart(generator, draws, seed),
+            learn_curvature(generator, objective, draws, seed) if bends else None,
+        )
+
+    def solve(indices: Sequence[int], advance: Advance) -> Chunk:
         samples = read_samples(dataset, indices, generator, format)
-        targets = samples.images
-        if not len(targets):
+        if not len(samples.index):
             return Chunk(_no_rows(generator, samples.labels), samples.errors)
-        start = encoder(targets).detach() if encoder else nearest_start(generator, targets, seed)
-        codes, losses = optimise_codes(generator, targets, start, objective, steps=steps, lr=lr, betas=betas)
+        first_code, curvature = learnt()
+        start = torch.cat([first_code(images).detach() for images in samples.images.split(batch_size)])
+        codes, losses = optimise_codes(
+            generator,
+            samples.images,
+            start,
+            objective,
+            steps=steps,
+            restarts=restarts,
+            optimizer=optimizer,
+            lr=lr,
+            betas=betas,
+            target=target,
+            tolerance=tolerance,
+            curvature=curvature,
+            batch_size=batch_size,
+            seed=seed,
+            advance=advance,
+        )
         failed = ~losses.isfinite() | ~codes.flatten(1).isfinite().all(1)
         codes[failed] = start[failed].nan_to_num()
+        parts = zip(codes.split(batch_size), samples.images.split(batch_size), strict=True)
+        mse = torch.cat([reconstruction_mse(generator, *part) for part in parts])
         columns = {
             "latents": codes.cpu(),
             "labels": samples.labels,
             "source_index": samples.index,
-            "mse": reconstruction_mse(generator, codes, targets).cpu().nan_to_num(nan=torch.inf),
+            "mse": mse.cpu().nan_to_num(nan=torch.inf),
             "status": torch.where(failed.cpu(), FAILED, OK).to(torch.uint8),
         }
         return Chunk(columns, samples.errors)
 
+    def readable_now(chunk: Chunk) -> bool:
+        return bool(len(read_samples(dataset, chunk.errors, generator, format).index))
+
     settings = {
-        "start": f"nearest of {START_DRAWS} draws" if encoder is None else callable_id(encoder),
+        "start": f"nearest or linear of {draws} draws" if encoder is None else callable_id(encoder),
         "loss": callable_id(objective),
         "steps": steps,
-        "lr": lr,
-        "betas": list(betas),
-        "schedule": "cosine",
+        "restarts": restarts,
+        **optimizer_settings(optimizer, lr, betas, tolerance, draws),
+        "target": target,
         "batch_size": batch_size,
         "seed": seed,
     }
     facts = _facts(dataset, format, first.images, generator, settings)
-    chunks = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
-    mine = range(shard[0], len(chunks), shard[1])
-    if not mine:
-        raise ValueError(f"shard {shard} has no work: there are {len(chunks)} chunks of {batch_size}")
+    chunks = split_chunks(len(dataset), batch_size)
+    if shard[0] >= len(chunks):
+        raise ValueError(f"shard {shard} has no work: there are {len(chunks)} chunks of {len(chunks[0])} images")
     store = None if out is None else ChunkFolder(Path(out), facts, chunks, resume=resume)
-
-    found = []
-    for number in tqdm(mine, desc="invert", unit="chunk", disable=None if progress else True):
-        chunk = store.read(number) if store else None
-        if chunk is None:
-            chunk = solve(chunks[number])
-            if store:
-                store.write(number, chunk)
-        found.append(chunk)
-    bank = _as_bank(found, facts)
-    if store and store.complete():  # the chunks stay: running again costs nothing, and other shards may read them
-        whole = bank if shard[1] == 1 else _as_bank(store.read_all(), facts)
-        whole.save_pretrained(store.folder, dtype=torch.float32)
-    return bank
+    found = run_chunks(solve, chunks, store=store, shard=shard, progress=progress, again=readable_now)
+    if store is None or store.finished() < len(chunks):
+        return _as_bank(found, facts)
+    whole = save_bank(_as_bank(store.join(range(len(chunks))), facts), store)  # the chunks stay: they cost little
+    return whole if shard[1] == 1 else _as_bank(found, facts)
 
 
-def _check_settings(shard: tuple[int, int], steps: int, batch_size: int, lr: float) -> None:
+def split_chunks(num_images: int, batch_size: int) -> list[range]:
+    """The consecutive indices of each chunk of a run; they do not depend on how many machines there are."""
+    size = CHUNK_BATCHES * batch_size
+    return [range(start, min(start + size, num_images)) for start in range(0, num_images, size)]
+
+
+def _check_settings(shard: tuple[int, int], steps: int, batch_size: int, lr: float, draws: int) -> None:
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard needs (i, n) with 0 <= i < n: got {shard}")
-    if steps < 0 or batch_size < 1 or not lr > 0:
-        raise ValueError(f"steps >= 0, batch_size >= 1, lr > 0 are needed: got {steps}, {batch_size}, {lr}")
+    if steps < 0 or batch_size < 1 or not lr > 0 or draws < 1:
+        raise ValueError(
+            f"steps >= 0, batch_size >= 1, lr > 0, draws >= 1 are needed: got {steps}, {batch_size}, {lr}, {draws}"
+        )
+
+
+def optimizer_settings(
+    optimizer: Optimizer, lr: float, betas: tuple[float, float], tolerance: float, draws: int
+) -> dict[str, Any]:
+    """What decides an optimiser's steps, as metadata have it.
+
+    Raises:
+        ValueError: There is no such optimizer.
+    """
+    if optimizer not in get_args(Optimizer):
+        raise ValueError(f"optimizer needs one of {', '.join(get_args(Optimizer))}: got {optimizer!r}")
+    own: dict[str, Any] = {"betas": list(betas), "schedule": "cosine"}
+    if optimizer == "lbfgs":
+        own = {"tolerance": tolerance, "draws": draws}
+    return {"optimizer": optimizer, "lr": lr, **own}
 
 
 def _facts(
@@ -189,13 +253,11 @@ def _no_rows(generator: Generator, labels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _as_bank(found: list[Chunk], facts: dict[str, Any]) -> LatentBank:
-    columns = {name: torch.cat([chunk.columns[name] for chunk in found]) for name in found[0].columns}
-    set_aside = {str(index): error for chunk in found for index, error in chunk.errors.items()}
+def _as_bank(found: Found, facts: dict[str, Any]) -> LatentBank:
+    set_aside = {str(index): error for index, error in found.errors.items()}
     versions = {name: metadata.version(name) for name in ("latent-mixup", "torch")}
-    return LatentBank(
-        columns.pop("latents"),
-        columns.pop("labels"),
-        **columns,
-        metadata={**facts, "set_aside": set_aside, "versions": {**versions, "python": platform.python_version()}},
-    )
+    stated = {**facts, "set_aside": set_aside, "versions": {**versions, "python": platform.python_version()}}
+    if isinstance(found.latents, Parts):
+        return LatentBank.from_parts(found.latents, stated)
+    columns = dict(found.columns)
+    return LatentBank(found.latents, columns.pop("labels"), **columns, metadata=stated)

@@ -1,17 +1,27 @@
-"""The optimiser of codes: gradient steps for a batch whose images do not touch each other."""
+"""The optimiser of codes: a batch whose images do not touch each other, and that is kept full."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from latent_mixup.generators.base import Generator
-from latent_mixup.inversion.losses import Loss, pixel_mse
+from latent_mixup.inversion.curvature import Curvature
+from latent_mixup.inversion.descent import LBFGS, Adam, Descent
+from latent_mixup.inversion.losses import Loss, PlainLoss, TargetLoss, pixel_mse
 from latent_mixup.sampling import keyed_generator
 
-START_DRAWS = 256
+Optimizer: TypeAlias = Literal["lbfgs", "adam"]
+
+HOP = 0.4  # length of a restart's jump, in standard deviations of a code's numbers
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def optimise_codes(
     generator: Generator,
     targets: Tensor,
@@ -19,66 +29,153 @@ def optimise_codes(
     loss: Loss,
     *,
     steps: int,
-    lr: float,
-    betas: tuple[float, float],
+    lr: float = 0.03,
+    betas: tuple[float, float] = (0.95, 0.999),
+    optimizer: Optimizer = "lbfgs",
+    target: float = -math.inf,
+    tolerance: float = 1e-3,
+    restarts: int = 0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    curvature: Curvature | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Move each code so that its decode comes closer to its target; keep the best step of each image.
 
-    The losses are summed, and Adam works on each number alone, so an image's result does not depend on
-    its batch. A code is recorded *before* the optimiser moves it, with the loss that belongs to it. The
-    learning rate falls to zero along a half cosine; there is no weight decay, which would pull a code
-    towards zero by a factor of 0.3 in 4,000 steps of the paper's settings.
+    What becomes of an image does not depend on its batch, but for rounding: the losses are summed, each image has its
+    own step lengths, memory and end, and when it is done the next one that waits takes its place. A code is recorded
+    *before* it moves, with the loss that belongs to it. There is no weight decay, which would pull a code towards zero
+    by a factor of 0.3 in 4,000 steps of the paper's settings.
 
     Args:
         generator: Decodes the codes.
-        targets: Images ``[B, C, R, R]`` in [-1, 1].
-        start: Codes ``[B, *latent_shape]`` to start from.
-        loss: ``(images, targets) -> [B]``.
-        steps: Gradient steps; 0 keeps ``start``.
-        lr: First learning rate.
+        targets: Images ``[N, C, R, R]`` in [-1, 1].
+        start: Codes ``[N, *latent_shape]`` to start from.
+        loss: ``(images, targets) -> [B]``; a :class:`~latent_mixup.inversion.losses.TargetLoss` sees each target once.
+        steps: Gradients an image, at most; 0 keeps ``start``.
+        lr: Length of an image's first step, in each number of its code.
         betas: Adam's.
+        optimizer: ``"lbfgs"``, or ``"adam"`` with a rate that falls to zero along a half cosine: for losses that are
+            random.
+        target: An image whose loss is as low is done.
+        tolerance: With L-BFGS, an image has settled whose loss fell by less than this share in ten evaluations.
+        restarts: With L-BFGS, so often an image that has settled begins again beside its best code, where it may find a
+            lower place.
+        seed: Of the directions that restarts jump to: the same ones for all images.
+        batch_size: Images at a time; None: all.
+        curvature: Of the loss, for L-BFGS: see :func:`~latent_mixup.inversion.curvature.learn_curvature`.
+        advance: Told how many images are done, whenever some are.
 
     Returns:
-        The best codes ``[B, *latent_shape]`` and their losses ``[B]``, infinite where none was finite.
+        The best codes ``[N, *latent_shape]`` and their losses ``[N]``, infinite where that of ``start`` was not finite.
 
-    Reference: Latent-Mixup, section 2.1.1: AdamW, 0.03, (0.95, 0.999), 1,000 steps.
+    Raises:
+        ValueError: The loss is not one number an image, or has no gradient; a target has no code, or the batch no
+            place; there is no such optimizer.
+
+    Reference: Latent-Mixup, section 2.1.1, does the same one image at a time with 1,000 steps of AdamW.
     """
-    codes = start.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([codes], lr=lr, betas=betas)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    best = start.detach().clone()
-    best_loss = torch.full((len(start),), torch.inf, device=start.device)
-    for step in range(steps + 1):
-        with torch.set_grad_enabled(step < steps):
-            losses = loss(generator.decode(codes), targets)
-        if losses.shape != best_loss.shape:
-            raise ValueError(f"loss needs one number an image, [{len(start)}]: got {list(losses.shape)}")
-        better = losses.detach() < best_loss
-        best[better], best_loss[better] = codes.detach()[better], losses.detach()[better]
-        if step < steps:
-            optimizer.zero_grad()
-            losses.sum().backward()
-            optimizer.step()
-            schedule.step()
+    if len(start) != len(targets) or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            "a code to start from is needed for each target, and batch_size >= 1: "
+            f"got {len(start)} codes, {len(targets)} targets, batch_size={batch_size}"
+        )
+    descent = _descent(optimizer, start[:batch_size].flatten(1), steps, lr, betas, tolerance, curvature)
+    best, best_loss = start.clone(), start.new_full((len(start),), torch.inf)
+    seen, jumps = torch.zeros(2, len(start), dtype=torch.int64, device=start.device)
+    directions = _directions(restarts, start, seed)
+    batch = _Batch(targets, start, loss if isinstance(loss, TargetLoss) else PlainLoss(loss), batch_size)
+
+    while len(rows := batch.rows):
+        codes = descent.points().view(-1, *start.shape[1:])
+        losses, slopes = batch.evaluate(generator, codes, slope=bool((seen[rows] < steps).any()))
+        better = losses < best_loss[rows]
+        best[rows[better]], best_loss[rows[better]] = codes[better], losses[better]
+        descent.tell(losses, slopes.flatten(1))
+        seen[rows] += 1
+
+        over = (seen[rows] > steps) | (best_loss[rows] <= target) | best_loss[rows].isinf()
+        settled = descent.settled & ~over
+        jumping = settled & (jumps[rows] < restarts)
+        if jumping.any():
+            codes = best[rows[jumping]].flatten(1)
+            length = HOP * codes.std(1, correction=0, keepdim=True)
+            descent.enter(jumping.nonzero()[:, 0], codes + length * directions[jumps[rows[jumping]]])
+            jumps[rows[jumping]] += 1
+        done = over | (settled & ~jumping)
+        if done.any():
+            batch.replace(done, descent)
+            if advance:
+                advance(int(done.sum()))
     return best, best_loss
 
 
-@torch.no_grad()
-def nearest_start(generator: Generator, targets: Tensor, seed: int) -> Tensor:
-    """Where an inversion starts without an encoder: of the mean code and 256 draws, the nearest in pixels.
+class _Batch:
+    """Images at work: which one each place has, and what its target came to. The others wait their turn."""
 
-    Args:
-        generator: The draws are its prior's.
-        targets: Images ``[B, C, R, R]`` in [-1, 1].
-        seed: The draws depend on it alone.
+    def __init__(self, targets: Tensor, start: Tensor, loss: TargetLoss, size: int | None) -> None:
+        self.targets, self.start, self.loss = targets, start, loss
+        self.rows = torch.arange(len(start), device=start.device)[:size]
+        self.begun = len(self.rows)
+        self.embedded = tuple(part.clone() for part in loss.embed(targets[:size])) if self.begun else ()
 
-    Returns:
-        Codes ``[B, *latent_shape]``.
-    """
-    draws = generator.sample_latents(START_DRAWS, keyed_generator(seed))
-    candidates = torch.cat([generator.mean_latent()[None], draws.to(generator.device)])
-    decoded = generator.decode(candidates).flatten(1)
-    return candidates[torch.cdist(targets.flatten(1), decoded).argmin(1)]
+    def evaluate(self, generator: Generator, codes: Tensor, *, slope: bool) -> tuple[Tensor, Tensor]:
+        """Losses ``[B]``, and their gradients of the shape of ``codes``; zeros where no slope is wanted.
+
+        A loss that is not finite is infinite.
+        """
+        codes = codes.detach().requires_grad_(slope)
+        with torch.set_grad_enabled(slope):
+            losses = self.loss.compare(generator.decode(codes), self.embedded)
+        if losses.shape != codes.shape[:1]:
+            raise ValueError(f"loss needs one number an image, [{len(codes)}]: got {list(losses.shape)}")
+        if slope and not losses.requires_grad:
+            raise ValueError(
+                "the loss has no gradient: decode and loss need to be differentiable, without torch.no_grad"
+            )
+        (slopes,) = torch.autograd.grad(losses, codes, torch.ones_like(losses)) if slope else (torch.zeros_like(codes),)
+        losses = losses.detach().to(codes.dtype)
+        return torch.where(losses.isfinite(), losses, torch.inf), slopes
+
+    def replace(self, done: Tensor, descent: Descent) -> None:
+        """Give the places that are done, bool ``[B]``, to the next images; where none waits any more, close them."""
+        places = done.nonzero()[:, 0][: len(self.start) - self.begun]
+        if len(places):
+            fresh = torch.arange(self.begun, self.begun + len(places), device=done.device)
+            self.begun += len(places)
+            self.rows[places] = fresh
+            descent.enter(places, self.start[fresh].flatten(1))
+            for part, new in zip(self.embedded, self.loss.embed(self.targets[fresh]), strict=True):
+                part[places] = new
+        if len(places) < done.sum():
+            stay = (~done.index_fill(0, places, False)).nonzero()[:, 0]
+            self.rows, self.embedded = self.rows[stay], tuple(part[stay] for part in self.embedded)
+            descent.keep(stay)
+
+
+def _descent(
+    optimizer: Optimizer,
+    start: Tensor,
+    steps: int,
+    lr: float,
+    betas: tuple[float, float],
+    tolerance: float,
+    curvature: Curvature | None,
+) -> Descent:
+    if optimizer == "lbfgs":
+        return LBFGS(start, lr, tolerance, curvature)
+    if optimizer == "adam":
+        return Adam(start, max(1, steps), lr, betas)
+    raise ValueError(f"optimizer needs 'lbfgs' or 'adam': got {optimizer!r}")
+
+
+def _directions(n: int, start: Tensor, seed: int) -> Tensor:
+    """Standard normal rows ``[n, D]`` for codes of D numbers; the first are the same whatever ``n``."""
+    draw = keyed_generator(seed)
+    directions = torch.empty(n, start.shape[1:].numel())
+    for direction in directions:
+        direction.normal_(generator=draw)
+    return directions.to(start)
 
 
 def reconstruction_mse(generator: Generator, codes: Tensor, targets: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.images import to_uint8
 from latent_mixup.inversion.losses import callable_id, pixel_mse
 from latent_mixup.inversion.report_page import QUANTILES, THRESHOLDS, Look, draw_page, need_matplotlib
-from latent_mixup.inversion.samples import SampleFormat, probe, read_samples
+from latent_mixup.inversion.samples import SampleFormat, read_samples, stated_format
 from latent_mixup.sampling import keyed_generator
 
 PAGE_FILE, NUMBERS_FILE = "report.png", "report.json"
@@ -81,7 +81,8 @@ def report(
     bank.check(dataset)
     if encoder is None and generator.has_encoder:
         encoder = generator.encode
-    source = _Source(bank, dataset, generator, encoder, probe(dataset, generator)[0])
+    format = stated_format(bank.metadata.get("samples"), dataset, generator)
+    source = _Source(bank, dataset, generator, encoder, format)
     ok = torch.arange(len(bank)) if bank.status is None else (bank.status == 0).nonzero()[:, 0]
     mse = bank.mse if bank.mse is not None else _computed_mse(source, ok)
     rows = ok[mse[ok].isfinite()]
@@ -96,7 +97,7 @@ def report(
         "mse": {"source": "computed" if bank.mse is None else "stored", **_summary(mse[rows])},
         "lpips": None if bank.lpips is None else _summary(bank.lpips[rows], limits=()),
         "classes": _class_summaries(bank, mse, rows),
-        "check": None if bank.mse is None else _checked(mse[sample], sampled[:, 0]),
+        "check": None if bank.mse is None else compare_mse(mse[sample], sampled[:, 0]),
         "encoded": None if encoder is None else _encoded_summary(encoder, sampled),
         "seed": seed,
     }
@@ -219,8 +220,8 @@ def _finite_values(mse: Tensor, lpips: Tensor | None, rows: Tensor) -> dict[str,
     return found
 
 
-def _checked(stored: Tensor, decoded: Tensor) -> dict[str, Any]:
-    """Stored and recomputed mse of a sample, each ``[n]``; raises where they are not of the same images."""
+def compare_mse(stored: Tensor, decoded: Tensor) -> dict[str, Any]:
+    """Stored and recomputed mse of some rows, each ``[n]``; raises where they are not of the same images."""
     relative, absolute = TOLERANCE
     difference = (stored - decoded).abs()
     disagreeing = int((difference > relative * stored + absolute).sum())

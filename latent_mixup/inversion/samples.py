@@ -116,6 +116,11 @@ def probe(
     return format, replace(samples, errors=errors)
 
 
+def stated_format(stated: Mapping[str, Any] | None, dataset: Any, generator: Generator) -> SampleFormat:
+    """How the samples of a bank's data set are read: as ``bank.metadata["samples"]`` says, else as they look."""
+    return probe(dataset, generator)[0] if stated is None else SampleFormat.from_dict(stated)
+
+
 def read_samples(dataset: Any, indices: Iterable[int], generator: Generator, format: SampleFormat) -> Samples:
     """Read some samples; an image that cannot be used is set aside with its error.
 

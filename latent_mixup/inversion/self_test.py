@@ -235,7 +235,9 @@ def _invert_again(generator: Generator, task: _Task, loss: Loss, steps: int, lr:
             bar.update()
             return loss(images, targets)
 
-        codes, _ = optimise_codes(generator, task.made, task.start, counted, steps=steps, lr=lr, betas=BETAS)
+        codes, _ = optimise_codes(
+            generator, task.made, task.start, counted, steps=steps, lr=lr, betas=BETAS, optimizer="adam"
+        )
     return Errors(
         guess=float(pixel_mse(task.mean_image, task.made).mean()),
         start=float(reconstruction_mse(generator, task.start, task.made).mean()),

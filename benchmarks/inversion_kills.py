@@ -1,0 +1,253 @@
+"""What an inversion stands: kill -9 and SIGTERM at random moments, several processes of which one is killed.
+
+The command line inverts real Fashion-MNIST images with the bundled generator. After a kill the run is started again;
+in the end the bank is compared byte by byte with that of a run that nobody disturbed, and so are the chunks that lie
+there after the kill. Then the peak memory of runs in W+, with out= and without, for two numbers of images.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/inversion_kills.py --data-root data --out benchmarks/results/inversion_kills.json
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from latent_mixup import hub, invert
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
+from latent_mixup.generators import wrap
+from latent_mixup.inversion import pixel_mse
+
+KILLS_A_RUN = 4
+POLL = 0.01  # seconds
+MEMORY_IMAGES, W_PLUS = (8_000, 24_000), (18, 512)
+
+
+class Runs:
+    """Runs of the command line on the same images, each into its own folder.
+
+    Args:
+        folder: For data and results.
+        images: How many.
+        steps: Gradient steps an image.
+    """
+
+    def __init__(self, folder: Path, data_root: Path, images: int, steps: int, batch_size: int) -> None:
+        self.folder = folder
+        data = torchvision_dataset("fashion-mnist", data_root, train=True)
+        raw = folder / "data" / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        for prefix in ("train", "t10k"):
+            _write_idx(raw / f"{prefix}-images-idx3-ubyte", data.data[:images])
+            _write_idx(raw / f"{prefix}-labels-idx1-ubyte", data.targets[:images].to(torch.uint8))
+        self.arguments = [
+            *("-m", "latent_mixup", "invert", "fashion-mnist", "--dataset", "fashion-mnist"),
+            *("--data-root", str(folder / "data"), "--steps", str(steps), "--batch-size", str(batch_size)),
+        ]
+
+    def start(self, name: str, *more: str, processes: int = 1) -> subprocess.Popen[bytes]:
+        """One run, of which a word on the standard output is not shown."""
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--max-restarts=3"]
+        command = [sys.executable, *(launch if processes > 1 else []), *self.arguments, "--out", self.out(name), *more]
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def finish(self, name: str, *more: str, processes: int = 1) -> None:
+        """One run from start to end."""
+        code = self.start(name, *more, processes=processes).wait()
+        if code:
+            raise RuntimeError(f"the run in {self.out(name)} ended with {code}")
+
+    def out(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.folder / name
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """All files of a run by their names, temporary ones included."""
+        out = self.out(name)
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def chunks(self, name: str) -> int:
+        """How many chunks of a run are finished."""
+        return len(list(self.out(name).glob("chunks/chunk-*")))
+
+    def wait_for_start(self, name: str, run: subprocess.Popen[bytes]) -> None:
+        """Until the run has looked at its images."""
+        while not (self.out(name) / "inversion.json").exists() and run.poll() is None:
+            time.sleep(POLL)
+
+
+def _write_idx(path: Path, values: Tensor) -> None:
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    path.write_bytes(header + values.numpy().tobytes())
+
+
+def undisturbed(runs: Runs) -> dict[str, float]:
+    """Seconds until a run starts its work, until its end, and a chunk."""
+    started = time.perf_counter()
+    run = runs.start("one")
+    runs.wait_for_start("one", run)
+    begun = time.perf_counter() - started
+    if run.wait():
+        raise RuntimeError("the undisturbed run failed")
+    end = time.perf_counter() - started
+    return {"start": begun, "end": end, "a_chunk": (end - begun) / runs.chunks("one")}
+
+
+def kill_single(runs: Runs, kills: int, number: signal.Signals, seconds: dict[str, float], draw: random.Random) -> Any:
+    """Kill a run ``KILLS_A_RUN`` times, then let it finish; as often as there are kills."""
+    whole, records = runs.files("one"), []
+    for first in range(0, kills, KILLS_A_RUN):
+        name, here = f"{number.name} {first}", min(KILLS_A_RUN, kills - first)
+        for _ in range(here):
+            run, before = runs.start(name), runs.chunks(name)
+            wanted = before + draw.randrange(max(1, runs.chunks("one") // here - 1))
+            while runs.chunks(name) < wanted and run.poll() is None:
+                time.sleep(POLL)
+            time.sleep(draw.uniform(0, 2 * seconds["a_chunk"]) if wanted > before else draw.uniform(0, seconds["end"]))
+            run.send_signal(number)
+            code, left = run.wait(), runs.files(name)
+            chunks = {path: content for path, content in left.items() if path.startswith("chunks/chunk-")}
+            records.append(
+                {
+                    "exit": code,
+                    "chunks_before": before,
+                    "chunks_after": len(chunks),
+                    "chunks_whole": all(whole[path] == content for path, content in chunks.items()),
+                    "temporary_files": len(left.keys() - whole.keys()),
+                }
+            )
+        runs.finish(name)
+        for record in records[first:]:
+            record["bank_is_the_same"] = runs.files(name) == whole
+    return records
+
+
+def share(runs: Runs, processes: int, seconds: dict[str, float], draw: random.Random) -> dict[str, Any]:
+    """A run by several processes of which one is killed, and the same by shards in any order."""
+    name = f"{processes} processes"
+    run = runs.start(name, processes=processes)
+    runs.wait_for_start(name, run)
+    time.sleep(draw.uniform(0, (seconds["end"] - seconds["start"]) / processes))
+    workers = _children(run.pid)
+    for pid in draw.sample(workers, min(1, len(workers))):
+        os.kill(pid, signal.SIGKILL)
+    code = run.wait()
+    order = draw.sample(range(processes), processes)
+    for shard in order:
+        runs.finish(f"{processes} shards", "--shard", f"{shard}/{processes}")
+    return {
+        "processes": processes,
+        "killed_one_of": len(workers),
+        "exit": code,
+        "bank_is_the_same": runs.files(name) == runs.files("one"),
+        "shard_order": order,
+        "shards_are_the_same": runs.files(f"{processes} shards") == runs.files("one"),
+    }
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that another one has started, as Linux says it."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def same_folder_twice(runs: Runs) -> dict[str, Any]:
+    """Two processes that do the same, at the same time."""
+    both = [runs.start("twice") for _ in range(2)]
+    codes = [run.wait() for run in both]
+    return {"exits": codes, "bank_is_the_same": runs.files("twice") == runs.files("one")}
+
+
+class Noise(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images of 8 x 8 noise."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(index)) * 2 - 1, 0
+
+
+def _invert_noise(n: int, out: Path | None, queue: Any) -> None:
+    torch.set_num_threads(1)
+    decode = nn.Sequential(nn.Flatten(), nn.Linear(W_PLUS[0] * W_PLUS[1], 64), nn.Unflatten(1, (1, 8, 8)))
+    generator = wrap(decode, latent_shape=W_PLUS, latent_space="w+")
+
+    def encoder(images: Tensor) -> Tensor:
+        return images.flatten(1).repeat(1, W_PLUS[0] * W_PLUS[1] // 64).view(-1, *W_PLUS)
+
+    bank = invert(Noise(n), generator, out=out, encoder=encoder, loss=pixel_mse, steps=0, progress=False)
+    queue.put((len(bank), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def peak_memory(folder: Path) -> list[dict[str, Any]]:
+    """Peak RSS of an inversion in W+, in MiB, for few and many images, with ``out=`` and without."""
+    context, records = multiprocessing.get_context("spawn"), []
+    for stored in (True, False):
+        for n in MEMORY_IMAGES:
+            with tempfile.TemporaryDirectory(dir=folder) as name:
+                queue = context.Queue()
+                process = context.Process(target=_invert_noise, args=(n, Path(name) if stored else None, queue))
+                process.start()
+                rows, peak = queue.get()
+                process.join()
+            codes = n * W_PLUS[0] * W_PLUS[1] * 4 / 1024**2
+            records.append({"out": stored, "images": rows, "codes_mib": round(codes), "peak_rss_mib": round(peak)})
+    return records
+
+
+@click.command()
+@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds Fashion-MNIST.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file.")
+@click.option("--images", type=click.IntRange(64), default=3000, show_default=True)
+@click.option("--steps", type=click.IntRange(0), default=10, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=25, show_default=True)
+@click.option("--kills", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the moments.")
+def main(data_root: Path, out: Path, images: int, steps: int, batch_size: int, kills: int, seed: int) -> None:
+    """Kill, resume, compare; print and write what came out. Exits with 1 where a bank is another one."""
+    draw = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        runs = Runs(Path(name), data_root, images, steps, batch_size)
+        seconds = undisturbed(runs)
+        record: dict[str, Any] = {
+            "dataset": "fashion-mnist",
+            "settings": {"images": images, "steps": steps, "batch_size": batch_size, "seed": seed},
+            "seconds": {key: round(value, 2) for key, value in seconds.items()},
+            "chunks": runs.chunks("one"),
+            "kill_9": kill_single(runs, kills, signal.SIGKILL, seconds, draw),
+            "sigterm": kill_single(runs, KILLS_A_RUN, signal.SIGTERM, seconds, draw),
+            "shared": [share(runs, processes, seconds, draw) for processes in (2, 3)],
+            "same_folder_twice": same_folder_twice(runs),
+            "peak_memory": peak_memory(Path(name)),
+            "versions": {name: metadata.version(name) for name in ("latent-mixup", "torch", "torchvision")},
+            "python": platform.python_version(),
+            "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
+        }
+    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    click.echo(json.dumps(record, indent=2))
+    if '_the_same": false' in json.dumps(record):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

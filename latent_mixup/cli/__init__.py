@@ -1,0 +1,34 @@
+"""The command line: ``latent-mixup COMMAND``."""
+
+from __future__ import annotations
+
+import click
+
+from latent_mixup.cli.first_look import demo, preview
+from latent_mixup.cli.generators import convert_command, info_command
+from latent_mixup.cli.inversion import invert_command, report_command
+from latent_mixup.cli.quality import filter_command, refine_command
+from latent_mixup.cli.training import train_encoder_command, train_generator
+
+COMMANDS = [
+    demo,
+    preview,
+    invert_command,
+    refine_command,
+    filter_command,
+    report_command,
+    info_command,
+    convert_command,
+    train_generator,
+    train_encoder_command,
+]
+
+
+@click.group()
+@click.version_option(package_name="latent-mixup")
+def main() -> None:
+    """Train image classifiers on mixes of latent codes."""
+
+
+for command in COMMANDS:
+    main.add_command(command)

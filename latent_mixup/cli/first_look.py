@@ -1,0 +1,49 @@
+"""``demo`` and ``preview``: what the method does, in a few minutes or a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from latent_mixup.cli.shared import FOLDER, one_sentence
+
+
+@click.command()
+@click.option("--out", type=FOLDER, default=Path("latent-mixup-demo"), show_default=True, help="Folder for results.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@one_sentence
+def demo(out: Path, seed: int) -> None:
+    """Train a classifier in six ways on the bundled data: a table and a picture, in a few minutes."""
+    from latent_mixup.demo import demo_table, run_demo
+
+    record = run_demo(out, seed=seed)
+    click.echo(demo_table(record))
+    click.echo(f"\n{out / 'demo.json'} and {out / 'mixes.png'} written; {record['seconds']:.0f} seconds")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--bank", help="Folder, bundled name or Hub id of the bank; default: NAME.")
+@click.option(
+    "--pairs", multiple=True, required=True, metavar="CLASS,CLASS", help="Two classes, by name or number; repeatable."
+)
+@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Rows a pair of classes.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("preview.png"), show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@one_sentence
+def preview(name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out: Path, seed: int) -> None:
+    """Draw mixes of chosen classes with the generator NAME (folder, bundled name or Hub id)."""
+    from latent_mixup import LatentBank, hub, load_generator
+    from latent_mixup.preview import preview_sheet
+
+    chosen = []
+    for pair in pairs:
+        first, comma, second = pair.partition(",")
+        if not comma or "," in second:
+            raise ValueError(f"--pairs needs two classes with a comma between them: got {pair!r}")
+        chosen.append((first, second))
+    codes = LatentBank.from_pretrained(bank or name)
+    sheet = preview_sheet(load_generator(name), codes, chosen, rows=rows, seed=seed)
+    hub.write_folder(out.parent, {out.name: sheet})
+    click.echo(f"{out} written")

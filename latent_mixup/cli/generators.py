@@ -1,0 +1,86 @@
+"""``info`` and ``convert``: what a generator is, and where one comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from latent_mixup.cli.shared import FOLDER, given, one_sentence
+
+
+@click.command("info")
+@click.argument("generator")
+@click.option("--json", "as_json", is_flag=True, help="For programs: JSON.")
+@click.option("--self-test/--no-self-test", default=True, help="Whether to test it as well.  [default: test]")
+@click.option(
+    "--images", type=click.IntRange(1), help="Images to invert again; default: 4, down to 2 for a large network."
+)
+@click.option(
+    "--steps", type=click.IntRange(1), help="Gradient steps an image; default: 100, down to 60 for a large network."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Draw two rows of samples: a PNG.")
+@click.option("--device", help="Where to decode, e.g. cuda; default: the CPU.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@one_sentence
+def info_command(
+    generator: str,
+    as_json: bool,
+    self_test: bool,
+    images: int | None,
+    steps: int | None,
+    seed: int,
+    sheet: Path | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Say what GENERATOR (folder, bundled name or Hub id) is, and test it on images of its own making.
+
+    Exits with 1 where the test fails: the generator is broken, or was converted wrongly. It cannot see everything: a
+    wrong network that is smooth passes. --sheet lets you look at what it makes.
+    """
+    import torch
+
+    from latent_mixup import hub, inversion, load_generator
+    from latent_mixup.info import effort, generator_info, info_json, info_text, sample_sheet, self_test_text
+
+    if not self_test and (images or steps):
+        raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")
+    if threads:
+        torch.set_num_threads(threads)
+    folder = hub.locate(generator, "generator")
+    network = load_generator(folder).to(device or "cpu")
+    facts = generator_info(network, folder)
+    if sheet:
+        hub.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})
+    if not as_json:
+        click.echo(info_text(facts))
+    settings = {**effort(facts.decode_multiply_adds), **given(images=images, steps=steps)}
+    result = inversion.self_test(network, seed=seed, **settings) if self_test else None
+    if as_json:
+        click.echo(info_json(facts, result))
+    elif result:
+        click.echo(f"\n{self_test_text(result)}")
+    if sheet and not as_json:
+        click.echo(f"{sheet} written")
+    if result and not result.passed:
+        raise SystemExit(1)
+
+
+@click.command("convert")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("out", type=FOLDER)
+@one_sentence
+def convert_command(path: Path, out: Path) -> None:
+    """Convert somebody else's file to a folder of ours; nothing in the file is executed.
+
+    PATH is a StyleGAN2 network (.pkl of stylegan2-ada-pytorch, stylegan3 or TensorFlow's StyleGAN2; .pt of
+    rosinality) or the paper's latents (grad_latents_*.npy).
+    """
+    from latent_mixup import LatentBank
+    from latent_mixup.convert import convert
+
+    result = convert(path, out)
+    what = "bank" if isinstance(result, LatentBank) else "generator"
+    click.echo(f"{out}: {what} with latents of {result.latent_shape}, digest {result.digest()[:12]}; see its README.md")
