@@ -142,12 +142,12 @@ def kill_single(runs: Runs, kills: int, number: signal.Signals, seconds: dict[st
 def share(runs: Runs, processes: int, seconds: dict[str, float], draw: random.Random) -> dict[str, Any]:
     """A run by several processes of which one is killed, and the same by shards in any order."""
     name = f"{processes} processes"
-    run = runs.start(name, processes=processes)
-    runs.wait_for_start(name, run)
-    time.sleep(draw.uniform(0, (seconds["end"] - seconds["start"]) / processes))
+    run, wanted = runs.start(name, processes=processes), draw.randrange(1, runs.chunks("one") // 2)
+    while runs.chunks(name) < wanted and run.poll() is None:
+        time.sleep(POLL)
+    time.sleep(draw.uniform(0, seconds["a_chunk"]))
     workers = _children(run.pid)
-    for pid in draw.sample(workers, min(1, len(workers))):
-        os.kill(pid, signal.SIGKILL)
+    os.kill(draw.choice(workers), signal.SIGKILL)
     code = run.wait()
     order = draw.sample(range(processes), processes)
     for shard in order:
@@ -155,6 +155,7 @@ def share(runs: Runs, processes: int, seconds: dict[str, float], draw: random.Ra
     return {
         "processes": processes,
         "killed_one_of": len(workers),
+        "chunks_before_the_kill": wanted,
         "exit": code,
         "bank_is_the_same": runs.files(name) == runs.files("one"),
         "shard_order": order,

@@ -44,7 +44,8 @@ def fenced(x: Tensor, rows: Tensor) -> Tensor:
 
 
 FUNCTIONS = {"quadratic": quadratic, "rosenbrock": rosenbrock, "fenced": fenced}
-STARTS = {"quadratic": normal(ROWS, DIM), "rosenbrock": normal(ROWS, DIM), "fenced": normal(ROWS, DIM).tanh()}
+STARTS = {name: normal(ROWS, DIM) for name in FUNCTIONS}
+STARTS["fenced"] = STARTS["fenced"].tanh()
 
 
 def slopes_of(function, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +112,7 @@ def lbfgs_one_row(function, row: int, start: Tensor, lr: float, rounds: int, fla
         step = scale * flatten(step)
         for (move, bend), share in zip(pairs, reversed(shares), strict=True):
             step = step + (share - float(bend @ step / (move @ bend))) * move
-        step = -step
+        step = -step * min(1.0, 30 * first / max(float(step.norm()), 1e-30))
     return torch.stack(points)
 
 
@@ -210,6 +211,32 @@ def test_a_step_from_the_start_that_climbs_is_refused():
     descent = LBFGS(SOLUTIONS + 1e-3, 3.0, 0.0)
     follow(descent, quadratic, 2)
     assert descent.at.equal(SOLUTIONS + 1e-3)
+
+
+def test_what_was_remembered_is_forgotten_where_it_leads_nowhere():
+    """Four times a tenth of the step is not to be had: the next goes down the slope, a tenth as far as the first."""
+    descent = LBFGS(STARTS["quadratic"], 0.3, 0.0)
+    follow(descent, quadratic, 8)
+    ways = []
+    for _ in range(4):
+        descent.tell(torch.full((ROWS,), torch.nan), torch.zeros(ROWS, DIM))
+        step = descent.points() - descent.at
+        ways.append(torch.cosine_similarity(step, -slopes_of(quadratic, descent.at, torch.arange(ROWS))[1]))
+    assert all((way < 0.999).all() for way in ways[:3])
+    torch.testing.assert_close(ways[3], torch.ones_like(ways[3]))
+    torch.testing.assert_close(step.square().mean(1).sqrt(), torch.full_like(ways[3], 0.03))
+
+
+def test_no_step_is_longer_than_thirty_first_ones():
+    """A quadratic so flat that its lowest point is a thousand first steps away."""
+    descent = LBFGS(torch.full((1, 4), 1000.0), lr=1.0, tolerance=0.0)
+    seen, last = [], torch.full((1, 4), 1000.0)
+    for _ in range(6):
+        point = descent.points()
+        seen.append(float((point - last).norm()) / 2)
+        last = point
+        descent.tell(1e-8 * point.square().sum(1), 2e-8 * point)
+    assert max(seen) == pytest.approx(30, rel=1e-4)
 
 
 def test_a_first_step_that_is_much_too_long_is_shortened_until_it_fits():
@@ -330,8 +357,9 @@ def test_the_rows_kept_go_on_as_if_nothing_had_happened(kind):
 def test_the_start_that_was_given_is_not_written_to(kind):
     start = STARTS["quadratic"].clone()
     descent = make(kind, start)
-    follow(descent, quadratic, 3)
-    descent.enter(torch.tensor([0]), torch.zeros(1, DIM, dtype=torch.float64))
+    for _ in range(2):
+        descent.enter(torch.tensor([0]), torch.zeros(1, DIM, dtype=torch.float64))
+        follow(descent, quadratic, 3)
     assert start.equal(STARTS["quadratic"])
 
 

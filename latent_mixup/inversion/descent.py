@@ -14,6 +14,7 @@ PAIRS = 10  # steps that L-BFGS remembers
 RECENT = 4  # a step has to fall below the worst of so many losses
 SUFFICIENT = 1e-4  # ... by this share of what the slope promises
 SHORTEST = 1e-3  # a step this much shorter than proposed: forget what was remembered
+LONGEST = 30.0  # the most a step may be, in first steps: rows of flat functions do not run away
 TINY = 1e-30
 PATIENCE = 10  # evaluations within which a row's loss has to fall
 STEADY = 1e-10  # a pair whose angle has less cosine says nothing about curvature
@@ -182,7 +183,8 @@ class LBFGS(Descent):
         step = self.scale[:, None] * self._flatten(step)
         for (move, bend, weight), share in reversed(list(zip(self._pairs(), shares, strict=True))):
             step = step + (share - weight * _dot(bend, step))[:, None] * move
-        return -step
+        length = step.norm(dim=1, keepdim=True).clamp_min(TINY)
+        return -step * (LONGEST * self.first / length).clamp_max(1.0)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Moves, bends and weights, the last first; a weight of 0 is no pair."""
