@@ -183,8 +183,8 @@ class LBFGS(Descent):
         step = self.scale[:, None] * self._flatten(step)
         for (move, bend, weight), share in reversed(list(zip(self._pairs(), shares, strict=True))):
             step = step + (share - weight * _dot(bend, step))[:, None] * move
-        length = step.norm(dim=1, keepdim=True).clamp_min(TINY)
-        return -step * (LONGEST * self.first / length).clamp_max(1.0)
+        shortened: Tensor = step * (LONGEST * self.first / step.norm(dim=1, keepdim=True).clamp_min(TINY)).clamp_max(1)
+        return -shortened
 
     def _pairs(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Moves, bends and weights, the last first; a weight of 0 is no pair."""
