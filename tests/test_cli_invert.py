@@ -21,7 +21,7 @@ from latent_mixup.cli.shared import Part, part_of, torchvision_dataset
 from latent_mixup.encoders import MLPEncoder
 from latent_mixup.inversion.runs import Meter
 
-QUICK = ("--steps", 2, "--batch-size", 4)  # 3 chunks of the 40 images
+QUICK = ("--steps", 2, "--draws", 16, "--batch-size", 4)  # 3 chunks of the 40 images
 
 
 def command(root: Path, *more: str | Path) -> tuple[str | Path, ...]:
@@ -160,7 +160,7 @@ def test_a_folder_of_images(tmp_path):
     assert bank.metadata["classes"] == ["bag", "coat"]
     code, output = call(*arguments, "--out", tmp_path / "other", "--test")
     assert (code, "of a folder of images pass the folder itself" in output) == (1, True)
-    code, output = call(*arguments[:-5], tmp_path / "bank", "--out", tmp_path / "other")
+    code, output = call(*arguments[:5], tmp_path / "bank", "--out", tmp_path / "other")
     assert code == 1
     assert "Found no valid file for the classes chunks" in output
 

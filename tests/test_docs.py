@@ -54,7 +54,7 @@ def python_here(tmp_path, data_root, monkeypatch):  # noqa: F811
     here = {
         '"/data"': repr(str(data_root)),
         '"/shared/bank"': repr(str(tmp_path / "bank")),
-        'device="cuda"': "steps=1, batch_size=4",
+        'device="cuda"': "steps=1, draws=16, batch_size=4",
         "SHARDS = 32": "SHARDS = 3",
     }
     texts = blocks("python")

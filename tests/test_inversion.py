@@ -352,7 +352,7 @@ def test_out_gets_a_bank_that_knows_where_it_comes_from(linear_generator, toy_da
         "lr": 0.05,
         "tolerance": 1e-3,
         "draws": 1024,
-        "target": 0.0,
+        "target": None,
         "batch_size": 7,
         "seed": 0,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -42,7 +43,7 @@ def invert(
     optimizer: Optimizer = "lbfgs",
     lr: float = 0.03,
     betas: tuple[float, float] = (0.95, 0.999),
-    target: float = 0.0,
+    target: float | None = None,
     tolerance: float = 1e-3,
     draws: int = DRAWS,
     batch_size: int = 64,
@@ -81,7 +82,7 @@ def invert(
             along a half cosine, without weight decay.
         lr: Length of the first step, in each number of a code.
         betas: Adam's.
-        target: An image whose loss is as low is done.
+        target: An image whose loss is as low is done. None: it goes on until it has settled.
         tolerance: L-BFGS: an image has settled whose loss fell by less than this share in ten evaluations.
         draws: Images of the generator's own making to learn from.
         batch_size: Images at a time; when one is done, the next takes its place. A chunk has four times as many. It
@@ -152,7 +153,7 @@ def invert(
             optimizer=optimizer,
             lr=lr,
             betas=betas,
-            target=target,
+            target=-math.inf if target is None else target,
             tolerance=tolerance,
             curvature=curvature,
             batch_size=batch_size,
