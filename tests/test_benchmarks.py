@@ -1,9 +1,10 @@
-"""The benchmark of StyleGAN2's speed and its table: what is compared, and that it runs."""
+"""The benchmarks of StyleGAN2's speed and of inversion: what is compared, and that it runs."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 def script(name: str):
     specification = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
+    module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)  # dataclasses look there
     specification.loader.exec_module(module)
     return module
 
