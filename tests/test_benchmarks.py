@@ -105,8 +105,8 @@ def test_the_table_of_trained_networks_shows_a_collapse(tmp_path, monkeypatch):
         (tmp_path / "stylegan2" / run / "log.json").write_text(json.dumps(log))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     plain, collapsed = tables.stylegan2_table().splitlines()[2:]
-    assert plain == "| unconditional | 9.0 | 8.0 | 7.0 | 6.0 | 5.0 | 5.0 |  |"
-    assert collapsed == "| conditional | 9.0 | 8.0 | 7.0 | 6.0 | 5.0 | 5.0 | 10% |"
+    assert plain == "| unconditional | 9.0 | 8.0 | 7.0 | 6.0 | 5.0 | 5.0 after 5 |  |"
+    assert collapsed == "| conditional | 9.0 | 8.0 | 7.0 | 6.0 | 5.0 | 5.0 after 5 | 10% |"
 
 
 def test_the_authors_loop_is_one_image_at_a_time():
