@@ -10,6 +10,7 @@ there after the kill. Then the peak memory of runs in W+, with out= and without,
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -111,22 +112,19 @@ def undisturbed(runs: Runs) -> dict[str, float]:
 
 
 def kill_single(runs: Runs, kills: int, number: signal.Signals, seconds: dict[str, float], draw: random.Random) -> Any:
-    """Kill a run ``KILLS_A_RUN`` times, then let it finish; as often as there are kills."""
-    whole, records = runs.files("one"), []
-    for first in range(0, kills, KILLS_A_RUN):
-        name, here = f"{number.name} {first}", min(KILLS_A_RUN, kills - first)
-        for _ in range(here):
-            run, before = runs.start(name), runs.chunks(name)
-            wanted = before + draw.randrange(max(1, runs.chunks("one") // here - 1))
-            while runs.chunks(name) < wanted and run.poll() is None:
-                time.sleep(POLL)
-            time.sleep(draw.uniform(0, 2 * seconds["a_chunk"]) if wanted > before else draw.uniform(0, seconds["end"]))
-            run.send_signal(number)
-            code, left = run.wait(), runs.files(name)
+    """Kill a run up to ``KILLS_A_RUN`` times, then let it finish; until there are so many kills."""
+    whole = runs.files("one")
+    records: list[dict[str, Any]] = []
+    for name in (f"{number.name} {run}" for run in itertools.count()):
+        of_this_run: list[dict[str, Any]] = []
+        while len(of_this_run) < min(KILLS_A_RUN, kills - len(records)):
+            before = runs.chunks(name)
+            if not kill_once(runs, name, number, seconds, draw):
+                break
+            left = runs.files(name)
             chunks = {path: content for path, content in left.items() if path.startswith("chunks/chunk-")}
-            records.append(
+            of_this_run.append(
                 {
-                    "exit": code,
                     "chunks_before": before,
                     "chunks_after": len(chunks),
                     "chunks_whole": all(whole[path] == content for path, content in chunks.items()),
@@ -134,9 +132,22 @@ def kill_single(runs: Runs, kills: int, number: signal.Signals, seconds: dict[st
                 }
             )
         runs.finish(name)
-        for record in records[first:]:
-            record["bank_is_the_same"] = runs.files(name) == whole
+        same = runs.files(name) == whole
+        records += [{**record, "bank_is_the_same": same} for record in of_this_run]
+        if len(records) == kills:
+            break
     return records
+
+
+def kill_once(runs: Runs, name: str, number: signal.Signals, seconds: dict[str, float], draw: random.Random) -> bool:
+    """Start a run and kill it a few chunks later; whether it was not faster than that."""
+    run, before = runs.start(name), runs.chunks(name)
+    more = draw.randrange(runs.chunks("one") // KILLS_A_RUN)
+    while runs.chunks(name) < before + more and run.poll() is None:
+        time.sleep(POLL)
+    time.sleep(draw.uniform(0, 2 * seconds["a_chunk"] + (0 if more else seconds["start"])))
+    run.send_signal(number)
+    return run.wait() in (-number, 128 + number)
 
 
 def share(runs: Runs, processes: int, seconds: dict[str, float], draw: random.Random) -> dict[str, Any]:
