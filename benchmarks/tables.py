@@ -154,6 +154,28 @@ def stylegan2_table() -> str:
     return markdown(header, body)
 
 
+def stylegan2_speed_table() -> str:
+    """How close the CIFAR-10-size StyleGAN2 comes to the speed of its convolutions on a CPU."""
+    found = json.loads((RESULTS / "stylegan2_speed.json").read_text())
+    body = [
+        [
+            str(row["batch_size"]),
+            *(
+                cell
+                for direction in ("forward", "forward_backward")
+                for cell in (
+                    f"{1e3 * row[direction]['seconds_an_image']:.0f} ms",
+                    f"{row[direction]['share_of_their_speed']:.0%}",
+                )
+            ),
+            str(row["n"]),
+        ]
+        for row in found["rows"]
+    ]
+    share = "of the convolutions' speed"
+    return markdown(["batch size", "forward, an image", share, "and backward", share, "n"], body)
+
+
 def inversion_table() -> str:
     """Gradients and errors of inversion, relative to the authors' loop."""
     found = json.loads((RESULTS / "inversion.json").read_text())
@@ -185,6 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step-time": step_time_table,
     "inversion": inversion_table,
     "stylegan2": stylegan2_table,
+    "stylegan2-speed": stylegan2_speed_table,
 }
 
 

@@ -96,6 +96,17 @@ def test_the_share_is_the_median_of_turn_by_turn(speed, monkeypatch):
     }
 
 
+def test_its_table_is_drawn_from_the_record(quick, tmp_path, monkeypatch):
+    tables = script("tables")
+    measured = {"seconds_an_image": 0.1234, "convolutions_seconds_an_image": 0.1, "share_of_their_speed": 0.876}
+    quick["rows"] = [
+        {"batch_size": 4, "n": 40, "forward": measured, "forward_backward": {**measured, "seconds_an_image": 0.3}}
+    ]
+    (tmp_path / "stylegan2_speed.json").write_text(json.dumps(quick))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.stylegan2_speed_table().splitlines()[-1] == "| 4 | 123 ms | 88% | 300 ms | 88% | 40 |"
+
+
 def test_the_table_of_trained_networks_shows_a_collapse(tmp_path, monkeypatch):
     tables = script("tables")
     rows = [{"images": n, "feature_distance": 10.0 - n} for n in range(1, 6)]
