@@ -30,8 +30,7 @@ from tqdm import tqdm
 from latent_mixup import hub, load_generator
 from latent_mixup.generators import Generator, StyleGAN2
 from latent_mixup.images import from_uint8
-from latent_mixup.inversion.curvature import Curvature, learn_curvature
-from latent_mixup.inversion.engine import DRAWS
+from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
 from latent_mixup.inversion.losses import Loss, default_loss, pixel_mse
 from latent_mixup.inversion.optimise import optimise_codes, reconstruction_mse
 from latent_mixup.inversion.start import DrawnStart

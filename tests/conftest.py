@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,6 +74,39 @@ class LabelledImages(torch.utils.data.Dataset):  # type: ignore[type-arg]
         if index >= len(self.images):
             raise IndexError(index)
         return self.images[index], int(self.labels[index])
+
+
+class Killer:
+    """Counts events, and sends this process a signal at one of them.
+
+    Args:
+        at: Which; None: it only counts.
+        number: Of the signal.
+    """
+
+    def __init__(self, at: int | None, number: int = 0) -> None:
+        self.at, self.number, self.happened = at, number, 0
+
+    def event(self) -> None:
+        self.happened += 1
+        if self.happened == self.at:
+            os.kill(os.getpid(), self.number)
+
+    @contextlib.contextmanager
+    def watching_files(self) -> Iterator[None]:
+        """Inside, a renamed file is two events: before it is in its place, and after."""
+        replace = os.replace
+
+        def watched(source: Any, target: Any) -> None:
+            self.event()
+            replace(source, target)
+            self.event()
+
+        os.replace = watched  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            os.replace = replace
 
 
 class SoftImages(LabelledImages):

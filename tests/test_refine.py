@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LabelledImages, LinearGenerator
+from conftest import Killer, LabelledImages, LinearGenerator
 from reference import invert_one_image
 
 import latent_mixup as lm
@@ -589,27 +588,16 @@ STAGES = {**QUICK, "above": (0.1, 0.08), "steps": (3, 2), "batch_size": 6}
 
 def run_until_killed(out: Path, at: int, number: int) -> None:
     """Refine into ``out`` and send this process a signal at its ``at``-th loss or renamed file."""
-    happened, replace = 0, os.replace
-
-    def event() -> None:
-        nonlocal happened
-        happened += 1
-        if happened == at:
-            os.kill(os.getpid(), number)
+    killer = Killer(at, number)
 
     class Watched(Counted):
         def __call__(self, images, targets):
-            event()
+            killer.event()
             return super().__call__(images, targets)
 
-    def watched_replace(source, target):
-        event()
-        replace(source, target)
-        event()
-
     bank, dataset = killed_bank()
-    os.replace = watched_replace
-    refine(bank, dataset, LinearGenerator(), **{**STAGES, "loss": Watched()}, out=out)
+    with killer.watching_files():
+        refine(bank, dataset, LinearGenerator(), **{**STAGES, "loss": Watched()}, out=out)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):

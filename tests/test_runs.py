@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LabelledImages, LinearGenerator
+from conftest import Killer, LabelledImages, LinearGenerator
 from torch import nn
 
 from latent_mixup import LatentBank, hub, invert
@@ -493,34 +493,22 @@ def test_on_a_terminal_a_bar_moves_within_a_chunk_and_ends_at_its_end(monkeypatc
 
 def run_until_killed(out: Path, at: int | None, number: int = 0) -> int:
     """Invert into ``out`` and send this process a signal at its ``at``-th read, loss or renamed file; count these."""
-    happened, replace = 0, os.replace
-
-    def event() -> None:
-        nonlocal happened
-        happened += 1
-        if happened == at:
-            os.kill(os.getpid(), number)
+    killer = Killer(at, number)
 
     class Eventful(LabelledImages):
         def __getitem__(self, index):
-            event()
+            killer.event()
             return super().__getitem__(index)
 
     def loss(images, targets):
-        event()
+        killer.event()
         return pixel_mse(images, targets)
 
-    def watched_replace(source, target):
-        event()
-        replace(source, target)
-        event()
-
     dataset = killed_dataset()
-    os.replace = watched_replace
     loss.__name__ = "pixel_mse"
-    invert(Eventful(dataset.images, dataset.labels), LinearGenerator(), **{**FEW, "loss": loss}, out=out)
-    os.replace = replace
-    return happened
+    with killer.watching_files():
+        invert(Eventful(dataset.images, dataset.labels), LinearGenerator(), **{**FEW, "loss": loss}, out=out)
+    return killer.happened
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(script, tmp_path):

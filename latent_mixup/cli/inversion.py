@@ -9,15 +9,13 @@ import click
 
 from latent_mixup.cli.shared import (
     FOLDER,
-    IMAGE_FOLDER,
-    LOSS_HELP,
-    LOSSES,
-    LPIPS_HELP,
-    TORCHVISION_CLASSES,
+    data_options,
     image_dataset,
     loss_for,
+    loss_options,
     one_sentence,
     part_of,
+    part_options,
 )
 
 if TYPE_CHECKING:
@@ -25,20 +23,15 @@ if TYPE_CHECKING:
     from latent_mixup.inversion.optimise import Optimizer
     from latent_mixup.inversion.runs import Meter
 
-DATASETS = click.Choice([*TORCHVISION_CLASSES, IMAGE_FOLDER])
-DATA_ROOT = "Where torchvision finds the data set; for imagefolder, a folder with a folder of images for each class."
 POOR_MSE = 0.025  # the paper gives such codes more steps
 
 
 @click.command("invert")
 @click.argument("generator")
-@click.option("--dataset", type=DATASETS, required=True, help="What to invert.")
-@click.option("--data-root", type=FOLDER, required=True, help=DATA_ROOT)
-@click.option("--test", is_flag=True, help="The test images; default: the training images.")
+@data_options
 @click.option("--out", type=FOLDER, required=True, help="Folder of the run and the bank; started again, it resumes.")
 @click.option("--encoder", type=FOLDER, help="Folder of an encoder to start from; default: the generator's own.")
-@click.option("--loss", type=LOSSES, help=LOSS_HELP)
-@click.option("--lpips-weights", help=LPIPS_HELP)
+@loss_options
 @click.option("--steps", type=click.IntRange(0), default=200, show_default=True, help="Gradients an image, at most.")
 @click.option("--restarts", type=click.IntRange(0), default=1, show_default=True, help="Jumps out of a settled place.")
 @click.option("--optimizer", type=click.Choice(["lbfgs", "adam"]), default="lbfgs", show_default=True)
@@ -47,9 +40,7 @@ POOR_MSE = 0.025  # the paper gives such codes more steps
 @click.option("--draws", type=click.IntRange(1), default=1024, show_default=True, help="Own images to learn from.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws, and of the jumps.")
-@click.option("--shard", metavar="i/n", help="Every n-th chunk from the i-th, for job arrays; default: all.")
-@click.option("--device", help="Where to decode, e.g. cuda; default: the CPU.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@part_options
 @one_sentence
 def invert_command(
     generator: str,
@@ -159,9 +150,7 @@ def summary(bank: LatentBank) -> str:
 @click.command("report")
 @click.argument("bank")
 @click.option("--generator", required=True, help="Folder, bundled name or Hub id of the generator of the codes.")
-@click.option("--dataset", type=DATASETS, required=True, help="What was inverted.")
-@click.option("--data-root", type=FOLDER, required=True, help=DATA_ROOT)
-@click.option("--test", is_flag=True, help="The test images; default: the training images.")
+@data_options
 @click.option("--out", type=FOLDER, required=True, help="Folder for report.png and report.json.")
 @click.option("--columns", type=click.IntRange(1), default=5, show_default=True, help="Rows of the bank in a line.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random rows.")

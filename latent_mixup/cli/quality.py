@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from latent_mixup.cli.inversion import DATA_ROOT, DATASETS, summary
+from latent_mixup.cli.inversion import summary
 from latent_mixup.cli.shared import (
     FOLDER,
-    LOSS_HELP,
-    LOSSES,
-    LPIPS_HELP,
+    data_options,
     image_dataset,
     loss_for,
+    loss_options,
     one_sentence,
     part_of,
+    part_options,
 )
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 @click.command("refine")
 @click.argument("bank")
 @click.option("--generator", required=True, help="Folder, bundled name or Hub id of the generator of the codes.")
-@click.option("--dataset", type=DATASETS, required=True, help="What was inverted.")
-@click.option("--data-root", type=FOLDER, required=True, help=DATA_ROOT)
-@click.option("--test", is_flag=True, help="The test images; default: the training images.")
+@data_options
 @click.option(
     "--out", type=FOLDER, required=True, help="Folder of the run and the new bank; started again, it resumes."
 )
@@ -39,17 +37,14 @@ if TYPE_CHECKING:
     "--above", type=float, multiple=True, default=[0.025], show_default=True, help="Codes with this mse or more."
 )
 @click.option("--steps", type=click.IntRange(1), multiple=True, default=[4000], show_default=True, help="At most.")
-@click.option("--loss", type=LOSSES, help=LOSS_HELP)
-@click.option("--lpips-weights", help=LPIPS_HELP)
+@loss_options
 @click.option("--restarts", type=click.IntRange(0), default=3, show_default=True, help="Jumps out of a settled place.")
 @click.option("--lr", type=float, default=0.03, show_default=True, help="Length of the first step.")
 @click.option(
     "--tolerance", type=float, default=1e-3, show_default=True, help="A code that gains a smaller share is done."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--shard", metavar="i/n", help="Every n-th chunk from the i-th, for job arrays; default: all.")
-@click.option("--device", help="Where to decode, e.g. cuda; default: the CPU.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@part_options
 @one_sentence
 def refine_command(
     bank: str,

@@ -19,9 +19,45 @@ if TYPE_CHECKING:
 FOLDER = click.Path(file_okay=False, path_type=Path)
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 IMAGE_FOLDER = "imagefolder"
-LOSSES = click.Choice(["lpips", "features", "pixels"])
-LOSS_HELP = "Default: 0.9 LPIPS + 0.1 MSE for RGB, else the generator's features + MSE."
-LPIPS_HELP = "Of vgg16, for lpips: a .pth or .safetensors, a folder, or a Hub id; default: torch's cache."
+
+
+def several(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Options that belong together, as one decorator; ``--help`` shows them in this order."""
+
+    def decorate(command: Any) -> Any:
+        return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+    return decorate
+
+
+data_options = several(
+    click.option(
+        "--dataset", type=click.Choice([*TORCHVISION_CLASSES, IMAGE_FOLDER]), required=True, help="What is inverted."
+    ),
+    click.option(
+        "--data-root",
+        type=FOLDER,
+        required=True,
+        help="Where torchvision finds the data set; for imagefolder, a folder with a folder of images for each class.",
+    ),
+    click.option("--test", is_flag=True, help="The test images; default: the training images."),
+)
+loss_options = several(
+    click.option(
+        "--loss",
+        type=click.Choice(["lpips", "features", "pixels"]),
+        help="Default: 0.9 LPIPS + 0.1 MSE for RGB, else the generator's features + MSE.",
+    ),
+    click.option(
+        "--lpips-weights",
+        help="Of vgg16, for lpips: a .pth or .safetensors, a folder, or a Hub id; default: torch's cache.",
+    ),
+)
+part_options = several(
+    click.option("--shard", metavar="i/n", help="Every n-th chunk from the i-th, for job arrays; default: all."),
+    click.option("--device", help="Where to decode, e.g. cuda; default: the CPU."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores."),
+)
 
 
 def one_sentence(command: Callable[..., None]) -> Callable[..., None]:

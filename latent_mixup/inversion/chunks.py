@@ -19,6 +19,7 @@ from latent_mixup.bank_files import INDEX_FILE, Parts
 
 RUN_FILE = "inversion.json"
 COLUMNS = {"latents", "labels", "source_index", "mse", "status"}  # at least
+OK, FAILED = 0, 1  # status of a row: 1 where no finite loss was found
 ERRORS = "errors"  # JSON, as bytes
 
 

@@ -11,6 +11,7 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.inversion.losses import Loss
 from latent_mixup.sampling import keyed_generator
 
+DRAWS = 1024  # images of the generator's own making that a run learns from, if nobody says otherwise
 DISTANCE = 0.3  # of a code from the one that made the image, in standard deviations of the codes
 FLOOR = 1e-3  # curvature of the flat directions, as a share of the steepest
 TINY = 1e-30

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +18,13 @@ from latent_mixup.bank import LatentBank, fingerprint
 from latent_mixup.bank_files import Parts
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import Moments
-from latent_mixup.inversion.chunks import Chunk, ChunkFolder, Found
-from latent_mixup.inversion.curvature import Curvature, learn_curvature
-from latent_mixup.inversion.losses import Loss, callable_id, default_loss
-from latent_mixup.inversion.optimise import Optimizer, optimise_codes, reconstruction_mse
-from latent_mixup.inversion.runs import CHUNK_BATCHES, Advance, Meter, run_chunks, save_bank
+from latent_mixup.inversion.chunks import FAILED, OK, Chunk, ChunkFolder, Found
+from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
+from latent_mixup.inversion.losses import Loss, callable_id, chosen_loss
+from latent_mixup.inversion.optimise import Optimizer, optimise_codes, optimizer_settings, reconstruction_mse
+from latent_mixup.inversion.runs import CHUNK_BATCHES, Advance, Meter, check_shard, run_chunks, save_bank
 from latent_mixup.inversion.samples import Key, SampleFormat, class_names, probe, read_samples
 from latent_mixup.inversion.start import DrawnStart
-
-OK, FAILED = 0, 1
-DRAWS = 1024  # images of the generator's own making that a run learns from
 
 
 def invert(
@@ -113,15 +110,12 @@ def invert(
 
     Reference: Latent-Mixup, section 2.1.1.
     """
-    _check_settings(shard, steps, batch_size, lr, draws)
-    if shard[1] > 1 and not resume:
-        raise ValueError("resume=False with several shards would empty the folder under the others: give a new out=")
+    check_shard(shard, resume)
+    _check_settings(steps, batch_size, lr, draws)
     if space not in (None, generator.latent_space):
         raise ValueError(f"this generator inverts into {generator.latent_space!r}: got space={space!r}")
     generator = generator.to(device or generator.device)
-    objective = loss or default_loss(generator)
-    if isinstance(objective, torch.nn.Module):
-        objective = objective.to(generator.device)
+    objective = chosen_loss(generator, loss)
     if encoder is None and generator.has_encoder:
         encoder = generator.encode
 
@@ -204,29 +198,11 @@ def split_chunks(num_images: int, batch_size: int) -> list[range]:
     return [range(start, min(start + size, num_images)) for start in range(0, num_images, size)]
 
 
-def _check_settings(shard: tuple[int, int], steps: int, batch_size: int, lr: float, draws: int) -> None:
-    if not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard needs (i, n) with 0 <= i < n: got {shard}")
+def _check_settings(steps: int, batch_size: int, lr: float, draws: int) -> None:
     if steps < 0 or batch_size < 1 or not lr > 0 or draws < 1:
         raise ValueError(
             f"steps >= 0, batch_size >= 1, lr > 0, draws >= 1 are needed: got {steps}, {batch_size}, {lr}, {draws}"
         )
-
-
-def optimizer_settings(
-    optimizer: Optimizer, lr: float, betas: tuple[float, float], tolerance: float, draws: int
-) -> dict[str, Any]:
-    """What decides an optimiser's steps, as metadata have it.
-
-    Raises:
-        ValueError: There is no such optimizer.
-    """
-    if optimizer not in get_args(Optimizer):
-        raise ValueError(f"optimizer needs one of {', '.join(get_args(Optimizer))}: got {optimizer!r}")
-    own: dict[str, Any] = {"betas": list(betas), "schedule": "cosine"}
-    if optimizer == "lbfgs":
-        own = {"tolerance": tolerance, "draws": draws}
-    return {"optimizer": optimizer, "lr": lr, **own}
 
 
 def _facts(

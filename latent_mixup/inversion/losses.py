@@ -105,6 +105,12 @@ def default_loss(generator: Generator) -> Loss:
     return FeatureLoss(generator.features)
 
 
+def chosen_loss(generator: Generator, loss: Loss | None) -> Loss:
+    """``loss``, or the default where it is None; a network on the generator's device."""
+    chosen = loss or default_loss(generator)
+    return chosen.to(generator.device) if isinstance(chosen, nn.Module) else chosen
+
+
 def callable_id(function: object) -> str:
     """How a loss or an encoder is written in a bank's metadata, and compared when a run is resumed.
 

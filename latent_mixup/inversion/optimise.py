@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -167,6 +167,22 @@ def _descent(
     if optimizer == "adam":
         return Adam(start, max(1, steps), lr, betas)
     raise ValueError(f"optimizer needs 'lbfgs' or 'adam': got {optimizer!r}")
+
+
+def optimizer_settings(
+    optimizer: Optimizer, lr: float, betas: tuple[float, float], tolerance: float, draws: int
+) -> dict[str, Any]:
+    """What decides an optimiser's steps, as metadata have it.
+
+    Raises:
+        ValueError: There is no such optimizer.
+    """
+    if optimizer not in get_args(Optimizer):
+        raise ValueError(f"optimizer needs one of {', '.join(get_args(Optimizer))}: got {optimizer!r}")
+    own: dict[str, Any] = {"betas": list(betas), "schedule": "cosine"}
+    if optimizer == "lbfgs":
+        own = {"tolerance": tolerance, "draws": draws}
+    return {"optimizer": optimizer, "lr": lr, **own}
 
 
 def _directions(n: int, start: Tensor, seed: int) -> Tensor:

@@ -15,16 +15,14 @@ from torch import Tensor
 
 from latent_mixup.bank import LatentBank, fingerprint
 from latent_mixup.generators.base import Generator
-from latent_mixup.inversion.chunks import Chunk, ChunkFolder, Found
-from latent_mixup.inversion.curvature import Curvature, learn_curvature
-from latent_mixup.inversion.engine import DRAWS, optimizer_settings
-from latent_mixup.inversion.losses import Loss, callable_id, default_loss
-from latent_mixup.inversion.optimise import Optimizer, optimise_codes, reconstruction_mse
+from latent_mixup.inversion.chunks import FAILED, OK, Chunk, ChunkFolder, Found
+from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
+from latent_mixup.inversion.losses import Loss, callable_id, chosen_loss
+from latent_mixup.inversion.optimise import Optimizer, optimise_codes, optimizer_settings, reconstruction_mse
 from latent_mixup.inversion.report import CHECKED_ROWS, compare_mse
-from latent_mixup.inversion.runs import Advance, Meter, run_chunks, save_bank
+from latent_mixup.inversion.runs import Advance, Meter, check_shard, run_chunks, save_bank
 from latent_mixup.inversion.samples import SampleFormat, Samples, read_samples, stated_format
 
-OK, FAILED = 0, 1
 STAGE_MSE = "stage_mse"  # of a chunk: the mse of each row after each stage, [B, num_stages]
 
 
@@ -110,13 +108,12 @@ def refine(
     Reference: Latent-Mixup, section 2.1.2.2.
     """
     stages = _stages(above, steps)
-    _check_settings(lr, tolerance, batch_size, shard, resume)
+    check_shard(shard, resume)
+    _check_settings(lr, tolerance, batch_size)
     _check_out(bank, out)
     _check_belong(bank, dataset, generator)
     generator = generator.to(device or generator.device)
-    objective = loss or default_loss(generator)
-    if isinstance(objective, torch.nn.Module):
-        objective = objective.to(generator.device)
+    objective = chosen_loss(generator, loss)
     format = stated_format(bank.metadata.get("samples"), dataset, generator)
     source = _Source(bank, dataset, generator, format)
     mse = source.decoded_mse(torch.arange(len(bank)), batch_size) if bank.mse is None else bank.mse
@@ -258,11 +255,7 @@ def _stages(above: float | Sequence[float], steps: int | Sequence[int]) -> list[
     return [Stage(float(threshold), count) for threshold, count in zip(thresholds, counts, strict=True)]
 
 
-def _check_settings(lr: float, tolerance: float, batch_size: int, shard: tuple[int, int], resume: bool) -> None:
-    if not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard needs (i, n) with 0 <= i < n: got {shard}")
-    if shard[1] > 1 and not resume:
-        raise ValueError("resume=False with several shards would empty the folder under the others: give a new out=")
+def _check_settings(lr: float, tolerance: float, batch_size: int) -> None:
     if batch_size < 1 or not lr > 0 or not tolerance >= 0:
         raise ValueError(f"batch_size >= 1, lr > 0, tolerance >= 0 are needed: got {batch_size}, {lr}, {tolerance}")
 

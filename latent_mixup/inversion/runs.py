@@ -179,6 +179,14 @@ def stoppable(done: Callable[[], str]) -> Iterator[Callable[[], None]]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def check_shard(shard: tuple[int, int], resume: bool) -> None:
+    """Raise ``ValueError`` where there is no such shard, or where it would take the others' chunks away."""
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard needs (i, n) with 0 <= i < n: got {shard}")
+    if shard[1] > 1 and not resume:
+        raise ValueError("resume=False with several shards would empty the folder under the others: give a new out=")
+
+
 def run_chunks(
     solve: Solve,
     chunks: Sequence[Sequence[int]],
