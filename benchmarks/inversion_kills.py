@@ -220,8 +220,10 @@ def peak_memory(folder: Path) -> list[dict[str, Any]]:
                 queue = context.Queue()
                 process = context.Process(target=_invert_noise, args=(n, Path(name) if stored else None, queue))
                 process.start()
-                rows, peak = queue.get()
                 process.join()
+                if process.exitcode:
+                    raise RuntimeError(f"an inversion of {n} images in W+ ended with {process.exitcode}")
+                rows, peak = queue.get()
             codes = n * W_PLUS[0] * W_PLUS[1] * 4 / 1024**2
             records.append({"out": stored, "images": rows, "codes_mib": round(codes), "peak_rss_mib": round(peak)})
     return records
