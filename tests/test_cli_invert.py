@@ -106,6 +106,7 @@ def test_a_shard_that_is_none(tmp_path, shard):
     assert f"--shard needs i/n with i from 0 to n - 1, such as 0/4: got {shard!r}" in output
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "code", "says"), [(signal.SIGTERM, 143, "stopped by SIGTERM: "), (signal.SIGINT, 130, "stopped: ")]
 )

@@ -559,6 +559,7 @@ def test_sigterm_says_what_is_done_and_the_handler_is_put_back(linear_generator,
         invert(watched(toy_dataset, 3, lambda: send(signal.SIGTERM)), linear_generator, **QUICK)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_says_what_is_done(linear_generator, toy_dataset, tmp_path):
     dataset = watched(toy_dataset, SIZE + 1, lambda: send(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match=r"stopped: 1 of 7 chunks lie finished in .*; run it again to go on"):
@@ -620,6 +621,10 @@ def test_a_read_only_folder_fails_before_any_step(script):
             os.chmod(folder, 0o555)
             if (folder / "chunks").exists():
                 os.chmod(folder / "chunks", 0o555)
+        # The user that nobody is may be shut out of where the package lies: read before what is read late.
+        from importlib import metadata
+        known = {name: metadata.version(name) for name in ("latent-mixup", "torch")}
+        metadata.version = known.__getitem__
         if os.geteuid() == 0:
             os.setuid(65534)
         for folder in map(Path, sys.argv[1:]):
