@@ -19,24 +19,32 @@ from latent_mixup.cli.shared import (
     uint8_images,
 )
 
+ARCHITECTURES = ["compact", "dcgan", "stylegan2", "vae"]
 STYLEGAN2_OPTIONS = ("channel_base", "channel_max", "conditional", "ada", "device")  # of train-generator
 RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss")  # of train-encoder
 
 
 @click.command("train-generator")
-@click.option("--arch", type=click.Choice(["compact", "stylegan2"]), default="compact", show_default=True)
+@click.option("--arch", type=click.Choice(ARCHITECTURES), default="compact", show_default=True)
 @click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="What to train on.")
 @click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the run; started again, it resumes.")
-@click.option("--steps", type=click.IntRange(1), help="Default: 20,000, and 25,000 for stylegan2.")
 @click.option(
-    "--z-dim", type=click.IntRange(2), default=128, show_default=True, help="Numbers in a code z, and in a w."
+    "--steps",
+    type=click.IntRange(1),
+    help="Default: 20,000; for stylegan2 25,000, vae 10,000, dcgan what --epochs makes.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="dcgan: passes over the images.  [default: 80]")
+@click.option(
+    "--z-dim",
+    type=click.IntRange(2),
+    help="Numbers in a code z, and in a w. Default: 128; for vae 32, and 1024 for dcgan.",
 )
 @click.option("--channel-base", type=click.IntRange(8), default=512, show_default=True, help="stylegan2: see below.")
 @click.option("--channel-max", type=click.IntRange(1), default=64, show_default=True, help="stylegan2: see below.")
 @click.option("--conditional", is_flag=True, help="stylegan2: with classes.")
 @click.option("--ada", is_flag=True, help="stylegan2: adaptive augmentation, for fewer than some 50,000 images.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images a step. Default: 128, and 32 for stylegan2.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step. Default: 128; for stylegan2 32.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="stylegan2: where to train, e.g. cuda.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
@@ -44,22 +52,26 @@ RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss")  # of tra
 def train_generator(arch: str, dataset: str, data_root: Path, out: Path, threads: int | None, **settings: Any) -> None:
     """Train a generator, with sample sheets; resumable.
 
-    compact: an autoencoder with a critic for 28x28 grey images. stylegan2: for images of any size; they get a black
-    border up to the next power of two. Its layers have min(channel-base / resolution, channel-max) channels; the
-    network that NVIDIA published for CIFAR-10 has --channel-base 32768 --channel-max 512 --z-dim 512.
+    compact: an autoencoder with a critic for 28x28 grey images. vae: a variational autoencoder, of which nothing but
+    a good likelihood is asked. dcgan: the paper's GAN for images of up to 32 px. stylegan2: for images of any size;
+    they get a black border up to the next power of two. Its layers have min(channel-base / resolution, channel-max)
+    channels; the network that NVIDIA published for CIFAR-10 has --channel-base 32768 --channel-max 512 --z-dim 512.
     """
     import torch
 
     from latent_mixup.bank import fingerprint
 
     _refuse_options(STYLEGAN2_OPTIONS, "stylegan2", arch)
+    _refuse_options(("epochs",), "dcgan", arch)
+    if arch == "dcgan" and settings["steps"]:
+        raise ValueError("dcgan is trained for whole epochs: pass --epochs instead of --steps")
     if threads:
         torch.set_num_threads(threads)
     data = torchvision_dataset(dataset, data_root, train=True)
     images = uint8_images(data)
     facts = {"name": dataset, "dataset": {"name": dataset, **fingerprint(data)}}
     started = time.perf_counter()
-    train = {"compact": _train_compact, "stylegan2": _train_stylegan2}[arch]
+    train = {"compact": _train_compact, "dcgan": _train_dcgan, "stylegan2": _train_stylegan2, "vae": _train_vae}[arch]
     generator = train(images, torch.as_tensor(data.targets), out, facts, **settings)
     click.echo(f"{out}: {generator.metadata['name']}, digest {generator.digest()[:12]}")
     click.echo(f"this call took {(time.perf_counter() - started) / 60:.1f} minutes")
@@ -168,9 +180,26 @@ def _train_compact(images: Any, labels: Any, out: Path, facts: dict[str, Any], *
     from latent_mixup.training import CompactRecipe, train_compact
 
     chosen = {name: settings[name] for name in ("steps", "batch_size", "seed")}
-    return train_compact(
-        images, labels, out, recipe=CompactRecipe(**given(**chosen)), z_dim=settings["z_dim"], facts=facts
-    )
+    z_dim = given(z_dim=settings["z_dim"])
+    return train_compact(images, labels, out, recipe=CompactRecipe(**given(**chosen)), **z_dim, facts=facts)
+
+
+def _train_dcgan(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
+    from latent_mixup.training import DCGANRecipe, train_dcgan
+
+    chosen = given(**{name: settings[name] for name in ("epochs", "batch_size", "seed")})
+    network = given(z_dim=settings["z_dim"])
+    return train_dcgan(images, out, network=network, recipe=DCGANRecipe(**chosen), facts=facts)
+
+
+def _train_vae(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
+    from latent_mixup.training import VAERecipe, train_vae
+
+    chosen = given(**{name: settings[name] for name in ("steps", "batch_size", "seed")})
+    network = given(z_dim=settings["z_dim"])
+    if images.shape[1] == 3:
+        network["channels"] = (32, 64)  # the paper's VAE for CIFAR-10 has convolutions
+    return train_vae(images, out, network=network, recipe=VAERecipe(**chosen), facts=facts)
 
 
 def _train_stylegan2(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
@@ -181,14 +210,14 @@ def _train_stylegan2(images: Any, labels: Any, out: Path, facts: dict[str, Any],
     if border:
         click.echo(f"images get a black border of {border} px: {images.shape[-1]} px become {padded.shape[-1]}")
     chosen = {name: settings[name] for name in ("steps", "batch_size", "seed")}
-    network = {name: settings[name] for name in ("z_dim", "channel_base", "channel_max")}
+    width = settings["z_dim"] or 128
+    network = {"z_dim": width, "w_dim": width, **{name: settings[name] for name in ("channel_base", "channel_max")}}
     return train_stylegan2(
         padded,
         labels,
         out,
         network={
             **network,
-            "w_dim": settings["z_dim"],
             "c_dim": int(labels.max()) + 1 if settings["conditional"] else 0,
         },
         recipe=StyleGAN2Recipe(**given(**chosen, ada_target=0.6 if settings["ada"] else None)),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latent_mixup import hub
 from latent_mixup.generators.base import Generator, LatentSpace, PathName
 from latent_mixup.generators.compact import CompactGenerator
-from latent_mixup.generators.store import read_generator
+from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.generators.stylegan2 import StyleGAN2
+from latent_mixup.generators.vae import VAE
 from latent_mixup.generators.wrap import wrap
+from latent_mixup.networks import load_network
 
 __all__ = [
+    "DCGAN",
+    "VAE",
     "CompactGenerator",
     "Generator",
     "LatentSpace",
@@ -21,7 +24,9 @@ __all__ = [
     "wrap",
 ]
 
-ARCHITECTURES: dict[str, type[Generator]] = {"CompactGenerator": CompactGenerator, "StyleGAN2": StyleGAN2}
+ARCHITECTURES: dict[str, type[Generator]] = {
+    architecture.__name__: architecture for architecture in (CompactGenerator, DCGAN, StyleGAN2, VAE)
+}
 
 
 def load_generator(
@@ -50,12 +55,12 @@ def load_generator(
         >>> load_generator("fashion-mnist").decode(torch.zeros(2, 128)).shape
         torch.Size([2, 1, 28, 28])
     """
-    folder = hub.locate(
+    return load_network(
         name,
         "generator",
+        ARCHITECTURES,
         revision=revision,
         cache_dir=cache_dir,
         token=token,
         local_files_only=local_files_only,
     )
-    return read_generator(folder, ARCHITECTURES)

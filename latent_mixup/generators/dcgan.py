@@ -1,0 +1,90 @@
+"""The paper's GAN for MNIST and Fashion-MNIST: five transposed convolutions on a 1024-d Gaussian z."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
+
+from latent_mixup.generators.base import Generator
+
+CANVAS = 32  # pixels: what the convolutions make, of which the middle is the image
+
+
+class DCGAN(Generator):
+    """Five transposed convolutions with BatchNorm and LeakyReLU, tanh, the middle of 32x32 pixels.
+
+    Each doubles the size, from the code as one pixel. Kernels and widths, which the paper does not give, are ours.
+    It was never put into eval mode there, so that a code's image depended on its batch; here it is, like every
+    generator.
+
+    Args:
+        z_dim: Numbers in a code, from a standard normal distribution.
+        channels: Output channels of the first four convolutions.
+        img_channels: Channels of an image.
+        img_resolution: Height and width in pixels, at most 32.
+
+    Raises:
+        ValueError: ``channels`` is not four numbers, or an image is larger than 32 px.
+
+    Reference: Latent-Mixup, section 2.1.1; Radford et al., "Unsupervised Representation Learning with Deep
+    Convolutional GANs", 2016, figure 1.
+
+    Example:
+        >>> DCGAN(z_dim=16, channels=(8, 8, 4, 4)).decode(torch.randn(2, 16)).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        z_dim: int = 1024,
+        channels: Sequence[int] = (128, 64, 32, 16),
+        img_channels: int = 1,
+        img_resolution: int = 28,
+    ) -> None:
+        super().__init__()
+        if len(channels) != 4:
+            raise ValueError(f"channels needs four numbers, one a hidden layer: got {list(channels)}")
+        if not 0 < img_resolution <= CANVAS:
+            raise ValueError(f"img_resolution needs to be in [1, {CANVAS}]: got {img_resolution}")
+        self.latent_shape, self.latent_space, self.preferred_path = (z_dim,), "z", "lerp"
+        self.img_channels, self.img_resolution = img_channels, img_resolution
+        self.channels = tuple(channels)
+        layers = _block(nn.ConvTranspose2d(z_dim, channels[0], 2, bias=False))  # of one pixel: no more taps are used
+        for fan_in, fan_out in pairwise(channels):
+            layers += _block(nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False))
+        last = nn.ConvTranspose2d(channels[-1], img_channels, 4, stride=2, padding=1)
+        self.network = nn.Sequential(*layers, last, nn.Tanh())
+        self.freeze()
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "z_dim": self.latent_shape[0],
+            "channels": list(self.channels),
+            "img_channels": self.img_channels,
+            "img_resolution": self.img_resolution,
+        }
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Codes ``[B, z_dim]`` to images ``[B, C, R, R]`` in [-1, 1]."""
+        self.check_latents(latents)
+        pixels: Tensor = self.network(latents.float()[:, :, None, None])
+        images: Tensor = center_crop(pixels, [self.img_resolution, self.img_resolution])
+        return images
+
+    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """``[n, z_dim]`` from a standard normal distribution, on the CPU."""
+        return torch.randn(n, *self.latent_shape, generator=generator)
+
+    def mean_latent(self) -> Tensor:
+        """Zeros, ``[z_dim]``."""
+        return torch.zeros(self.latent_shape, device=self.device)
+
+
+def _block(convolution: nn.ConvTranspose2d) -> list[nn.Module]:
+    return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.LeakyReLU(0.2)]
