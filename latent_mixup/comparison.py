@@ -1,4 +1,4 @@
-"""Six ways to train the paper's small classifier, on the same footing: the demo, and the larger benchmark.
+"""Ways to train a classifier, compared on the same footing: the demo, and the larger benchmarks.
 
 Same network and first weights (per seed), same loss, range [-1, 1], batch size, number of steps and learning
 rate; only what the network sees differs.
@@ -7,28 +7,30 @@ rate; only what the network sees differs.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.classifiers import PaperCNN
+from latent_mixup.functional import mix_targets, soft_targets
 from latent_mixup.generators.base import Generator
+from latent_mixup.interpolation import lerp
 from latent_mixup.loader import LatentMixupLoader
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
-from latent_mixup.sampling import keyed_generator
+from latent_mixup.sampling import Draw, draw_mixes, keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy, shuffled_batches, train_classifier
 from latent_mixup.training.mixup import manifold_mixup_loss, mixup_batches
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images ``[N, 1, 28, 28]`` in [-1, 1] and labels ``[N]``, to train and to test on."""
+    """Images ``[N, C, H, W]`` in [-1, 1] and labels ``[N]``, to train and to test on."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -77,13 +79,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class Run:
-    """One method's view of a run: the real batches, the codes, and the network about to be trained."""
+    """One method's view of a run: the real batches, the codes, and the network about to be trained.
+
+    Attributes:
+        points: Modules of ``model`` whose output manifold mixup may mix; None is the network's input.
+    """
 
     data: Data
     codes: Codes | None
     budget: Budget
     seed: int
-    model: PaperCNN
+    model: nn.Module
+    points: Sequence[nn.Module | None]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -106,53 +113,113 @@ class Run:
             raise ValueError("this method decodes latent codes: pass codes=Codes(generator, bank)")
         return self.codes
 
-    def mixes(self, prob: float) -> Batches:
-        """The real batches, with a share ``prob`` of each replaced by decoded mixes."""
-        codes, alpha = self.needed_codes(), self.budget.alpha
-        return iter(LatentMixupLoader(self.real(), codes.generator, codes.bank, prob=prob, alpha=alpha, seed=self.seed))
-
-    def decoded(self) -> Batches:
-        """Decoded codes without mixing, with their own labels: the control."""
-        codes = self.needed_codes()
-        for step in range(self.steps):
-            draw = keyed_generator(self.seed, step)
-            rows = torch.randint(len(codes.bank), (self.budget.batch_size,), generator=draw)
-            latents, labels = codes.bank[rows]
-            with torch.no_grad():
-                images = codes.generator.decode(latents)
-            yield images, labels
+    def draws(self, prob: float) -> Iterator[tuple[Tensor, Tensor, Draw]]:
+        """The real batches, and what :class:`LatentMixupLoader` draws for them with the same seed and ``prob``."""
+        rows, alpha = len(self.needed_codes().bank), self.budget.alpha
+        for number, (images, labels) in enumerate(self.real()):
+            key = keyed_generator(self.seed, 0, 0, number)
+            yield images, labels, draw_mixes(len(images), rows, alpha=alpha, prob=prob, mode="elem", generator=key)
 
 
 Method: TypeAlias = Callable[[Run], tuple[Batches, Loss]]
 
 
-def _standard(run: Run) -> tuple[Batches, Loss]:
+def standard(run: Run) -> tuple[Batches, Loss]:
+    """Real images."""
     return run.real(), cross_entropy
 
 
-def _mixup(run: Run) -> tuple[Batches, Loss]:
+def mixup(run: Run) -> tuple[Batches, Loss]:
+    """Mixes of pixels."""
     batches = mixup_batches(run.real(), run.data.num_classes, alpha=run.budget.alpha, seed=run.seed)
     return batches, cross_entropy
 
 
-def _manifold_mixup(run: Run) -> tuple[Batches, Loss]:
-    features, head = run.model.features, run.model.head
-    points = [None, features[1], features[4], head[2]]  # input, after conv 1, after the pool, after fc 1
-    loss = manifold_mixup_loss(points, run.data.num_classes, alpha=run.budget.alpha, seed=run.seed)
+def manifold_mixup(run: Run) -> tuple[Batches, Loss]:
+    """Mixes of hidden layers."""
+    loss = manifold_mixup_loss(run.points, run.data.num_classes, alpha=run.budget.alpha, seed=run.seed)
     return run.real(), loss
 
 
-REAL_METHODS: dict[str, Method] = {
-    "standard": _standard,
-    "mixup": _mixup,
-    "manifold_mixup": _manifold_mixup,
-}
+def latent_mixup(prob: float) -> Method:
+    """Mixes of codes: a share ``prob`` of each batch is decoded mixes."""
+
+    def method(run: Run) -> tuple[Batches, Loss]:
+        codes, alpha = run.needed_codes(), run.budget.alpha
+        loader = LatentMixupLoader(run.real(), codes.generator, codes.bank, prob=prob, alpha=alpha, seed=run.seed)
+        return iter(loader), cross_entropy
+
+    return method
+
+
+def decoded(prob: float) -> Method:
+    """A control: the codes that :func:`latent_mixup` would mix, decoded without mixing, with their own labels."""
+
+    def batches(run: Run) -> Batches:
+        codes = run.needed_codes()
+        for images, labels, draw in run.draws(prob):
+            latents, own = codes.bank[draw.rows]
+            targets = soft_targets(labels, run.data.num_classes)
+            yield (
+                images.index_copy(0, draw.slots, decode(codes.generator, latents)),
+                targets.index_copy(0, draw.slots, soft_targets(own, run.data.num_classes)),
+            )
+
+    return lambda run: (batches(run), cross_entropy)
+
+
+def pixel_mix_of_decoded(prob: float) -> Method:
+    """A control: the pairs that :func:`latent_mixup` would mix, decoded one by one, their pixels mixed instead."""
+
+    def batches(run: Run) -> Batches:
+        codes, num_classes = run.needed_codes(), run.data.num_classes
+        for images, labels, draw in run.draws(prob):
+            (own, labels_a), (other, labels_b) = codes.bank[draw.rows], codes.bank[draw.partners]
+            pictures = lerp(decode(codes.generator, own), decode(codes.generator, other), draw.lam)
+            mixed = mix_targets(labels_a, labels_b, draw.lam, num_classes)
+            targets = soft_targets(labels, num_classes).index_copy(0, draw.slots, mixed)
+            yield images.index_copy(0, draw.slots, pictures), targets
+
+    return lambda run: (batches(run), cross_entropy)
+
+
+@torch.no_grad()
+def decode(generator: Generator, latents: Tensor) -> Tensor:
+    """Images of codes, without gradients."""
+    return generator.decode(latents)
+
+
+REAL_METHODS: dict[str, Method] = {"standard": standard, "mixup": mixup, "manifold_mixup": manifold_mixup}
 CODE_METHODS: dict[str, Method] = {
-    "decoded": lambda run: (run.decoded(), cross_entropy),
-    "latent_mixup": lambda run: (run.mixes(1.0), cross_entropy),
-    "latent_mixup_half_real": lambda run: (run.mixes(0.5), cross_entropy),
+    "decoded": decoded(1.0),
+    "latent_mixup": latent_mixup(1.0),
+    "latent_mixup_half_real": latent_mixup(0.5),
 }
 METHODS = {**REAL_METHODS, **CODE_METHODS}
+
+
+def train_paper_cnn(
+    method: Method,
+    data: Data,
+    codes: Codes | None,
+    budget: Budget,
+    *,
+    seed: int,
+    on_step: Callable[[], object] | None = None,
+) -> PaperCNN:
+    """A :class:`PaperCNN` trained by ``method``; see :func:`train_and_score` for the arguments."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PaperCNN(data.num_classes).to(memory_format=torch.channels_last)  # faster on a CPU
+        run = Run(data, codes, budget, seed, model, paper_points(model))
+        batches, loss = method(run)
+        train_classifier(model, batches, lr=budget.lr, decay_every=run.steps_per_epoch, loss=loss, on_step=on_step)
+    return model
+
+
+def paper_points(model: PaperCNN) -> list[nn.Module | None]:
+    """Where the paper mixes hidden layers: the input, after conv 1, after the pool, after fc 1."""
+    return [None, model.features[1], model.features[4], model.head[2]]
 
 
 def train_and_score(
@@ -178,18 +245,15 @@ def train_and_score(
         Accuracy, blurred accuracy (kernel 5, sigma 5), and the DeepFool score in units of [-1, 1] over the first
         ``budget.deepfool_images`` test images, with what belongs to it.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = PaperCNN(data.num_classes)
-        run = Run(data, codes, budget, seed, model)
-        batches, loss = METHODS[method](run)
-        train_classifier(model, batches, lr=budget.lr, decay_every=run.steps_per_epoch, loss=loss, on_step=on_step)
-        return {"method": method, "seed": seed, "steps": run.steps, **score(model, data, budget.deepfool_images)}
+    model = train_paper_cnn(METHODS[method], data, codes, budget, seed=seed, on_step=on_step)
+    steps = budget.steps(data.train_images)
+    return {"method": method, "seed": seed, "steps": steps, **score(model, data, budget.deepfool_images)}
 
 
 def score(model: PaperCNN, data: Data, deepfool_images: int) -> dict[str, Any]:
     """The three scores of the paper, as a dictionary that JSON can hold."""
-    loader = DataLoader(TensorDataset(data.test_images, data.test_labels), batch_size=500)
+    images = TensorDataset(data.test_images, data.test_labels)
+    loader = DataLoader(images, batch_size=500, generator=torch.Generator())  # else a pass moves the global stream
     deepfool = deepfool_score(model, loader, num_classes=min(10, data.num_classes), max_images=deepfool_images)
     return {
         "accuracy": accuracy(model, loader),

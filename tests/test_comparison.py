@@ -19,6 +19,10 @@ from latent_mixup.comparison import (
     Data,
     Run,
     circumstances,
+    decoded,
+    latent_mixup,
+    paper_points,
+    pixel_mix_of_decoded,
     score,
     train_and_score,
 )
@@ -115,21 +119,51 @@ def test_one_hot_rows_train_as_class_indices_do(data, codes, method):
     assert one["deepfool_score"] == pytest.approx(two["deepfool_score"], rel=1e-3)
 
 
-def test_decoded_images_come_with_their_own_labels(data, codes):
-    run = Run(data, codes, BUDGET, 0, PaperCNN(4))
-    for images, labels in run.decoded():
-        distance = (images[:, None] - data.train_images[None]).abs().amax((2, 3, 4))
-        assert distance.min(1).values.max() < 1e-5
-        assert data.train_labels[distance.argmin(1)].equal(labels)
+def view(data, codes):
+    model = PaperCNN(4)
+    return Run(data, codes, BUDGET, 0, model, paper_points(model))
+
+
+def nearest(images, data):
+    """The training image that each image is, which has to be one."""
+    distance = (images[:, None] - data.train_images[None]).abs().amax((2, 3, 4))
+    assert distance.min(1).values.max() < 1e-5
+    return distance.argmin(1)
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_decoded_images_come_with_their_own_labels(data, codes, prob):
+    batches, _ = decoded(prob)(view(data, codes))
+    for images, targets in batches:
+        assert data.train_labels[nearest(images, data)].equal(targets.argmax(1))
+        assert targets.sum(1).equal(torch.ones(32))
+        assert targets.max(1).values.equal(torch.ones(32))
 
 
 @pytest.mark.parametrize(("prob", "real"), [(0.0, 32), (0.5, 16), (1.0, 0)])
 def test_the_share_of_mixes_in_a_batch(data, codes, prob, real):
-    run = Run(data, codes, BUDGET, 0, PaperCNN(4))
-    for images, (own, labels) in zip((batch[0] for batch in run.mixes(prob)), run.real(), strict=True):
+    run = view(data, codes)
+    for images, (own, labels) in zip((batch[0] for batch in latent_mixup(prob)(run)[0]), run.real(), strict=True):
         same = (images == own).flatten(1).all(1)
         assert int(same.sum()) == real
         assert len(labels) == 32
+
+
+@pytest.mark.parametrize("prob", [0.5, 1.0])
+def test_the_controls_draw_what_latent_mixup_draws(data, codes, prob):
+    """Same places, rows, partners and weights: the targets of mixed pixels are those of mixed codes."""
+    run = view(data, codes)
+    ways = [method(prob)(run)[0] for method in (latent_mixup, pixel_mix_of_decoded, decoded)]
+    for number, ((mixed, targets), (pixels, pixel_targets), (plain, _)) in enumerate(zip(*ways, strict=True)):
+        torch.testing.assert_close(pixel_targets, targets)
+        *_, draw = next(found for place, found in enumerate(run.draws(prob)) if place == number)
+        own, other = (codes.generator.decode(codes.bank[rows][0]) for rows in (draw.rows, draw.partners))
+        lam = draw.lam[:, None, None, None]
+        torch.testing.assert_close(pixels[draw.slots], lam * own + (1 - lam) * other)
+        torch.testing.assert_close(plain[draw.slots], own)
+        rest = torch.ones(32, dtype=torch.bool).index_fill(0, draw.slots, False)
+        assert mixed[rest].equal(pixels[rest])
+        assert mixed[rest].equal(plain[rest])
 
 
 def test_scoring_leaves_the_model_as_it_was(data):

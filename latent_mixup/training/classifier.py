@@ -55,7 +55,7 @@ def train_classifier(
 
     Reference: Latent-Mixup, section 2.1.1.1: Adam, 0.001, times 0.9 each epoch.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     objective = loss or cross_entropy
     model.train()
     for step, (images, targets) in enumerate(batches, start=1):
