@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from loopback_hub import LoopbackHub, connect
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -160,3 +161,12 @@ def unlabelled_bank(toy_bank: LatentBank) -> LatentBank:
 def toy_bank(linear_generator: LinearGenerator, toy_dataset: LabelledImages) -> LatentBank:
     """The exact codes of ``toy_dataset``."""
     return LatentBank(linear_generator.encode(toy_dataset.images), toy_dataset.labels, source_index=torch.arange(50))
+
+
+@pytest.fixture
+def hub_server(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A Hub on the loopback device, which the real client talks to; large files lie on another host."""
+    with LoopbackHub("localhost") as elsewhere, LoopbackHub() as server:
+        server.elsewhere = elsewhere
+        connect(server, tmp_path / "home", monkeypatch)
+        yield server

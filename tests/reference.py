@@ -41,6 +41,40 @@ def deepfool_one_image(
     return (1 + overshoot) * r_total, steps
 
 
+def pgd_one_image(
+    model: nn.Module,
+    image: Tensor,
+    label: int,
+    start: Tensor,
+    norm: str,
+    eps: float,
+    step_size: float,
+    steps: int,
+    bounds: tuple[float, float],
+) -> tuple[Tensor, int, bool]:
+    """Projected gradient descent on one image ``[C, H, W]``: the image reached, the steps taken, whether it fools."""
+    x = start
+    for step in range(steps + 1):
+        leaf = x.clone().requires_grad_(True)
+        logits = model(leaf.unsqueeze(0))[0]
+        if int(logits.argmax()) != label:
+            return x, step, True
+        if step == steps:
+            break
+        loss = torch.logsumexp(logits, 0) - logits[label]
+        gradient = torch.autograd.grad(loss, leaf)[0]
+        if norm == "linf":
+            x = x + step_size * gradient.sign()
+            x = torch.max(torch.min(x, image + eps), image - eps)
+        else:
+            x = x + step_size * gradient / gradient.norm()
+            distance = float((x - image).norm())
+            if distance > eps:
+                x = image + (x - image) * eps / distance
+        x = x.clamp(*bounds)
+    return x, steps, False
+
+
 def mix_one_by_one(
     decode: object, latents: Tensor, labels: Tensor, partners: list[int], lam: list[float], num_classes: int
 ) -> tuple[Tensor, Tensor]:

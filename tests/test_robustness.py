@@ -8,53 +8,31 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from classifier import CLASSES, noisy_patterns, small_cnn, trained_cnn
 from reference import deepfool_one_image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from latent_mixup.robustness import DeepFoolResult, accuracy, blurred_accuracy, deepfool, deepfool_score
-
-CLASSES = 6
-
-
-def small_cnn() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(8 * 5 * 5, CLASSES),
-    )
+from latent_mixup.robustness import (
+    DeepFoolResult,
+    accuracy,
+    blur_sweep,
+    blurred,
+    blurred_accuracy,
+    deepfool,
+    deepfool_score,
+    logits_of,
+)
 
 
 @pytest.fixture(scope="module")
 def data() -> tuple[Tensor, Tensor]:
-    """Noisy copies of six patterns: 48 images of 12x12 and their labels.
-
-    In float64, so that no rounding decides on which side of a ReLU's kink an image lies.
-    """
-    draw = torch.Generator().manual_seed(1)
-    patterns = torch.randn(CLASSES, 1, 12, 12, generator=draw)
-    labels = torch.arange(48) % CLASSES
-    images = 0.5 * patterns[labels] + 0.5 * torch.randn(48, 1, 12, 12, generator=draw)
-    return images.double(), labels
+    return noisy_patterns()
 
 
 @pytest.fixture(scope="module")
 def trained(data: tuple[Tensor, Tensor]) -> nn.Module:
-    """The small CNN after sixty steps on ``data``, so that its logits are not noise."""
-    images, labels = data
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = small_cnn().double()
-        adam = torch.optim.Adam(net.parameters(), lr=0.01)
-        for _ in range(60):
-            adam.zero_grad()
-            nn.functional.cross_entropy(net(images), labels).backward()
-            adam.step()
-    return net.eval()
+    return trained_cnn(*data)
 
 
 @pytest.fixture
@@ -159,7 +137,7 @@ def test_an_image_does_not_depend_on_its_batch(
 
     for rows in (torch.tensor([7]), torch.arange(48).flip(0), torch.tensor([3, 3, 40])):
         same_as_whole(deepfool(trained, images[rows], num_classes=CLASSES), rows)
-    monkeypatch.setattr("latent_mixup.robustness.CHUNK_IMAGES", 5)
+    monkeypatch.setattr("latent_mixup.robustness.shared.CHUNK_IMAGES", 5)
     same_as_whole(deepfool(trained, images, num_classes=CLASSES), torch.arange(48))
 
 
@@ -283,7 +261,26 @@ def test_score_is_the_mean_over_the_first_images(trained: nn.Module, data: tuple
         right = result.labels == labels[:20]
         assert score.score_correct == pytest.approx(result.norms[right].mean().item(), abs=1e-5)
         assert (score.n_images, score.input_size, score.fooled_fraction) == (20, (1, 12, 12), 1.0)
+        assert score.n_correct == int(right.sum()) > 0
         assert score.mean_iterations == pytest.approx(result.iterations.double().mean().item())
+
+
+def test_score_in_unit_range_has_the_units_of_images_in_0_1(linear: nn.Module) -> None:
+    class Normalised(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return linear(images * 2 - 1)
+
+    unit = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    labels = linear(unit * 2 - 1).argmax(1)
+    score = deepfool_score(linear, [(unit * 2 - 1, labels)], num_classes=4)
+    there = deepfool_score(Normalised(), [(unit, labels)], num_classes=4)
+    halved = score.in_unit_range()
+    assert (halved.score, halved.score_correct) == (score.score / 2, score.score_correct / 2)
+    assert halved.score == pytest.approx(there.score, abs=2e-4)
+    assert there.in_unit_range((0, 1)) == there
+    assert (halved.n_images, halved.input_size) == (score.n_images, score.input_size)
+    with pytest.raises(ValueError, match=r"two finite numbers, what black and white are: got \(1, -1\)"):
+        score.in_unit_range((1, -1))
 
 
 def test_score_of_a_tensor_has_no_correct_part(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
@@ -291,7 +288,7 @@ def test_score_of_a_tensor_has_no_correct_part(trained: nn.Module, data: tuple[T
     from_loader = deepfool_score(trained, loader_of(data, 16), num_classes=CLASSES)
     assert from_tensor.score == pytest.approx(from_loader.score, abs=1e-5)
     assert from_tensor.score_correct != from_tensor.score_correct  # nan
-    assert from_tensor.n_images == 48
+    assert (from_tensor.n_images, from_tensor.n_correct) == (48, 0)
 
 
 def test_score_counts_the_images_that_ran_out_of_steps(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
@@ -342,23 +339,31 @@ def test_a_narrow_blur_changes_nothing_and_a_wide_one_does(trained: nn.Module, d
     assert len({blurred_accuracy(trained, loader_of(data, size)) for size in (1, 7, 48)}) == 1
 
 
+def test_a_sweep_is_the_blurred_accuracy_at_each_sigma(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    swept = blur_sweep(trained, [data], (5.0, 1e-3, 2.0))
+    assert list(swept) == [5.0, 1e-3, 2.0]
+    assert swept[1e-3] == accuracy(trained, [data])
+    assert all(value == blurred_accuracy(trained, [data], sigma=sigma) for sigma, value in swept.items())
+    assert len(set(swept.values())) == 3
+    with pytest.raises(ValueError, match="the loader gave none"):
+        blur_sweep(trained, iter([data]), (1.0, 5.0))
+
+
+def test_logits_come_in_the_order_of_the_loader(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    logits, labels = logits_of(trained, loader_of(data, 7))
+    torch.testing.assert_close(logits, trained(data[0]).detach())
+    assert torch.equal(labels, data[1])
+
+
 def test_the_blur_is_an_average_of_neighbours() -> None:
-    seen: list[Tensor] = []
-
-    class Watch(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            seen.append(images)
-            return images.flatten(1)
-
     dot, flat = torch.zeros(1, 1, 9, 9), torch.full((1, 1, 9, 9), -0.7)
     dot[..., 4, 4] = 1
-    blurred_accuracy(Watch(), [(torch.cat([dot, flat]), torch.zeros(2).long())])
-    blurred = seen[0]
-    torch.testing.assert_close(blurred[1], flat[0])
-    torch.testing.assert_close(blurred[0].sum(), torch.tensor(1.0))
+    spread, still_flat = blurred(torch.cat([dot, flat]))
+    torch.testing.assert_close(still_flat, flat[0])
+    torch.testing.assert_close(spread.sum(), torch.tensor(1.0))
     weights = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * 5.0**2))
     weights = weights / weights.sum()
-    torch.testing.assert_close(blurred[0, 0, 2:7, 2:7], torch.outer(weights, weights))
+    torch.testing.assert_close(spread[0, 2:7, 2:7], torch.outer(weights, weights))
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,29 @@
-"""How far a classifier is from changing its mind: DeepFool, accuracy, accuracy under blur.
-
-Every score takes the classifier as it is (in eval mode for the call, restored afterwards) and images in the
-classifier's own, normalised input range. Norms are in the units of that range: images in [-1, 1] give
-twice the norm of the same images in [0, 1], so scores are only comparable in one range.
-"""
+"""DeepFool: the smallest perturbation, found by linear steps, that changes a classifier's mind."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-Loader: TypeAlias = Iterable[Sequence[Tensor]]
+from latent_mixup.robustness.shared import (
+    NO_GRADIENT,
+    Bounds,
+    Loader,
+    check_images,
+    check_range,
+    chunks,
+    device_of,
+    eval_mode,
+    first_images,
+    l2_norms,
+    logits_with_gradient,
+    per_image,
+)
 
 STEP_MARGIN = 1e-4  # added to each step's length, so that it lands behind the boundary and not on it
-CHUNK_IMAGES = 64  # the most that one forward pass holds, in images; on a CPU core 32 to 128 are alike
-CHUNK_NUMBERS = 2**22  # the same in numbers (channels x pixels), for large images
-
-NO_GRADIENT = "the model's logits carry no gradient back to the images: is there a torch.no_grad or a detach inside?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class DeepFoolScore:
         max_iter_hits: Images that ``max_iter`` stopped before their prediction changed.
         mean_iterations: Mean number of steps.
         input_size: ``(C, H, W)`` of the images.
+        n_correct: Images counted that were correctly classified.
     """
 
     score: float
@@ -65,9 +67,22 @@ class DeepFoolScore:
     max_iter_hits: int
     mean_iterations: float
     input_size: tuple[int, int, int]
+    n_correct: int
 
     def __float__(self) -> float:
         return self.score
+
+    def in_unit_range(self, bounds: Bounds = (-1.0, 1.0)) -> DeepFoolScore:
+        """The same scores in the units of images in [0, 1]: those of images in [-1, 1] are halved.
+
+        What DeepFool itself would find in [0, 1] differs a little: its step's margin of 1e-4 has no unit.
+
+        Args:
+            bounds: What black and white were in the images that were scored.
+        """
+        check_range(bounds)
+        width = bounds[1] - bounds[0]
+        return replace(self, score=self.score / width, score_correct=self.score_correct / width)
 
 
 def deepfool(
@@ -112,20 +127,20 @@ def deepfool(
         >>> deepfool(net, torch.rand(5, 3, 2, 2)).norms.shape
         torch.Size([5])
     """
-    _check_images(images)
+    check_images(images)
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2: got {num_classes}")
     if not (math.isfinite(overshoot) and overshoot >= 0):
         raise ValueError(f"overshoot must be a finite share of at least 0: got {overshoot}")
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1: got {max_iter}")
-    with _eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+    with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         parts = [
             _deepfool_chunk(model, chunk.detach().clone(), num_classes, 1 + overshoot, max_iter)
-            for chunk in _chunks(images)
+            for chunk in chunks(images)
         ]
     perturbations, iterations, fooled, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    return DeepFoolResult(perturbations, _norms(perturbations), iterations, fooled, labels)
+    return DeepFoolResult(perturbations, l2_norms(perturbations), iterations, fooled, labels)
 
 
 def deepfool_score(
@@ -169,15 +184,13 @@ def deepfool_score(
         >>> deepfool_score(net, torch.rand(5, 3, 2, 2)).input_size
         (3, 2, 2)
     """
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images must be at least 1, or None for all: got {max_images}")
     norms, correct, iterations, fooled = [], [], [], []
     sizes: set[tuple[int, int, int]] = set()
-    for images, labels in _first(_batches(loader), max_images, _num_images(loader), progress):
+    for images, labels in first_images(loader, max_images, progress=progress and "DeepFool"):
         sizes.add((images.shape[1], images.shape[2], images.shape[3]))
         if len(sizes) > 1:
             raise ValueError(f"a score needs images of one size: got {sorted(sizes)}")
-        images = images.to(_device(model, device))
+        images = images.to(device_of(model, device))
         result = deepfool(model, images, num_classes=num_classes, overshoot=overshoot, max_iter=max_iter)
         norms.append(result.norms.cpu().double())
         iterations.append(result.iterations.cpu())
@@ -195,81 +208,8 @@ def deepfool_score(
         max_iter_hits=int((~changed & (steps == max_iter)).sum()),
         mean_iterations=steps.double().mean().item(),
         input_size=sizes.pop(),
+        n_correct=int(right.sum()),
     )
-
-
-def accuracy(model: nn.Module, loader: Loader, *, device: torch.device | str | None = None) -> float:
-    """Share of a loader's images whose likeliest class is their label.
-
-    Args:
-        model: Images to logits ``[B, K]``; stays on its device.
-        loader: Yields ``(images, labels)``, float ``[B, C, H, W]`` and int ``[B]``.
-        device: Where images are moved to; None: the device of the model's parameters.
-
-    Returns:
-        Accuracy in [0, 1]; the same for any batch size.
-
-    Raises:
-        ValueError: No image came, images are not a finite float batch, or labels are not class indices.
-
-    Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
-        >>> 0 <= accuracy(net, [(torch.rand(5, 3, 2, 2), torch.arange(5))]) <= 1
-        True
-    """
-    return _accuracy(model, loader, device, lambda images: images)
-
-
-def blurred_accuracy(
-    model: nn.Module,
-    loader: Loader,
-    kernel_size: int = 5,
-    sigma: float = 5.0,
-    *,
-    device: torch.device | str | None = None,
-) -> float:
-    """Accuracy on images seen through a Gaussian blur, applied to the normalised input as in the paper.
-
-    Args:
-        model: Images to logits ``[B, K]``; stays on its device.
-        loader: Yields ``(images, labels)``, float ``[B, C, H, W]`` and int ``[B]``.
-        kernel_size: Width of the kernel in pixels, odd. At the paper's sigma of 5 the kernel of 5 is
-            close to a plain average of 5x5 pixels.
-        sigma: Standard deviation of the kernel in pixels.
-        device: Where images are moved to; None: the device of the model's parameters.
-
-    Returns:
-        Accuracy in [0, 1]; the same for any batch size.
-
-    Raises:
-        ValueError: The kernel is even, too large for the images or its sigma not positive, or what
-            :func:`accuracy` refuses.
-
-    Reference: Latent-Mixup, blurred accuracy: kernel 5, sigma 5.
-
-    Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
-        >>> 0 <= blurred_accuracy(net, [(torch.rand(5, 3, 4, 4), torch.arange(5))]) <= 1
-        True
-    """
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be an odd number of pixels: got {kernel_size}")
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma must be a positive number of pixels: got {sigma}")
-
-    def blur(images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if kernel_size // 2 >= min(height, width):
-            raise ValueError(f"kernel_size {kernel_size} is too large for images of {height}x{width}")
-        blurred: Tensor = gaussian_blur(images, [kernel_size, kernel_size], [sigma, sigma])
-        return blurred
-
-    return _accuracy(model, loader, device, blur)
-
-
-# --- DeepFool, one chunk and one step ---------------------------------------------------------------------
 
 
 def _deepfool_chunk(
@@ -281,7 +221,7 @@ def _deepfool_chunk(
     fooled = torch.zeros_like(iterations, dtype=torch.bool)
 
     rows = torch.arange(len(start), device=start.device)  # the images that are not yet done
-    images, logits = _forward(model, start)
+    images, logits = logits_with_gradient(model, start)
     if logits.shape[1] < num_classes:
         raise ValueError(
             f"num_classes={num_classes} is more than the model's {logits.shape[1]} logits: "
@@ -299,7 +239,7 @@ def _deepfool_chunk(
             break
         total[rows] += step
         iterations[rows] += 1
-        images, logits = _forward(model, start[rows] + scale * total[rows])
+        images, logits = logits_with_gradient(model, start[rows] + scale * total[rows])
         sound = logits.isfinite().all(dim=1)  # an image thrown out of float range is given up, not fooled
         changed = logits.argmax(dim=1) != classes[rows, 0]
         fooled[rows[sound & changed]] = True
@@ -309,20 +249,8 @@ def _deepfool_chunk(
             if len(rows) == 0:
                 break
             # one more forward pass for the rest costs less than gradients of images that are done
-            images, logits = _forward(model, images[going])
+            images, logits = logits_with_gradient(model, images[going])
     return scale * total, iterations, fooled, classes[:, 0]
-
-
-def _forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The images as a leaf of the graph, and their logits ``[B, K]``."""
-    images = images.detach().requires_grad_()
-    logits = model(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must give logits [B, K] for {len(images)} images: got {got}")
-    if not logits.requires_grad:
-        raise ValueError(NO_GRADIENT)
-    return images, logits
 
 
 def _step_to_boundary(images: Tensor, logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -341,124 +269,10 @@ def _step_to_boundary(images: Tensor, logits: Tensor, classes: Tensor) -> tuple[
         (normal,) = torch.autograd.grad(gap.sum(), images, retain_graph=k < num_classes - 1, allow_unused=True)
         if normal is None:
             raise ValueError(NO_GRADIENT)
-        length = _norms(normal)
+        length = l2_norms(normal)
         away = gap.detach().abs() / length
         nearer = (length > 0) & length.isfinite() & (away < distance)
         distance = torch.where(nearer, away, distance)
-        direction = torch.where(_per_image(nearer), normal / _per_image(length), direction)
+        direction = torch.where(per_image(nearer), normal / per_image(length), direction)
     alive = distance.isfinite()
-    return _per_image(torch.where(alive, distance + STEP_MARGIN, 0)) * direction, alive
-
-
-def _norms(images: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3))
-    return norms
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values[:, None, None, None]
-
-
-def _chunks(images: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(images, max(1, min(CHUNK_IMAGES, CHUNK_NUMBERS // images[0].numel())))
-
-
-# --- Models and loaders -----------------------------------------------------------------------------------
-
-
-def _accuracy(
-    model: nn.Module,
-    loader: Loader,
-    device: torch.device | str | None,
-    see: Callable[[Tensor], Tensor],
-) -> float:
-    right = count = 0
-    with _eval_mode(model), torch.no_grad():
-        for images, labels in _batches(loader):
-            if labels is None:
-                raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
-            logits = model(see(images.to(_device(model, device))))
-            right += int((logits.argmax(dim=1).cpu() == labels.cpu()).sum())
-            count += len(images)
-    if count == 0:
-        raise ValueError("accuracy needs at least one image: the loader gave none")
-    return right / count
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is as it was, some frozen ones in eval mode included."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-def _device(model: nn.Module, device: torch.device | str | None) -> torch.device | str:
-    if device is not None:
-        return device
-    parameter = next(model.parameters(), None)
-    return "cpu" if parameter is None else parameter.device
-
-
-def _batches(loader: Loader | Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Checked batches ``(images, labels)``; labels are None where the loader is a tensor of images."""
-    if isinstance(loader, Tensor):
-        _check_images(loader)
-        yield from ((images, None) for images in _chunks(loader))
-        return
-    for batch in loader:
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise ValueError(f"the loader must give (images, labels): got {_describe(batch)}")
-        images, labels = batch
-        _check_images(images)
-        _check_labels(labels, len(images))
-        yield images, labels
-
-
-def _first(
-    batches: Iterator[tuple[Tensor, Tensor | None]], limit: int | None, total: int | None, progress: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The first ``limit`` images of ``batches``, with a progress bar that counts images."""
-    from tqdm import tqdm
-
-    left = math.inf if limit is None else limit
-    counted = min((n for n in (limit, total) if n is not None), default=None)
-    with tqdm(total=counted, unit="image", desc="DeepFool", disable=not progress) as bar:
-        for images, labels in batches:
-            n = int(min(left, len(images)))
-            yield images[:n], None if labels is None else labels[:n]
-            bar.update(n)
-            left -= n
-            if left == 0:
-                return
-
-
-def _num_images(loader: Loader | Tensor) -> int | None:
-    source = loader if isinstance(loader, Tensor) else getattr(loader, "dataset", None)
-    return len(source) if isinstance(source, Sized) else None
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be a float tensor [B, C, H, W]: got {_describe(images)}")
-    if images.numel() == 0:
-        raise ValueError(f"images must not be empty: got {_describe(images)}")
-    if not images.isfinite().all():
-        raise ValueError(f"images must be finite: got {int((~images.isfinite()).sum())} nan or inf numbers")
-
-
-def _check_labels(labels: Tensor, num_images: int) -> None:
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (num_images,):
-        raise ValueError(f"labels must be class indices [{num_images}]: got {_describe(labels)}")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    return type(value).__name__
+    return per_image(torch.where(alive, distance + STEP_MARGIN, 0)) * direction, alive

@@ -1,0 +1,41 @@
+"""How far a classifier is from changing its mind, and how it does on images that are not clean.
+
+Every score takes the classifier as it is (in eval mode for the call, restored afterwards) and images in the
+classifier's own, normalised input range. Norms are in the units of that range: images in [-1, 1] give
+twice the norm of the same images in [0, 1], so scores are only comparable in one range.
+"""
+
+from latent_mixup.robustness.accuracy import accuracy, logits_of
+from latent_mixup.robustness.autoattack import autoattack
+from latent_mixup.robustness.blur import blur_sweep, blurred, blurred_accuracy
+from latent_mixup.robustness.calibration import brier_score, expected_calibration_error, negative_log_likelihood
+from latent_mixup.robustness.cifar_c import CorruptedCIFAR, cifar_c_names
+from latent_mixup.robustness.corruptions import corrupt, corruption_accuracy, corruption_names
+from latent_mixup.robustness.deepfool import DeepFoolResult, DeepFoolScore, deepfool, deepfool_score
+from latent_mixup.robustness.evaluation import evaluate
+from latent_mixup.robustness.pgd import PGDResult, pgd, pgd_accuracy
+
+__all__ = [
+    "CorruptedCIFAR",
+    "DeepFoolResult",
+    "DeepFoolScore",
+    "PGDResult",
+    "accuracy",
+    "autoattack",
+    "blur_sweep",
+    "blurred",
+    "blurred_accuracy",
+    "brier_score",
+    "cifar_c_names",
+    "corrupt",
+    "corruption_accuracy",
+    "corruption_names",
+    "deepfool",
+    "deepfool_score",
+    "evaluate",
+    "expected_calibration_error",
+    "logits_of",
+    "negative_log_likelihood",
+    "pgd",
+    "pgd_accuracy",
+]

@@ -1,0 +1,75 @@
+"""Accuracy, and the logits that every score of a whole data set comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from latent_mixup.robustness.shared import Loader, batches, check_logits, device_of, eval_mode
+
+
+def accuracy(model: nn.Module, loader: Loader, *, device: torch.device | str | None = None) -> float:
+    """Share of a loader's images whose likeliest class is their label.
+
+    Args:
+        model: Images to logits ``[B, K]``; stays on its device.
+        loader: Yields ``(images, labels)``, float ``[B, C, H, W]`` and int ``[B]``.
+        device: Where images are moved to; None: the device of the model's parameters.
+
+    Returns:
+        Accuracy in [0, 1]; the same for any batch size.
+
+    Raises:
+        ValueError: No image came, images are not a finite float batch, or labels are not class indices.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+        >>> 0 <= accuracy(net, [(torch.rand(5, 3, 2, 2), torch.arange(5))]) <= 1
+        True
+    """
+    return share_right(*logits_of(model, loader, device=device))
+
+
+def logits_of(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    see: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, K]`` and labels ``[N]`` of a loader's images, in their order, on the CPU.
+
+    Args:
+        model: Images to logits ``[B, K]``; stays on its device.
+        loader: Yields ``(images, labels)``.
+        see: What is done to each batch before the model gets it.
+        device: Where images are moved to; None: the device of the model's parameters.
+
+    Raises:
+        ValueError: As :func:`accuracy`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+        >>> logits_of(net, [(torch.rand(5, 3, 2, 2), torch.arange(5))])[0].shape
+        torch.Size([5, 10])
+    """
+    logits, labels = [], []
+    with eval_mode(model), torch.no_grad():
+        for images, own in batches(loader):
+            if own is None:
+                raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
+            images = images.to(device_of(model, device))
+            given = model(images if see is None else see(images))
+            check_logits(given, len(images))
+            logits.append(given.cpu())
+            labels.append(own.cpu())
+    if not logits:
+        raise ValueError("accuracy needs at least one image: the loader gave none")
+    return torch.cat(logits), torch.cat(labels)
+
+
+def share_right(logits: Tensor, labels: Tensor) -> float:
+    """Accuracy of logits ``[N, K]``."""
+    return int((logits.argmax(dim=1) == labels).sum()) / len(labels)

@@ -1,0 +1,94 @@
+"""Whether a classifier is as often right as it says it is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latent_mixup.robustness.shared import check_labels, describe
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy over bins of equal width, weighted by the images in them.
+
+    Bin ``b`` of ``B`` holds the images whose likeliest class has a probability in ``(b / B, (b + 1) / B]``.
+
+    Args:
+        logits: Float ``[N, K]``.
+        labels: Class indices ``[N]``.
+        num_bins: How many bins divide [0, 1].
+
+    Returns:
+        A number in [0, 1]; 0 is calibrated.
+
+    Raises:
+        ValueError: ``logits`` are not finite floats ``[N, K]``, ``labels`` are not class indices for them, or there
+            is no bin.
+
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3; 15 bins.
+
+    Example:
+        >>> expected_calibration_error(torch.tensor([[20.0, -20.0], [20.0, -20.0]]), torch.tensor([0, 1]))
+        0.5
+    """
+    _check(logits, labels)
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1: got {num_bins}")
+    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    right = (predicted == labels).double()
+    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    gaps = torch.zeros(num_bins, dtype=torch.float64, device=logits.device).index_add(0, bins, right - confidence)
+    return gaps.abs().sum().item() / len(labels)
+
+
+def brier_score(logits: Tensor, labels: Tensor) -> float:
+    """Mean squared distance, summed over the classes, between the probabilities and the labels; in [0, 2].
+
+    Args:
+        logits: Float ``[N, K]``.
+        labels: Class indices ``[N]``.
+
+    Raises:
+        ValueError: As :func:`expected_calibration_error`.
+
+    Reference: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+
+    Example:
+        >>> brier_score(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
+        0.5
+    """
+    _check(logits, labels)
+    wanted = F.one_hot(labels.long(), logits.shape[1])
+    return (logits.double().softmax(dim=1) - wanted).square().sum(dim=1).mean().item()
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Mean cross-entropy in nats.
+
+    Args:
+        logits: Float ``[N, K]``.
+        labels: Class indices ``[N]``.
+
+    Raises:
+        ValueError: As :func:`expected_calibration_error`.
+
+    Example:
+        >>> round(negative_log_likelihood(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])), 4)
+        0.6931
+    """
+    _check(logits, labels)
+    return F.cross_entropy(logits.double(), labels.long()).item()
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point() or not logits.numel():
+        raise ValueError(f"logits must be a float tensor [N, K]: got {describe(logits)}")
+    if not logits.isfinite().all():
+        raise ValueError(f"logits must be finite: got {int((~logits.isfinite()).sum())} nan or inf numbers")
+    check_labels(labels, len(logits))
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels must be in [0, {logits.shape[1]}), the logits' classes: "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
