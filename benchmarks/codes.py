@@ -1,0 +1,198 @@
+"""Generators and banks that the benchmarks decode, made where they are missing; each stage resumes.
+
+``WORK/NAME`` is the generator of the codes called NAME, ``WORK/NAME-bank`` its bank of the training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+from latent_mixup import LatentBank, invert, load_generator, refine
+from latent_mixup.bank import fingerprint
+from latent_mixup.cli.shared import torchvision_dataset, uint8_images
+from latent_mixup.comparison import Codes
+from latent_mixup.generators import VAE, Generator
+from latent_mixup.images import from_uint8
+from latent_mixup.inversion import FeatureLoss, pixel_mse
+from latent_mixup.training import (
+    CompactRecipe,
+    DCGANRecipe,
+    VAERecipe,
+    train_compact,
+    train_dcgan,
+    train_encoder,
+    train_features,
+    train_vae,
+)
+
+FEATURE_STEPS = 1500  # of 128 images, for the feature network that codes of the paper's GAN are found by
+PAPER: dict[str, Any] = {
+    "optimizer": "adam",
+    "lr": 0.03,
+    "betas": (0.95, 0.999),
+    "batch_size": 16,
+}  # the paper's inversion
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work goes into the codes.
+
+    Attributes:
+        compact_steps: Of training our generator.
+        vae_steps: Of training the VAE.
+        dcgan_epochs: Of training the paper's GAN.
+        steps: Gradients an image to invert into our generator; None: the default of ``invert``.
+        refine_steps: More gradients for images whose code has a large error.
+        paper_steps: Gradients an image to invert into the paper's GAN its own way.
+        paper_images: How many images are inverted that way: the first so many; None: all.
+        images: How many images get a code at all: the first so many; None: all.
+    """
+
+    compact_steps: int = 20_000
+    vae_steps: int = 10_000
+    dcgan_epochs: int = 80
+    steps: int | None = None
+    refine_steps: int = 4000
+    paper_steps: int = 1000
+    paper_images: int | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes codes.
+
+    Attributes:
+        dataset: ``"mnist"`` or ``"fashion-mnist"``.
+        data_root: Where torchvision finds it.
+        work: Folder for generators and banks.
+        effort: See :class:`Effort`.
+    """
+
+    dataset: str
+    data_root: Path
+    work: Path
+    effort: Effort = Effort()
+
+    def codes(self, name: str) -> Codes:
+        """The codes of that name: see :data:`MAKERS`."""
+        return MAKERS[name](self)
+
+    @property
+    def images(self) -> Any:
+        """The training images as torchvision has them."""
+        return torchvision_dataset(self.dataset, self.data_root, train=True)
+
+    def to_invert(self, limit: int | None = None) -> Any:
+        """The images that get a code: all, or the first so many."""
+        limits = [number for number in (limit, self.effort.images) if number is not None]
+        return Subset(self.images, range(min(limits))) if limits else self.images
+
+    def facts(self) -> dict[str, Any]:
+        """What a generator's metadata says of its data."""
+        return {"name": self.dataset, "dataset": {"name": self.dataset, **fingerprint(self.images)}}
+
+    def generator(self, name: str, train: Callable[[Path], Generator]) -> Generator:
+        """The generator in ``WORK/NAME``, trained where it is missing."""
+        folder = self.work / name
+        return load_generator(folder) if (folder / "config.json").is_file() else train(folder)
+
+    def bank(self, name: str, make: Callable[[Path], LatentBank]) -> LatentBank:
+        """The bank in ``WORK/NAME-bank``, made where it is missing."""
+        folder = self.work / f"{name}-bank"
+        return LatentBank.from_pretrained(folder) if (folder / "bank.index.json").is_file() else make(folder)
+
+
+def gan(shop: Workshop) -> Codes:
+    """Our generator, and every image inverted into it."""
+    recipe = CompactRecipe(steps=shop.effort.compact_steps)
+
+    def train(folder: Path) -> Generator:
+        data = shop.images
+        return train_compact(uint8_images(data), data.targets, folder, recipe=recipe, facts=shop.facts())
+
+    generator = shop.generator("gan", train)
+    steps: dict[str, Any] = {} if shop.effort.steps is None else {"steps": shop.effort.steps}
+    bank = shop.bank("gan", lambda out: invert(shop.to_invert(), generator, out=out, loss=pixel_mse, **steps))
+    return Codes(generator, bank)
+
+
+def refined(above: float, before: Callable[[Workshop], Codes], name: str) -> Callable[[Workshop], Codes]:
+    """Codes with more steps for those whose error is at least ``above``, as in section 2.1.2.2 of the paper."""
+
+    def make(shop: Workshop) -> Codes:
+        codes = before(shop)
+        settings: dict[str, Any] = {"above": above, "steps": shop.effort.refine_steps, "loss": pixel_mse}
+        images = shop.to_invert()
+        return Codes(
+            codes.generator,
+            shop.bank(name, lambda out: refine(codes.bank, images, codes.generator, out=out, **settings)),
+        )
+
+    return make
+
+
+def vae(shop: Workshop) -> Codes:
+    """The paper's VAE, made correct; a code is what its encoder says."""
+    recipe = VAERecipe(steps=shop.effort.vae_steps)
+    network = shop.generator(
+        "vae", lambda folder: train_vae(uint8_images(shop.images), folder, recipe=recipe, facts=shop.facts())
+    )
+    bank = shop.bank("vae", lambda out: invert(shop.to_invert(), network, out=out, steps=0, loss=pixel_mse))
+    return Codes(network, bank)
+
+
+def vae_sharpened(shop: Workshop) -> Codes:
+    """The same VAE and codes, decoded through the paper's sharpening filter."""
+    codes = vae(shop)
+    assert isinstance(codes.generator, VAE)
+    filtered = VAE(**{**codes.generator.arguments(), "sharpen": 1.0})
+    filtered.load_state_dict(codes.generator.state_dict())
+    return Codes(filtered, codes.bank)
+
+
+def dcgan(shop: Workshop) -> Codes:
+    """The paper's GAN with its own settings, and images inverted its own way, but for its mistakes.
+
+    From an MLP that learnt from generated images, 1,000 steps of Adam on the features of a classifier, in batches of
+    16; in eval mode, without weight decay, and the best step is kept.
+    """
+    data = shop.images
+    recipe = DCGANRecipe(epochs=shop.effort.dcgan_epochs)
+    generator = shop.generator(
+        "dcgan", lambda folder: train_dcgan(uint8_images(data), folder, recipe=recipe, facts=shop.facts())
+    )
+
+    def by_features(out: Path) -> LatentBank:
+        images = uint8_images(data)
+        features = train_features(from_uint8(images), data.targets, steps=FEATURE_STEPS)
+        encoder = train_encoder(generator, shop.work / "dcgan-encoder", arch="mlp")
+        loss = FeatureLoss(features, pixel_weight=0.0)
+        some = shop.to_invert(shop.effort.paper_images)
+        return invert(some, generator, out=out, encoder=encoder, loss=loss, steps=shop.effort.paper_steps, **PAPER)
+
+    return Codes(generator, shop.bank("dcgan", by_features))
+
+
+_025 = refined(0.025, gan, "gan_0.025")
+MAKERS: dict[str, Callable[[Workshop], Codes]] = {
+    "gan": gan,
+    "gan_0.025": _025,
+    "gan_0.020": refined(0.020, _025, "gan_0.020"),
+    "vae": vae,
+    "vae_sharpened": vae_sharpened,
+    "dcgan": dcgan,
+}
+
+
+def of_rows(codes: Codes, rows: torch.Tensor) -> Codes:
+    """The codes of these training images alone."""
+    ours = torch.isin(codes.bank.source_index, rows).nonzero()[:, 0]
+    return Codes(codes.generator, codes.bank.subset(ours))

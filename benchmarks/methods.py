@@ -1,0 +1,106 @@
+"""The methods of the ``fixed`` preset by name: each is what a classifier sees, all else being equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data.mixup import Mixup
+from torch import Tensor
+from torchvision.transforms import v2
+
+from latent_mixup.comparison import (
+    Method,
+    Run,
+    decoded,
+    latent_mixup,
+    manifold_mixup,
+    mixup,
+    pixel_mix_of_decoded,
+    standard,
+)
+from latent_mixup.sampling import keyed_generator
+from latent_mixup.training.classifier import Batches, cross_entropy
+
+PairMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def methods(prob: float) -> dict[str, tuple[Method, str | None]]:
+    """Each method and the name of the codes that it decodes.
+
+    Args:
+        prob: Share of a batch that comes from the generator, for the methods that have one. The paper: all of it on
+            MNIST and CIFAR-10, half on Fashion-MNIST.
+    """
+    return {
+        "standard": (standard, None),
+        "mixup": (mixup, None),
+        "manifold_mixup": (manifold_mixup, None),
+        "gan_mixup": (latent_mixup(prob), "gan"),
+        "decoded": (decoded(prob), "gan"),
+        "pixel_mix_of_decoded": (pixel_mix_of_decoded(prob), "gan"),
+        "gan_mixup_0.025": (latent_mixup(prob), "gan_0.025"),
+        "gan_mixup_0.020": (latent_mixup(prob), "gan_0.020"),
+        "vae_mixup": (latent_mixup(prob), "vae"),
+        "vae_mixup_sharpened": (latent_mixup(prob), "vae_sharpened"),
+        "timm_cutmix": (timm_mixup(cutmix=True), None),
+        "timm_mixup": (timm_mixup(cutmix=False), None),
+        "torchvision_cutmix": (torchvision_mixup(v2.CutMix), None),
+        "torchvision_mixup": (torchvision_mixup(v2.MixUp), None),
+        "gan_mixup_dcgan": (latent_mixup(prob), "dcgan"),
+    }
+
+
+def timm_mixup(*, cutmix: bool) -> Method:
+    """Timm's own ``Mixup``, its defaults but for label smoothing: mixup or CutMix with one ``lam`` a batch."""
+
+    def method(run: Run) -> tuple[Batches, Any]:
+        alpha = run.budget.alpha
+        mixes: dict[str, float] = {"mixup_alpha": 0.0 if cutmix else alpha, "cutmix_alpha": alpha if cutmix else 0.0}
+        mixer: PairMixer = Mixup(**mixes, label_smoothing=0.0, num_classes=run.data.num_classes)  # type: ignore[no-untyped-call]
+        return _mixed(run, mixer, numpy_seeded), cross_entropy
+
+    return method
+
+
+def torchvision_mixup(kind: type[v2.MixUp] | type[v2.CutMix]) -> Method:
+    """Torchvision's own ``v2.MixUp`` or ``v2.CutMix``."""
+
+    def method(run: Run) -> tuple[Batches, Any]:
+        return _mixed(run, kind(alpha=run.budget.alpha, num_classes=run.data.num_classes), torch_seeded), cross_entropy
+
+    return method
+
+
+def _mixed(run: Run, mixer: PairMixer, seeded: Callable[[int], Any]) -> Batches:
+    """The real batches through a library's mixer, which draws from a global stream that is seeded for the call."""
+    for number, (images, labels) in enumerate(run.real()):
+        with seeded(_seed(run.seed, number)):
+            mixed = mixer(images.clone(), labels)  # timm mixes in place
+        yield mixed
+
+
+def _seed(*key: int) -> int:
+    return int(torch.randint(2**31, (), generator=keyed_generator(*key)))
+
+
+@contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """The global stream of numpy, which timm's ``Mixup`` draws from, seeded for a moment and then put back."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+@contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """The global stream of torch on the CPU, seeded for a moment and then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
