@@ -31,7 +31,6 @@ from latent_mixup.training import (
     train_vae,
 )
 
-FEATURE_STEPS = 1500  # of 128 images, for the feature network that codes of the paper's GAN are found by
 PAPER: dict[str, Any] = {
     "optimizer": "adam",
     "lr": 0.03,
@@ -46,6 +45,7 @@ class Effort:
 
     Attributes:
         compact_steps: Of training our generator.
+        feature_steps: Of training the feature networks, ours and the one that codes of the paper's GAN are found by.
         vae_steps: Of training the VAE.
         dcgan_epochs: Of training the paper's GAN.
         steps: Gradients an image to invert into our generator; None: the default of ``invert``.
@@ -56,6 +56,7 @@ class Effort:
     """
 
     compact_steps: int = 20_000
+    feature_steps: int = 1500
     vae_steps: int = 10_000
     dcgan_epochs: int = 80
     steps: int | None = None
@@ -112,7 +113,7 @@ class Workshop:
 
 def gan(shop: Workshop) -> Codes:
     """Our generator, and every image inverted into it."""
-    recipe = CompactRecipe(steps=shop.effort.compact_steps)
+    recipe = CompactRecipe(steps=shop.effort.compact_steps, feature_steps=shop.effort.feature_steps)
 
     def train(folder: Path) -> Generator:
         data = shop.images
@@ -172,7 +173,7 @@ def dcgan(shop: Workshop) -> Codes:
 
     def by_features(out: Path) -> LatentBank:
         images = uint8_images(data)
-        features = train_features(from_uint8(images), data.targets, steps=FEATURE_STEPS)
+        features = train_features(from_uint8(images), data.targets, steps=shop.effort.feature_steps)
         encoder = train_encoder(generator, shop.work / "dcgan-encoder", arch="mlp")
         loss = FeatureLoss(features, pixel_weight=0.0)
         some = shop.to_invert(shop.effort.paper_images)
@@ -196,3 +197,19 @@ def of_rows(codes: Codes, rows: torch.Tensor) -> Codes:
     """The codes of these training images alone."""
     ours = torch.isin(codes.bank.source_index, rows).nonzero()[:, 0]
     return Codes(codes.generator, codes.bank.subset(ours))
+
+
+def described(codes: Codes) -> dict[str, Any]:
+    """What figures 1 to 3 of the paper are drawn from: the errors of the codes, in units of [-1, 1] squared."""
+    mse = codes.bank.mse
+    assert mse is not None
+    return {
+        "rows": len(mse),
+        "mse_mean": float(mse.mean()),
+        "mse_percentiles": mse.double().quantile(torch.linspace(0, 1, 101, dtype=torch.float64)).tolist(),
+        "share_from_0.025": float((mse >= 0.025).double().mean()),
+        "share_from_0.020": float((mse >= 0.020).double().mean()),
+        "generator_digest": codes.generator.digest(),
+        "bank_digest": codes.bank.digest(),
+        "made": {name: codes.bank.metadata.get(name) for name in ("inversion", "refined", "versions")},
+    }

@@ -20,7 +20,7 @@ import click
 import paper_code
 import safetensors.torch
 import torch
-from codes import Effort, Workshop, of_rows
+from codes import Effort, Workshop, described, of_rows
 from methods import methods as fixed_methods
 from tqdm import tqdm
 
@@ -104,7 +104,7 @@ PRESETS = {
     "quick": Preset(
         Budget(epochs=3),
         lambda dataset: fixed_methods(GENERATED[dataset]),
-        Effort(400, 400, 1, steps=20, refine_steps=20, paper_steps=20, paper_images=500, images=6000),
+        Effort(400, 200, 400, 1, steps=20, refine_steps=20, paper_steps=20, paper_images=500, images=6000),
         scores={"deepfool_images": 200, "pgd_images": 200, "corruption_images": 200, "severities": (3,)},
     ),
 }
@@ -284,9 +284,13 @@ def benchmark(dataset: str, name: str, preset: Preset, data_root: Path, work: Pa
     @functools.cache
     def codes_named(wanted: str) -> Codes:
         with claimed(work / f"{wanted}.lock", wait=True):
+            whole = shop.codes("dcgan" if wanted == "dcgan_kept" else wanted)
+            codes = of_rows(whole, images.train_rows)
             if wanted == "dcgan_kept":  # the paper kept the codes whose error was below the median
-                return paper_code.kept(of_rows(shop.codes("dcgan"), images.train_rows), 0.5)
-            return of_rows(shop.codes(wanted), images.train_rows)
+                codes = paper_code.kept(codes, 0.5)
+            facts = {"dataset": dataset, "codes": wanted, **described(codes)}
+            hub.write_folder(out / "codes", {f"{wanted}.json": _json(facts)})
+        return codes
 
     return Benchmark(images, name, preset, codes_named, work, out)
 

@@ -1,59 +1,26 @@
-"""Draw the tables of the README from the committed JSON files, and from nothing else.
+"""Draw the tables of the README and the docs from the committed JSON files, and from nothing else.
 
-python benchmarks/tables.py                     # print them
-python benchmarks/tables.py --write README.md   # put them between their markers
-python benchmarks/tables.py --check README.md   # fail where they differ
-python benchmarks/tables.py --json              # the aggregated rows, for other programs
+python benchmarks/tables.py                                           # print them
+python benchmarks/tables.py --write README.md --write docs/findings.md  # put them between their markers
+python benchmarks/tables.py --check README.md --check docs/findings.md  # fail where they differ
+python benchmarks/tables.py --json                                    # the aggregated rows, for other programs
 """
 
 from __future__ import annotations
 
 import json
 import re
-import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from rows import DATASETS, NAMES, PRESETS, REFERENCES, SCORES, aggregated
 
-from latent_mixup.comparison import METHODS
-
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 RESULTS = Path(__file__).parent / "results"
-SCORES = ("accuracy", "blurred_accuracy", "deepfool_score")
-NAMES = {
-    "standard": "standard",
-    "mixup": "mixup",
-    "manifold_mixup": "manifold mixup",
-    "decoded": "decoded, not mixed (control)",
-    "latent_mixup": "latent mixup, all decoded",
-    "latent_mixup_half_real": "latent mixup, half real",
-}
-
-
-def aggregated(folder: Path) -> list[dict[str, Any]]:
-    """One row a (dataset, preset, method, epochs): means and standard deviations (ddof 1) over the seeds."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for run in runs:
-        key = (run["dataset"], run["preset"], run["method"], run["budget"]["epochs"], run["train_images"])
-        groups.setdefault(key, []).append(run)
-    rows = []
-    for (dataset, preset, method, epochs, train_images), found in groups.items():
-        row: dict[str, Any] = {
-            "dataset": dataset,
-            "preset": preset,
-            "method": method,
-            "n_seeds": len(found),
-            "epochs": epochs,
-            "train_images": train_images,
-        }
-        for score in SCORES:
-            values = [run[score] for run in found]
-            row[score] = statistics.fmean(values)
-            row[f"{score}_std"] = statistics.stdev(values) if len(values) > 1 else None
-        rows.append(row)
-    return sorted(rows, key=lambda row: list(METHODS).index(row["method"]))
+DIGITS = {"accuracy": 4, "deepfool_score": 3, "blurred_accuracy": 3}
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -62,25 +29,50 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
 
 
-def comparison_table() -> str:
-    """All of Fashion-MNIST: mean and standard deviation over the seeds."""
-    rows = aggregated(RESULTS / "fashion-mnist")
+def scores_table(dataset: str, preset: str) -> str:
+    """Mean and standard deviation over the seeds beside what the paper prints."""
+    body = []
+    for row in aggregated(RESULTS / dataset):
+        if row["preset"] == preset:
+            cells = [NAMES[row["method"]]]
+            for score in SCORES:
+                paper = row["paper"]
+                cells.append(_value(row[score], row[f"{score}_std"], DIGITS[score]))
+                cells.append(_value(paper[score], paper[f"{score}_std"], DIGITS[score]) if paper else "")
+            body.append([*cells, str(row["n_seeds"])])
+    titles = [title for score in ("accuracy", "DeepFool score", "blurred accuracy") for title in (score, "paper")]
+    return markdown(["trained on", *titles, "seeds"], body)
 
-    def cell(row: dict[str, Any], score: str, digits: int) -> str:
-        spread = row[f"{score}_std"]
-        return f"{row[score]:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
-    body = [
-        [
-            NAMES[row["method"]],
-            cell(row, "accuracy", 4),
-            cell(row, "blurred_accuracy", 3),
-            cell(row, "deepfool_score", 3),
-            str(row["n_seeds"]),
-        ]
-        for row in rows
+def differences_table(dataset: str, preset: str) -> str:
+    """What each method gains on standard training and on manifold mixup, with intervals."""
+    body = []
+    for row in aggregated(RESULTS / dataset):
+        if row["preset"] == preset and row["method"] != "standard":
+            cells = [NAMES[row["method"]]]
+            for reference in REFERENCES:
+                for score in SCORES:
+                    found = row.get(f"{score}_minus_{reference}")
+                    cells.append(_difference(found, DIGITS[score]) if found else "")
+            body.append(cells)
+    titles = [
+        f"{score}, from {NAMES[reference]}"
+        for reference in REFERENCES
+        for score in ("accuracy", "DeepFool", "blurred accuracy")
     ]
-    return markdown(["trained on", "accuracy", "blurred accuracy", "DeepFool score", "seeds"], body)
+    return markdown(["trained on", *titles], body)
+
+
+def _value(mean: float, deviation: float | None, digits: int) -> str:
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+
+
+def _difference(found: dict[str, Any], digits: int) -> str:
+    text = f"{found['mean']:+.{digits}f}"
+    if found["interval"] is None:
+        return text
+    low, high = found["interval"]
+    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def demo_table() -> str:
@@ -201,7 +193,12 @@ def inversion_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "comparison": comparison_table,
+    **{
+        f"{kind}-{dataset}-{preset}": partial(draw, dataset, preset)
+        for dataset in DATASETS
+        for preset in PRESETS
+        for kind, draw in (("scores", scores_table), ("differences", differences_table))
+    },
     "demo": demo_table,
     "reconstruction": reconstruction_table,
     "step-time": step_time_table,
@@ -213,28 +210,31 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def with_tables(text: str) -> str:
     """``text`` with every table between its markers drawn anew."""
-    for name, draw in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda match, d=draw: match[1] + d() + match[2], text, flags=re.DOTALL)  # type: ignore[misc]
+    for name in re.findall(r"<!-- table: (\S+) -->", text):
+        if name not in TABLES:
+            raise click.ClickException(f"there is no table {name!r}: expected one of {', '.join(TABLES)}")
+        pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(\n<!-- end -->)"
+        drawn = TABLES[name]()
+        text, count = re.subn(pattern, lambda match, drawn=drawn: match[1] + drawn + match[2], text, flags=re.DOTALL)  # type: ignore[misc]
         if count != 1:
             raise click.ClickException(f"the file needs the markers of table {name!r} once: found {count}")
     return text
 
 
 @click.command()
-@click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Put the tables there.")
-@click.option("--check", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Fail where they differ.")
+@click.option("--write", type=FILE, multiple=True, help="Put its tables into this file; may be repeated.")
+@click.option("--check", type=FILE, multiple=True, help="Fail where this file differs; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the aggregated rows.")
-def main(write: Path | None, check: Path | None, as_json: bool) -> None:
-    """Print the tables, or put them into a file, or compare them with it."""
+def main(write: tuple[Path, ...], check: tuple[Path, ...], as_json: bool) -> None:
+    """Print the tables, or put them into files, or compare them with files."""
     if as_json:
-        click.echo(json.dumps(aggregated(RESULTS / "fashion-mnist"), indent=2))
-    elif write:
-        write.write_text(with_tables(write.read_text()))
-    elif check:
-        if check.read_text() != with_tables(check.read_text()):
-            raise click.ClickException(f"{check} is not what the results say: run tables.py --write {check}")
-    else:
+        click.echo(json.dumps([row for dataset in DATASETS for row in aggregated(RESULTS / dataset)], indent=2))
+    for path in write:
+        path.write_text(with_tables(path.read_text()))
+    for path in check:
+        if path.read_text() != with_tables(path.read_text()):
+            raise click.ClickException(f"{path} is not what the results say: run tables.py --write {path}")
+    if not (as_json or write or check):
         for name, draw in TABLES.items():
             click.echo(f"{name}\n\n{draw()}\n")
 

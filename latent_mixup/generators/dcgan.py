@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import center_crop
 
 from latent_mixup.generators.base import Generator
 
@@ -74,8 +73,8 @@ class DCGAN(Generator):
         """Codes ``[B, z_dim]`` to images ``[B, C, R, R]`` in [-1, 1]."""
         self.check_latents(latents)
         pixels: Tensor = self.network(latents.float()[:, :, None, None])
-        images: Tensor = center_crop(pixels, [self.img_resolution, self.img_resolution])
-        return images
+        first = (CANVAS - self.img_resolution) // 2
+        return pixels[..., first : first + self.img_resolution, first : first + self.img_resolution]
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """``[n, z_dim]`` from a standard normal distribution, on the CPU."""

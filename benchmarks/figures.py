@@ -1,0 +1,120 @@
+"""Draw the figures of the docs from the committed JSON files, and from nothing else; needs the extra ``plot``.
+
+    python benchmarks/figures.py --out docs/figures
+
+Beside them, figures 4 to 6 of the paper (original, inverted, encoded) show images, which the files do not hold:
+``latent-mixup report`` draws those from a bank and its data set.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rows import DATASETS, NAMES, PRESETS, SCORES, aggregated, codes, records
+
+from latent_mixup import hub
+from latent_mixup.cli.shared import FOLDER
+
+RESULTS = Path(__file__).parent / "results"
+TITLES = {"accuracy": "accuracy", "deepfool_score": "DeepFool score", "blurred_accuracy": "blurred accuracy"}
+SWEPT = ("standard", "mixup", "manifold_mixup", "decoded", "gan_mixup", "vae_mixup", "timm_cutmix")
+
+
+def scores_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Each method's three scores, mean and standard deviation over the seeds; hollow: what the paper prints."""
+    figure = Figure(figsize=(11, 0.8 + 0.34 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(SCORES), sharey=True)
+    places = list(range(len(rows)))[::-1]
+    for axes, score in zip(panels, SCORES, strict=True):
+        for place, row in zip(places, rows, strict=True):
+            axes.errorbar(row[score], place, xerr=row[f"{score}_std"], fmt="o", color="C0", capsize=3)
+            if row["paper"]:
+                axes.plot(row["paper"][score], place, "o", color="C1", fillstyle="none")
+        axes.set_title(TITLES[score])
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(places, [NAMES[row["method"]] for row in rows])
+    return figure
+
+
+def curves_figure(trials: list[dict[str, Any]]) -> Figure:
+    """Accuracy under ever stronger blur, and under corruptions of each severity; means over the seeds."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    blur, corrupted = figure.subplots(1, 2)
+    for method in SWEPT:
+        found = [trial for trial in trials if trial["method"] == method]
+        if not found:
+            continue
+        sweeps = [trial["blur_sweep"]["accuracy"] for trial in found]
+        blur.plot(found[0]["blur_sweep"]["sigmas"], _mean_curve(sweeps), "o-", label=NAMES[method])
+        by_severity = [_mean_curve(list(trial["corruptions"]["accuracy"].values())) for trial in found]
+        corrupted.plot(found[0]["corruptions"]["severities"], _mean_curve(by_severity), "o-", label=NAMES[method])
+    _named(blur, "Gaussian blur, kernel 5: sigma", "accuracy")
+    _named(corrupted, "C-style corruptions: severity", "accuracy")
+    corrupted.legend(fontsize="small")
+    return figure
+
+
+def codes_figure(found: dict[str, dict[str, Any]]) -> Figure:
+    """The paper's figures 1 to 3 in one: what share of the codes has at most this error."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, facts in found.items():
+        axes.plot(facts["mse_percentiles"], range(101), label=f"{name}: mean {facts['mse_mean']:.4f}")
+    for threshold in (0.020, 0.025):
+        axes.axvline(threshold, color="grey", linestyle=":")
+    axes.set_xscale("log")
+    _named(axes, "MSE of a reconstruction in [-1, 1]", "% of the codes have at most this MSE")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _mean_curve(curves: list[list[float]]) -> list[float]:
+    return [statistics.fmean(values) for values in zip(*curves, strict=True)]
+
+
+def _named(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+
+
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG, the same for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def figures(results: Path) -> dict[str, Figure]:
+    """Every figure that the files under ``results`` give, by its file name."""
+    drawn = {}
+    for dataset in DATASETS:
+        for preset in PRESETS:
+            rows = [row for row in aggregated(results / dataset) if row["preset"] == preset]
+            trials = [trial for trial in records(results / dataset) if trial["preset"] == preset]
+            if rows:
+                drawn[f"{dataset}-{preset}-scores.png"] = scores_figure(rows)
+            if any(trial["method"] in SWEPT and "corruptions" in trial for trial in trials):
+                drawn[f"{dataset}-{preset}-curves.png"] = curves_figure(trials)
+        if known := codes(results / dataset):
+            drawn[f"{dataset}-codes.png"] = codes_figure(known)
+    return drawn
+
+
+@click.command()
+@click.option("--out", type=FOLDER, required=True, help="Folder for the PNGs.")
+def main(out: Path) -> None:
+    """Draw every figure that the results give."""
+    drawn = figures(RESULTS)
+    hub.write_folder(out, {name: png(figure) for name, figure in drawn.items()})
+    click.echo(f"{out}: {', '.join(drawn)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What the trials' JSON files say together: means, deviations, differences with intervals, and the paper's rows."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PAPER = Path(__file__).parent / "paper.json"
+DATASETS = ("mnist", "fashion-mnist", "cifar10")
+PRESETS = ("fixed", "paper_code")
+SCORES = ("accuracy", "deepfool_score", "blurred_accuracy")
+REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
+RESAMPLES = 10_000
+NAMES = {
+    "standard": "standard",
+    "standard_90_epochs": "standard, 90 epochs, images in [0, 1]",
+    "mixup": "mixup",
+    "manifold_mixup": "manifold mixup",
+    "timm_mixup": "timm `Mixup`",
+    "timm_cutmix": "timm `Mixup(cutmix_alpha=1)`",
+    "torchvision_mixup": "torchvision `MixUp`",
+    "torchvision_cutmix": "torchvision `CutMix`",
+    "decoded": "decoded, not mixed (control)",
+    "pixel_mix_of_decoded": "decoded, pixels mixed (control)",
+    "gan_mixup": "GAN-MIXUP, our generator",
+    "gan_mixup_0.025": "the same, codes refined at 0.025",
+    "gan_mixup_0.020": "the same, codes refined at 0.020",
+    "gan_mixup_dcgan": "GAN-MIXUP, the paper's GAN",
+    "vae_mixup": "VAE-MIXUP",
+    "vae_mixup_sharpened": "VAE-MIXUP, sharpened",
+    "latent_mixup": "latent mixup, all decoded",
+    "latent_mixup_half_real": "latent mixup, half real",
+}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Every trial's JSON file in the presets' folders of a data set."""
+    paths = [path for preset in PRESETS for path in sorted((folder / preset).glob("*.json"))]
+    return [json.loads(path.read_text()) for path in paths if not path.name.startswith("grid-")]
+
+
+def codes(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is known of each kind of codes of a data set."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "codes").glob("*.json"))}
+
+
+def aggregated(folder: Path) -> list[dict[str, Any]]:
+    """One row a (preset, method, epochs) of a data set.
+
+    Means and standard deviations (ddof 1) over the seeds, the difference of each score from ``standard`` and from
+    ``manifold_mixup`` with its interval, and the row that the paper prints.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in records(folder):
+        key = (run["dataset"], run["preset"], run["method"], run["budget"]["epochs"], run["train_images"])
+        groups.setdefault(key, []).append(run)
+    rows = []
+    for key, found in groups.items():
+        dataset, preset, method, epochs, train_images = key
+        row: dict[str, Any] = {
+            "dataset": dataset,
+            "preset": preset,
+            "method": method,
+            "n_seeds": len(found),
+            "epochs": epochs,
+            "train_images": train_images,
+            "ddof": 1,
+        }
+        for score in SCORES:
+            values = [run[score] for run in found]
+            row[score] = statistics.fmean(values)
+            row[f"{score}_std"] = statistics.stdev(values) if len(values) > 1 else None
+            for reference in REFERENCES:
+                others = groups.get((dataset, preset, reference, epochs, train_images), [])
+                if method != reference and others:
+                    row[f"{score}_minus_{reference}"] = difference(values, [run[score] for run in others])
+        row["paper"] = printed(dataset, method)
+        rows.append(row)
+    order = list(NAMES)
+    return sorted(rows, key=lambda row: (row["preset"], row["epochs"], order.index(row["method"])))
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Mean of ``values`` minus mean of ``others``, with a 95 % bootstrap interval over the seeds.
+
+    Both lists of seeds are drawn again with replacement, each by itself; the interval is between percentiles. Of three
+    seeds it is narrower than it ought to be: take it as the least that is uncertain. None where a list has one value.
+    """
+    found: dict[str, Any] = {"mean": statistics.fmean(values) - statistics.fmean(others), "interval": None}
+    if min(len(values), len(others)) > 1:
+        draw = torch.Generator().manual_seed(0)
+        means = []
+        for kind in (values, others):
+            numbers = torch.tensor(kind, dtype=torch.float64)
+            rows = torch.randint(len(numbers), (RESAMPLES, len(numbers)), generator=draw)
+            means.append(numbers[rows].mean(1))
+        limits = (means[0] - means[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+        found["interval"] = limits.tolist()
+    return found
+
+
+def printed(dataset: str, method: str) -> dict[str, float] | None:
+    """The paper's row, where it has one: each score and, as ``_std``, the number in brackets (ddof 0)."""
+    name = {"standard_90_epochs": "standard", "gan_mixup_dcgan": "gan_mixup"}.get(method, method)
+    row = json.loads(PAPER.read_text())[dataset].get(name)
+    if row is None:
+        return None
+    return {f"{score}{part}": row[score][place] for score in SCORES for place, part in enumerate(("", "_std"))}

@@ -1,0 +1,435 @@
+"""The benchmarks of the paper's tables: the split, each method's batches, the paper's mistakes, and one trial whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import codes as codes_module
+import experiment
+import methods as methods_module
+import numpy as np
+import paper_code
+import pytest
+import rows as rows_module
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from torch.utils.data import random_split
+
+from latent_mixup import LatentBank
+from latent_mixup.bundled import BundledImages
+from latent_mixup.classifiers import PaperCNN
+from latent_mixup.comparison import Budget, Codes, Data, Run, paper_points
+from latent_mixup.generators import DCGAN, CompactGenerator
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+BUDGET = Budget(epochs=1, batch_size=16, deepfool_images=2)
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    """320 images in torchvision's form."""
+    images = BundledImages("fashion-mnist")
+    order = torch.randperm(len(images.data), generator=torch.Generator().manual_seed(0))[:320]
+    return SimpleNamespace(data=images.data[order, 0], targets=images.targets[order])
+
+
+@pytest.fixture
+def images(fashion, monkeypatch):
+    """The first 240 to train on, 80 to choose on; the test images are the training images."""
+    monkeypatch.setattr(experiment, "VALIDATION", 80)
+    monkeypatch.setattr(experiment, "torchvision_dataset", lambda name, root, *, train: fashion)
+    return experiment.read_images("fashion-mnist", Path("nowhere"))
+
+
+@pytest.fixture(scope="module")
+def some_codes(fashion):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,))
+    latents = generator.sample_latents(320, torch.Generator().manual_seed(1))
+    mse = torch.linspace(0, 0.05, 320)
+    return Codes(generator, LatentBank(latents, fashion.targets, source_index=torch.arange(320), mse=mse))
+
+
+def view(images: Data, codes: Codes | None, seed: int = 0) -> Run:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = PaperCNN()
+    return Run(images, codes, BUDGET, seed, model, paper_points(model))
+
+
+# ---- the split -------------------------------------------------------------------------------------
+
+
+def test_the_split_is_the_papers(fashion, images):
+    train, held_out = random_split(range(320), [240, 80], generator=torch.Generator().manual_seed(42))
+    assert images.train_rows.tolist() == list(train)
+    assert images.train.train_labels.equal(fashion.targets[images.train_rows])
+    assert images.validation.test_labels.equal(fashion.targets[torch.tensor(list(held_out))])
+    assert images.train.train_images.equal(fashion.data[images.train_rows][:, None].float() / 127.5 - 1)
+    assert len(images.train.test_images) == 320
+
+
+def test_a_limit_takes_the_first_images_of_the_data_set(images):
+    fewer = experiment.read_images("fashion-mnist", Path("nowhere"), limit=100)
+    assert sorted(fewer.train_rows.tolist()) == sorted(row for row in images.train_rows.tolist() if row < 100)
+
+
+def test_codes_of_the_training_images_alone(images, some_codes):
+    ours = codes_module.of_rows(some_codes, images.train_rows)
+    assert sorted(ours.bank.source_index.tolist()) == sorted(images.train_rows.tolist())
+
+
+# ---- methods ---------------------------------------------------------------------------------------
+
+ALL_METHODS = methods_module.methods(0.5)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_every_method_gives_whole_batches_the_same_for_the_same_seed(images, some_codes, method):
+    how, codes = ALL_METHODS[method]
+    used = some_codes if codes else None
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    one, two, other = (list(how(view(images.train, used, seed))[0]) for seed in (5, 5, 6))
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    assert torch.get_rng_state().equal(torch_state)
+    assert len(one) == 240 // 16
+    for (batch, targets), (same, same_targets) in zip(one, two, strict=True):
+        assert batch.equal(same)
+        assert targets.equal(same_targets)
+        assert batch.shape == (16, 1, 28, 28)
+        assert batch.abs().max() <= 1 + 1e-6
+        if targets.is_floating_point():
+            torch.testing.assert_close(targets.sum(1), torch.ones(16))
+    assert not all(batch.equal(another) for (batch, _), (another, _) in zip(one, other, strict=True))
+
+
+def test_timm_and_torchvision_mix_as_they_say(images):
+    """An image of a mix is a mix of two images of the batch, or made of parts of both; its target says how much."""
+    for name in ("timm_mixup", "torchvision_mixup", "timm_cutmix", "torchvision_cutmix"):
+        run = view(images.train, None)
+        mixed = ALL_METHODS[name][0](run)[0]
+        for (batch, targets), (real, labels) in zip(mixed, run.real(), strict=True):
+            partner = real.flip(0) if name.startswith("timm") else real.roll(1, 0)
+            partners = labels.flip(0) if name.startswith("timm") else labels.roll(1, 0)
+            own, other = F.one_hot(labels, 10).float(), F.one_hot(partners, 10).float()
+            different = (labels != partners).nonzero()[0, 0]
+            lam = float(targets[different, labels[different]])
+            torch.testing.assert_close(targets, lam * own + (1 - lam) * other, atol=1e-5, rtol=0)
+            if name.endswith("mixup"):
+                torch.testing.assert_close(batch, lam * real + (1 - lam) * partner, atol=1e-5, rtol=0)
+            else:
+                from_partner = batch != real
+                assert batch[from_partner].equal(partner[from_partner])
+                box = (batch == partner) & ~((batch == real) & (batch == partner))
+                assert float(box.float().mean()) <= 1 - lam + 1e-6
+
+
+# ---- the paper's mistakes --------------------------------------------------------------------------
+
+
+def test_the_mixed_branch_ends_in_two_softmaxes(images):
+    run = view(images.train, None)
+    loss = paper_code.mixed_twice_softmaxed(run, [None])
+    batch, labels = next(iter(run.real()))
+    run.model.eval()
+    found = loss(run.model, batch, labels)
+    draw = paper_code.keyed_generator(run.seed, 0)
+    partner = torch.randperm(16, generator=draw)
+    lam = paper_code.draw_lam(16, 1.0, draw, "batch")[0]
+    mixed = lam * batch + (1 - lam) * batch[partner]
+    targets = lam * F.one_hot(labels, 10) + (1 - lam) * F.one_hot(labels[partner], 10)
+    twice = run.model(mixed).softmax(1).softmax(1)
+    torch.testing.assert_close(found, -(targets * twice.log()).sum(1).mean())
+
+
+def test_hooks_are_gone_after_each_batch(images):
+    run = view(images.train, None)
+    loss = paper_code.mixed_twice_softmaxed(run, run.points)
+    for batch, labels in run.real():
+        loss(run.model, batch, labels).backward()
+    assert not any(module._forward_hooks for module in run.model.modules())
+
+
+@pytest.mark.parametrize("coin", [True, False])
+def test_a_coin_decides_for_the_whole_batch(images, some_codes, coin):
+    run = view(images.train, some_codes)
+    kinds = []
+    for (batch, targets), (real, labels) in zip(paper_code.gan_mixup(coin)(run)[0], run.real(), strict=True):
+        same = (batch == real).flatten(1).all(1)
+        assert same.all() or not same.any()
+        kinds.append(bool(same.all()))
+        if kinds[-1]:
+            assert targets.argmax(1).equal(labels)
+        else:
+            assert len({round(float(row.max()), 5) for row in targets if (row > 0).sum() == 2}) == 1  # one lam
+    assert any(kinds) == coin
+    assert not all(kinds)
+
+
+def test_in_the_unit_range_decoded_images_are_too(images, some_codes):
+    data = paper_code.in_unit_range(images.train)
+    torch.testing.assert_close(2 * data.train_images - 1, images.train.train_images)
+    for batch, _ in paper_code.gan_mixup(False)(view(data, some_codes))[0]:
+        assert 0 <= batch.min() < batch.max() <= 1
+
+
+def test_batch_statistics_come_and_go():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = DCGAN(z_dim=6, channels=(8, 6, 4, 4))
+    codes = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    before, state = generator.decode(codes), {name: value.clone() for name, value in generator.state_dict().items()}
+    with paper_code.batch_statistics(generator):
+        in_batch = generator.decode(codes)
+        assert not torch.allclose(in_batch[:3], generator.decode(codes[:3]), atol=1e-3)
+    assert generator.decode(codes).equal(before)
+    assert all(value.equal(state[name]) for name, value in generator.state_dict().items() if "num_batches" not in name)
+
+
+def test_the_best_half_is_kept(some_codes):
+    assert paper_code.kept(some_codes, 0.5).bank.source_index.tolist() == list(range(160))
+
+
+# ---- one trial -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(images, some_codes, tmp_path):
+    preset = experiment.Preset(
+        BUDGET,
+        lambda dataset: methods_module.methods(0.5),
+        scores={"deepfool_images": 2, "pgd_images": 2, "pgd_steps": 2, "corruption_images": 2, "severities": (3,)},
+    )
+    return experiment.Benchmark(images, "fixed", preset, lambda name: some_codes, tmp_path / "work", tmp_path / "out")
+
+
+def test_a_trial_is_trained_once_and_scored_once(bench, monkeypatch):
+    trial = bench.trial("gan_mixup", 3)
+    bench.run(trial)
+    path = bench.out / "fixed" / "gan_mixup-3.json"
+    record = json.loads(path.read_text())
+    assert (record["dataset"], record["preset"], record["method"], record["seed"]) == (
+        "fashion-mnist",
+        "fixed",
+        "gan_mixup",
+        3,
+    )
+    assert record["train_images"] == 240
+    assert record["steps"] == 15
+    assert record["budget"]["batch_size"] == 16
+    assert record["bank_rows"] == 320
+    assert 0 <= record["accuracy"] <= 1
+    assert set(record["pgd"]) >= {"linf", "l2"}
+    monkeypatch.setattr(experiment, "train_paper_cnn", None)
+    monkeypatch.setattr(experiment, "evaluate", None)
+    bench.run(trial)  # nothing is left to do
+    monkeypatch.undo()
+    path.unlink()
+    monkeypatch.setattr(experiment, "train_paper_cnn", None)
+    bench.run(trial)  # the classifier is there: only its scores are found again
+    again = json.loads(path.read_text())
+    for name in ("accuracy", "deepfool_score", "blurred_accuracy", "corruptions", "training_seconds"):
+        assert again[name] == record[name]
+
+
+def test_what_another_process_is_doing_is_left_to_it(bench):
+    lock = bench.work / "models" / "fixed" / "standard-0.lock"
+    holder = (
+        f"import sys, time; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import fcntl, pathlib\n"
+        f"path = pathlib.Path({str(lock)!r}); path.parent.mkdir(parents=True)\n"
+        "file = path.open('w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        bench.run(bench.trial("standard", 0))
+        assert not (bench.out / "fixed").exists()
+        process.kill()
+    bench.run(bench.trial("standard", 0))  # who was killed has let go of it
+    assert (bench.out / "fixed" / "standard-0.json").is_file()
+
+
+def test_the_grid_chooses_by_validation(bench, monkeypatch):
+    scores = {0.2: 0.1, 0.5: 0.4, 1.0: 0.3, 2.0: 0.4}
+    tried = []
+
+    def trained(trial, images, codes_named, folder):
+        tried.append(trial.budget.alpha)
+        return trial.budget.alpha, {}
+
+    monkeypatch.setattr(experiment, "trained", trained)
+    monkeypatch.setattr(experiment, "accuracy", lambda model, loader: scores[model])
+    assert bench.best_alpha(bench.trial("mixup", 0)) == 0.5
+    assert bench.best_alpha(bench.trial("mixup", 0)) == 0.5
+    assert tried == [0.2, 0.5, 1.0, 2.0]
+    assert json.loads((bench.out / "fixed" / "grid-mixup.json").read_text())["validation_accuracy"]["1.0"] == 0.3
+
+
+def test_the_90_epoch_row_is_in_the_unit_range():
+    mnist = SimpleNamespace(name="mnist")
+    bench = experiment.Benchmark(mnist, "paper_code", experiment.PRESETS["paper_code"], None, Path(), Path())
+    row, other = bench.trial("standard_90_epochs", 0), bench.trial("standard", 0)
+    assert (row.budget.epochs, row.bounds) == (90, (0.0, 1.0))
+    assert (other.budget.epochs, other.budget.batch_size, other.bounds) == (50, 16, (-1.0, 1.0))
+
+
+def test_the_command_line_says_what_there_is():
+    shown = CliRunner().invoke(experiment.command("mnist"), ["--help"]).output
+    for word in ("--data-root", "--preset", "--grid", "gan_mixup_0.025", "runs/mnist"):
+        assert word in shown
+
+
+# ---- codes -----------------------------------------------------------------------------------------
+
+
+def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypatch):
+    small = SimpleNamespace(data=fashion.data[:48], targets=fashion.targets[:48], __len__=lambda: 48)
+
+    class Small:
+        data, targets = small.data, small.targets
+
+        def __len__(self):
+            return 48
+
+        def __getitem__(self, index):
+            return self.data[index].numpy(), int(self.targets[index])
+
+    monkeypatch.setattr(codes_module, "torchvision_dataset", lambda name, root, *, train: Small())
+    monkeypatch.setattr(codes_module, "DCGANRecipe", lambda epochs: codes_module_recipe(epochs=epochs, batch_size=16))
+    monkeypatch.setattr(
+        codes_module, "train_encoder", lambda generator, out, arch: lambda images: torch.zeros(len(images), 1024)
+    )
+    effort = codes_module.Effort(2, 2, 2, 1, steps=2, refine_steps=2, paper_steps=2, paper_images=20)
+    shop = codes_module.Workshop("fashion-mnist", tmp_path, tmp_path / "work", effort)
+    made = {name: shop.codes(name) for name in codes_module.MAKERS}
+    assert {name: len(codes.bank) for name, codes in made.items()} == {
+        **dict.fromkeys(codes_module.MAKERS, 48),
+        "dcgan": 20,
+    }
+    assert made["vae"].generator.digest() == made["vae_sharpened"].generator.digest()
+    assert made["vae_sharpened"].generator.sharpen == 1.0
+    for better, worse in (("gan_0.025", "gan"), ("gan_0.020", "gan_0.025")):
+        assert (made[better].bank.mse <= made[worse].bank.mse).all()
+    facts = codes_module.described(made["gan"])
+    assert facts["rows"] == 48
+    assert facts["mse_percentiles"] == sorted(facts["mse_percentiles"])
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    for trainer in ("train_compact", "train_vae", "train_dcgan", "invert", "refine"):
+        monkeypatch.setattr(codes_module, trainer, None)
+    again = {name: shop.codes(name) for name in codes_module.MAKERS}
+    assert {name: codes.bank.digest() for name, codes in again.items()} == {
+        name: codes.bank.digest() for name, codes in made.items()
+    }
+
+
+codes_module_recipe = codes_module.DCGANRecipe
+
+
+# ---- rows, tables, figures -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Three seeds of two methods, one of a third."""
+    folder = tmp_path / "mnist" / "fixed"
+    folder.mkdir(parents=True)
+    for method, accuracies in {
+        "standard": (0.9, 0.92, 0.94),
+        "manifold_mixup": (0.8, 0.8, 0.8),
+        "decoded": (0.95,),
+    }.items():
+        for seed, accuracy in enumerate(accuracies):
+            record = {
+                "dataset": "mnist",
+                "preset": "fixed",
+                "method": method,
+                "seed": seed,
+                "train_images": 50_000,
+                "accuracy": accuracy,
+                "deepfool_score": 1.0 + seed,
+                "blurred_accuracy": 0.5,
+                "budget": {"epochs": 20},
+                "blur_sweep": {"sigmas": [1.0, 5.0], "accuracy": [0.6, 0.5]},
+                "corruptions": {"severities": [1, 5], "accuracy": {"fog": [0.4, 0.2], "noise": [0.6, 0.4]}},
+            }
+            (folder / f"{method}-{seed}.json").write_text(json.dumps(record))
+    (folder / "grid-mixup.json").write_text("{}")
+    return tmp_path
+
+
+def test_rows_are_means_over_seeds(results):
+    rows = {row["method"]: row for row in rows_module.aggregated(results / "mnist")}
+    standard = rows["standard"]
+    assert list(rows) == ["standard", "manifold_mixup", "decoded"]
+    assert (standard["n_seeds"], standard["epochs"], standard["train_images"], standard["ddof"]) == (3, 20, 50_000, 1)
+    assert standard["accuracy"] == pytest.approx(0.92)
+    assert standard["accuracy_std"] == pytest.approx(0.02)
+    assert rows["decoded"]["accuracy_std"] is None
+    assert standard["paper"]["deepfool_score"] == 1.4080
+    assert standard["paper"]["accuracy_std"] == 0.0015
+    assert rows["decoded"]["paper"] is None
+    difference = rows["manifold_mixup"]["accuracy_minus_standard"]
+    assert difference["mean"] == pytest.approx(-0.12)
+    low, high = difference["interval"]
+    assert (low, high) == (pytest.approx(-0.14), pytest.approx(-0.10))
+    assert rows["decoded"]["accuracy_minus_manifold_mixup"] == {"mean": pytest.approx(0.15), "interval": None}
+    assert "accuracy_minus_standard" not in standard
+
+
+def test_the_interval_is_the_bootstraps():
+    """Against all 27 x 27 ways to draw the seeds again."""
+    values, others = [0.1, 0.5, 0.7], [0.2, 0.25, 0.4]
+    means = [torch.cartesian_prod(*[torch.tensor(kind, dtype=torch.float64)] * 3).mean(1) for kind in (values, others)]
+    every = (means[0][:, None] - means[1][None]).flatten()
+    found = rows_module.difference(values, others)["interval"]
+    expected = every.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    assert found == pytest.approx(expected.tolist(), abs=0.02)
+
+
+def test_json_and_tables_are_drawn_from_the_files(results, monkeypatch):
+    import tables
+
+    monkeypatch.setattr(tables, "RESULTS", results)
+    printed = json.loads(CliRunner().invoke(tables.main, ["--json"]).output)
+    assert [row["method"] for row in printed] == ["standard", "manifold_mixup", "decoded"]
+    table = tables.scores_table("mnist", "fixed").splitlines()
+    assert table[2] == (
+        "| standard | 0.9200 ± 0.0200 | 0.9921 ± 0.0015 | 2.000 ± 1.000 | 1.408 ± 0.030 "
+        "| 0.500 ± 0.000 | 0.934 ± 0.011 | 3 |"
+    )
+    assert table[4] == "| decoded, not mixed (control) | 0.9500 |  | 1.000 |  | 0.500 |  | 1 |"
+    differences = tables.differences_table("mnist", "fixed").splitlines()
+    assert differences[2].startswith("| manifold mixup | -0.1200 [-0.1400, -0.1000] |")
+    text = "a\n<!-- table: scores-mnist-fixed -->\nold\n<!-- end -->\nb"
+    assert (
+        tables.with_tables(text) == "a\n<!-- table: scores-mnist-fixed -->\n" + "\n".join(table) + "\n<!-- end -->\nb"
+    )
+    with pytest.raises(Exception, match="there is no table 'scores-mnist-quick'"):
+        tables.with_tables("<!-- table: scores-mnist-quick -->\n<!-- end -->")
+
+
+def test_figures_are_drawn_from_the_files(results):
+    figures = pytest.importorskip("figures")
+    (results / "mnist" / "codes").mkdir()
+    facts = {"mse_percentiles": [0.001 * place for place in range(101)], "mse_mean": 0.05}
+    (results / "mnist" / "codes" / "gan.json").write_text(json.dumps(facts))
+    drawn = figures.figures(results)
+    assert list(drawn) == ["mnist-fixed-scores.png", "mnist-fixed-curves.png", "mnist-codes.png"]
+    shown = drawn["mnist-fixed-scores.png"].axes[0]
+    assert next(label.get_text() for label in shown.get_yticklabels()) == "standard"
+    curve = drawn["mnist-fixed-curves.png"].axes[1].get_lines()[0]
+    assert curve.get_ydata() == pytest.approx([0.5, 0.3])
+    assert figures.png(drawn["mnist-codes.png"]).startswith(b"\x89PNG")
+
+
+def test_every_method_has_a_name_and_a_place():
+    for preset in experiment.PRESETS.values():
+        for dataset in ("mnist", "fashion-mnist"):
+            assert set(preset.methods(dataset)) <= set(rows_module.NAMES)
