@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from latent_mixup.bank_files import (
     Parts,
     Shards,
     digest_of,
+    needed_shards,
     write_bank,
 )
 from latent_mixup.generators.base import Generator
@@ -44,7 +45,7 @@ __all__ = ["BankFormatError", "LatentBank", "fingerprint"]
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 
 
-class LatentBank:
+class LatentBank(hub.Published):
     """The latent codes of a data set: one row a sample, on the CPU.
 
     A bank from a folder reads its codes by mmap when they are asked for, and pickles as the folder's name.
@@ -58,8 +59,8 @@ class LatentBank:
         lpips: Perceptual error of each row, ``[N]``, from 0.
         status: ``[N]``, 0 ok, 1 failed, 2 skipped.
         metadata: What JSON can say. Known keys: ``num_classes``; ``latent_space``; ``generator``, a dict with
-            ``name``, ``digest`` and ``commit``; ``dataset``, as :func:`fingerprint` gives it; ``inversion``;
-            ``versions``.
+            ``name``, ``digest`` and, of one from the Hub, ``repo`` and ``commit``; ``dataset``, as :func:`fingerprint`
+            gives it; ``inversion``; ``versions``; of a bank from the Hub ``hub``, its own ``repo`` and ``commit``.
 
     Raises:
         ValueError: There is no row, or a column does not fit.
@@ -70,7 +71,7 @@ class LatentBank:
         torch.Size([2, 512])
     """
 
-    metadata: dict[str, Any]
+    hub_kind: ClassVar[hub.Kind] = "bank"
 
     def __init__(
         self,
@@ -420,7 +421,8 @@ class LatentBank:
     ) -> LatentBank:
         """Open a bank: a folder, a bundled name, or a Hub data set ``org/repo[@revision]``.
 
-        Files are opened, their sizes and headers compared with the index; codes are read when asked for.
+        Files are opened, their sizes and headers compared with the index; codes are read when asked for. What is
+        downloaded is compared with the index by its SHA-256 as well.
 
         Args:
             name: See :func:`latent_mixup.hub.locate`, as for the other arguments.
@@ -431,20 +433,23 @@ class LatentBank:
             local_files_only: Use what is in the cache, and no network.
 
         Raises:
-            BankFormatError: The folder holds no bank that this version reads.
+            BankFormatError: What is there is no bank that this version reads.
             FileNotFoundError: There is nothing of this name.
             hub.HubError: The Hub did not give it.
         """
         folder = hub.locate(
             name,
             "bank",
+            needed_shards,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
         )
         shards = Shards(folder.absolute())
-        metadata = check_file_metadata(shards.folder / INDEX_FILE, shards.index.metadata)
+        metadata = hub.with_origin(
+            check_file_metadata(shards.folder / INDEX_FILE, shards.index.metadata), shards.folder
+        )
         if verify:
             shards.verify()
         shards.open()

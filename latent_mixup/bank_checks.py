@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from latent_mixup import hub
 from latent_mixup.bank_files import (
     COLUMN_DTYPES,
     STORED_DTYPES,
@@ -91,7 +92,10 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"metadata needs to be what JSON can say: {cause}") from cause
     generator = copy.get("generator", {})
     if not isinstance(generator, dict) or not isinstance(generator.get("digest", ""), str | None):
-        raise ValueError(f"metadata['generator'] needs to be a dict with a digest: got {generator!r}")
+        raise ValueError(f"metadata['generator'] needs to be a dict with a digest: got {generator!r:.200}")
+    for key in ("repo", "commit"):
+        if not isinstance(generator.get(key), str | None):
+            raise ValueError(f"metadata['generator']['{key}'] needs to be a string: got {generator[key]!r:.100}")
     if not isinstance(space := copy.get("latent_space"), str | None):
         raise ValueError(f"metadata['latent_space'] needs to be a string: got {space!r}")
     return copy
@@ -115,11 +119,19 @@ def check_generator(bank: LatentBank, generator: Generator) -> None:
             f"{generator.latent_space!r}: load the generator the bank was made with"
         )
     if bank.generator_digest is not None and bank.generator_digest != (digest := generator.digest()):
-        name = bank.metadata["generator"].get("name", "the one it was made with")
+        stated, origin = bank.metadata["generator"], hub.stated_origin(generator.metadata)
+        wanted = place_of(stated) or stated.get("name") or "the one it was made with"
+        this = f"this one ({place_of(origin)})" if origin else "this one"
         raise ValueError(
-            f"the bank belongs to a generator with digest {bank.generator_digest[:12]} ({name}), "
-            f"this one has {digest[:12]}: load that generator, or invert the data set with this one"
+            f"the bank belongs to a generator with digest {bank.generator_digest[:12]} ({wanted}), "
+            f"{this} has {digest[:12]}: load that generator, or invert the data set with this one"
         )
+
+
+def place_of(generator: Mapping[str, Any]) -> str | None:
+    """Where a generator is on the Hub, as ``load_generator`` takes it: ``org/repo@commit``; None for nowhere."""
+    repo, commit = generator.get("repo"), generator.get("commit")
+    return f"{repo}@{commit}" if repo and commit else None
 
 
 def check_dataset(bank: LatentBank, dataset: Any) -> None:

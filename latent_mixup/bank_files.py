@@ -288,6 +288,15 @@ def _read_file(path: Path, folder: Path, number: int, entry: object) -> File:
 # --------------------------------------------------------------------------------------------------
 
 
+def needed_shards(index: Path) -> list[hub.Needed]:
+    """What a bank needs beside its index, before any of it is downloaded.
+
+    Raises:
+        BankFormatError: The index is not what the format says.
+    """
+    return [hub.Needed(file.name, file.size, file.sha256) for file in Index.read(index.parent).files]
+
+
 class Shards:
     """The files of a bank's folder, mmapped; pickles as the folder, and opens it again when first read."""
 

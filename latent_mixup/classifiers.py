@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from latent_mixup import hub
+from latent_mixup.networks import SavedNetwork
 
 
 class PaperCNN(nn.Module):
@@ -24,7 +28,7 @@ class PaperCNN(nn.Module):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.features = paper_features()
+        self.features = PaperFeatures()
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(4608, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
         )
@@ -35,12 +39,26 @@ class PaperCNN(nn.Module):
         return logits
 
 
-def paper_features() -> nn.Sequential:
-    """The convolutional half of :class:`PaperCNN`: ``[B, 1, 28, 28]`` to ``[B, 32, 12, 12]``."""
-    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
+class PaperFeatures(SavedNetwork, nn.Sequential):
+    """The convolutional half of :class:`PaperCNN`: ``[B, 1, 28, 28]`` to ``[B, 32, 12, 12]``.
+
+    Example:
+        >>> PaperFeatures()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 32, 12, 12])
+    """
+
+    hub_kind: ClassVar[hub.Kind] = "features"
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
+        self.metadata: dict[str, Any] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """There are none."""
+        return {}
 
 
-class FeatureCNN(nn.Module):
+class FeatureCNN(SavedNetwork):
     """A small classifier for square images of any size from 8 px, whose last 128 features compare sets of images.
 
     Three convolutions, the last two with stride 2, means over a 4x4 grid, a linear layer to the features.
@@ -54,6 +72,8 @@ class FeatureCNN(nn.Module):
         torch.Size([2, 128])
     """
 
+    hub_kind: ClassVar[hub.Kind] = "features"
+
     def __init__(self, img_channels: int, num_classes: int) -> None:
         super().__init__()
         widths = [img_channels, 16, 32, 64]
@@ -62,6 +82,12 @@ class FeatureCNN(nn.Module):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2 if i else 1, padding=1), nn.ReLU()]
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 128), nn.ReLU())
         self.head = nn.Linear(128, num_classes)
+        self.img_channels, self.num_classes = img_channels, num_classes
+        self.metadata: dict[str, Any] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"img_channels": self.img_channels, "num_classes": self.num_classes}
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, img_channels, R, R]`` to logits ``[B, num_classes]``."""

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latent_mixup import hub
 from latent_mixup.generators.base import Generator
-from latent_mixup.generators.store import WEIGHTS_FILE
 from latent_mixup.inversion.self_test import DRAWS, SelfTest, self_test_table
+from latent_mixup.networks import WEIGHTS_FILE
 from latent_mixup.pictures import png
 from latent_mixup.sampling import keyed_generator
 

@@ -170,9 +170,11 @@ def test_other_resnets_of_timm(backbone):
         ({"backbone": "vit_tiny_patch16_224"}, r"backbone needs a ResNet of timm .*: got 'vit_tiny"),
         ({"backbone": "hf-hub:someone/else"}, r"backbone needs a ResNet of timm .*: got 'hf-hub"),
         ({"backbone": "resnetblur18"}, r"backbone 'resnetblur18' keeps filters outside its weights: choose another"),
-        ({"passes": 0}, "passes needs an integer from 1: got 0"),
+        ({"passes": 0}, "passes needs an integer from 1 to 64: got 0"),
+        ({"passes": 65}, "passes needs an integer from 1 to 64: got 65"),
         ({"stem_stride": 3}, "stem_stride needs to be 1, 2, 4 or None: got 3"),
         ({"channels": (8, 8, 8)}, r"channels needs one integer for each of four stages: got \[8, 8, 8\]"),
+        ({"layers": (1, 1, 1, 10**9)}, r"layers needs integers up to 64: got \[1, 1, 1, 1000000000\]"),
         ({"layers": (1, 1, 1, 0)}, r"layers needs at most 64 integers from 1: got \(1, 1, 1, 0\)"),
     ],
 )
@@ -248,7 +250,7 @@ def test_another_class_is_refused(tmp_path):
     generator.save_pretrained(tmp_path)
     with pytest.raises(FormatError, match=r"needs the fields .*generator: found format_version"):
         load_encoder(tmp_path, generator)
-    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"no encoder is called '.*nowhere': expected a folder, a bundled name"):
         load_encoder(tmp_path / "nowhere", generator)
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latent_mixup import hub
 from latent_mixup.generators.base import Generator
-from latent_mixup.generators.store import CONFIG_FILE, FIELDS, read_config, read_network, write_network
+from latent_mixup.networks import (
+    CONFIG_FILE,
+    FIELDS,
+    SavedNetwork,
+    needed_weights,
+    read_config,
+    read_network,
+    write_network,
+)
 
 ENCODER_FIELDS = {**FIELDS, "generator": dict}
 MAX_LAYERS = 64  # more layers than this are a broken file, not a network
@@ -20,7 +29,7 @@ MAX_LAYERS = 64  # more layers than this are a broken file, not a network
 E = TypeVar("E", bound="Encoder")
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(SavedNetwork, ABC):
     """A network that finds the latent codes of images: the learned inverse of one generator.
 
     Constructors leave it frozen and in eval mode (``latent_mixup.training`` thaws it). The generator is at hand but not
@@ -32,9 +41,11 @@ class Encoder(nn.Module, ABC):
     Attributes:
         generator: The same.
         latent_shape: Shape of one code, without the batch: the generator's.
-        metadata: How the encoder came to be; kept in its ``config.json``.
+        metadata: How the encoder came to be; kept in its ``config.json``. Read from the Hub, ``metadata["hub"]`` says
+            of which ``repo`` and ``commit``.
     """
 
+    hub_kind: ClassVar[hub.Kind] = "encoder"
     generator: Generator
 
     def __init__(self, generator: Generator) -> None:
@@ -63,10 +74,6 @@ class Encoder(nn.Module, ABC):
                 f"images need shape [B, {', '.join(map(str, self.image_shape))}]: got {list(images.shape)}"
             )
 
-    def digest(self) -> str:
-        """SHA-256 over the names, shapes and float32 values of all tensors: the same weights, the same digest."""
-        return hub.tensors_sha256(self.state_dict())
-
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write ``config.json``, which names the generator, and ``model.safetensors``.
 
@@ -85,9 +92,26 @@ class Encoder(nn.Module, ABC):
         return write_network(self, folder, fields, dtype=dtype)
 
     @classmethod
-    def from_pretrained(cls: type[E], folder: str | Path, generator: Generator) -> E:
-        """An encoder of this class from a folder; see :func:`latent_mixup.encoders.load_encoder`, which takes any."""
-        return read_encoder(Path(folder), generator, {cls.__name__: cls})
+    def from_pretrained(  # type: ignore[override]  # it needs its generator
+        cls: type[E],
+        name: str | Path,
+        generator: Generator,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> E:
+        """An encoder of this class; see :func:`latent_mixup.encoders.load_encoder`, which takes any."""
+        return load(
+            name,
+            generator,
+            {cls.__name__: cls},
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
 
 
 def identity(generator: Generator) -> dict[str, Any]:
@@ -100,24 +124,31 @@ def identity(generator: Generator) -> dict[str, Any]:
     }
 
 
-def read_encoder(folder: Path, generator: Generator, architectures: dict[str, type[E]]) -> E:
-    """Read what ``save_pretrained`` wrote. The file's shapes are compared before anything is allocated.
+def load(name: str | Path, generator: Generator, architectures: dict[str, type[E]], **where: Any) -> E:
+    """What ``save_pretrained`` wrote, from a folder or the Hub. Shapes are compared before anything is allocated.
 
     Args:
-        folder: With ``config.json`` and ``model.safetensors``.
+        name: A folder, or ``org/repo[@revision]``.
         generator: The encoder's.
         architectures: The classes it may name.
+        where: See :func:`latent_mixup.hub.locate`.
 
     Raises:
         FileNotFoundError: A file is missing.
         FormatError: A file does not hold what its format says; the message names file and field.
         ValueError: The encoder belongs to another generator, or to another latent space of this one.
     """
-    config = read_config(folder / CONFIG_FILE, architectures, ENCODER_FIELDS)
-    _check_generator(folder, config["generator"], identity(generator))
-    build = partial(architectures[config["architecture"]], generator, **config["arguments"])
+    expected = identity(generator)
+
+    def understood(main: Path) -> tuple[dict[str, Any], Callable[[], E]]:
+        config = read_config(main, architectures, ENCODER_FIELDS)
+        _check_generator(main.parent, config["generator"], expected)
+        return config, partial(architectures[config["architecture"]], generator, **config["arguments"])
+
+    folder = hub.locate(name, "encoder", lambda main: [needed_weights(main, understood(main)[1])], **where)
+    config, build = understood(hub.safe_path(folder, CONFIG_FILE))
     encoder = read_network(folder, build).to(generator.device)
-    encoder.metadata = config["metadata"]
+    encoder.metadata = hub.with_origin(config["metadata"], folder)
     return encoder.freeze()
 
 

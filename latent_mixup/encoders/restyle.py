@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_mixup import hub
-from latent_mixup.encoders.base import Encoder, counts
+from latent_mixup.encoders.base import MAX_LAYERS, Encoder, counts
 from latent_mixup.generators.base import Generator
 
 GRID = 4
@@ -64,14 +64,16 @@ class ReStyleEncoder(Encoder):
         stem_stride: int | None = None,
     ) -> None:
         super().__init__(generator)
-        if not hub.is_count(passes):
-            raise ValueError(f"passes needs an integer from 1: got {passes!r}")
+        if not (hub.is_count(passes) and passes <= MAX_LAYERS):
+            raise ValueError(f"passes needs an integer from 1 to {MAX_LAYERS}: got {passes!r:.100}")
         if stem_stride not in (None, *STEM_STRIDES):
             raise ValueError(f"stem_stride needs to be 1, 2, 4 or None: got {stem_stride!r}")
         resolution = generator.img_resolution
         self.backbone_name, self.passes = backbone, passes
         self.channels = None if channels is None else counts("channels", channels)
         self.layers = None if layers is None else counts("layers", layers)
+        if self.layers and max(self.layers) > MAX_LAYERS:
+            raise ValueError(f"layers needs integers up to {MAX_LAYERS}: got {list(self.layers)!r:.100}")
         self.stem_stride = stem_stride or stride_for(resolution)
         network = resnet(
             backbone, 2 * generator.img_channels, self.stem_stride, channels=self.channels, layers=self.layers

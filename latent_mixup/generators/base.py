@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from latent_mixup import hub
-from latent_mixup.generators.store import read_generator, save_generator
+from latent_mixup.networks import SavedNetwork
 
 LatentSpace: TypeAlias = Literal["z", "w", "w+", "vae"]
 PathName: TypeAlias = Literal["lerp", "slerp"]
@@ -18,11 +17,12 @@ PathName: TypeAlias = Literal["lerp", "slerp"]
 G = TypeVar("G", bound="Generator")
 
 
-class Generator(nn.Module, ABC):
+class Generator(SavedNetwork, ABC):
     """A frozen network that decodes latent codes into images.
 
     A generator is always in eval mode and its parameters take no gradient; ``decode`` is
     differentiable in its latents. Training happens on the networks inside it (``latent_mixup.training``).
+    ``latent_mixup.load_generator`` reads any, ``from_pretrained`` those of its class.
 
     Attributes:
         latent_shape: Shape of one code, without the batch; ``(num_ws, w_dim)`` in W+.
@@ -30,15 +30,20 @@ class Generator(nn.Module, ABC):
         img_channels: Channels of a decoded image.
         img_resolution: Height and width of a decoded image, in pixels.
         preferred_path: How two codes of this space are mixed when nobody says: ``"lerp"`` or ``"slerp"``.
+        decode_batches: How many training batches :class:`latent_mixup.LatentMixupLoader` decodes in one call on a CPU,
+            when nobody says: more than 1 where the network is so small that a call's fixed cost shows.
         features: A frozen feature network for images of this kind, where one comes with the generator.
-        metadata: How the generator came to be; kept in its ``config.json``.
+        metadata: How the generator came to be; kept in its ``config.json``. Read from the Hub, ``metadata["hub"]`` says
+            of which ``repo`` and ``commit``.
     """
 
+    hub_kind: ClassVar[hub.Kind] = "generator"
     latent_shape: tuple[int, ...]
     latent_space: LatentSpace
     img_channels: int
     img_resolution: int
     preferred_path: PathName
+    decode_batches: int = 1
     features: nn.Module | None
 
     def __init__(self) -> None:
@@ -102,21 +107,9 @@ class Generator(nn.Module, ABC):
             NotImplementedError: This generator cannot be written to a folder.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} cannot be saved: only latent_mixup's own generators have a file format"
+            f"{type(self).__name__} cannot be saved: only latent_mixup's own generators have a file format; "
+            "save your network in its own, and wrap it again where you have read it"
         )
-
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
-        """Write ``config.json`` and ``model.safetensors``: see :func:`latent_mixup.generators.store.save_generator`."""
-        return save_generator(self, folder, dtype=dtype)
-
-    @classmethod
-    def from_pretrained(cls: type[G], name: str | Path, **where: Any) -> G:
-        """A generator of this class by folder, bundled name or Hub id; ``where`` as in ``load_generator``.
-
-        Raises:
-            FormatError: What is there is another architecture; ``latent_mixup.load_generator`` takes any.
-        """
-        return read_generator(hub.locate(name, "generator", **where), {cls.__name__: cls})
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ``ValueError`` unless ``latents`` is ``[B, *latent_shape]``."""
@@ -124,7 +117,3 @@ class Generator(nn.Module, ABC):
             raise ValueError(
                 f"latents need shape [B, {', '.join(map(str, self.latent_shape))}]: got {list(latents.shape)}"
             )
-
-    def digest(self) -> str:
-        """SHA-256 over the names, shapes and float32 values of all tensors: the same weights, the same digest."""
-        return hub.tensors_sha256(self.state_dict())

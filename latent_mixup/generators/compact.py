@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup.classifiers import paper_features
+from latent_mixup.classifiers import PaperFeatures
 from latent_mixup.generators.base import Generator
 
 
@@ -59,6 +59,8 @@ class CompactGenerator(Generator):
         torch.Size([2, 1, 28, 28])
     """
 
+    decode_batches = 8  # 512 codes take 0.7 of the time of eight times 64
+
     def __init__(
         self,
         z_dim: int = 128,
@@ -78,7 +80,7 @@ class CompactGenerator(Generator):
         self.decoder = SkipMLP((z_dim, *decoder_widths, pixels))
         self.encoder = SkipMLP((pixels, *encoder_widths, z_dim))
         if (img_channels, img_resolution) == (1, 28):
-            self.features = paper_features()
+            self.features = PaperFeatures()
         self.latent_mean: Tensor
         self.latent_factor: Tensor
         self.register_buffer("latent_mean", torch.zeros(z_dim))

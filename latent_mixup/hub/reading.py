@@ -12,9 +12,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from latent_mixup.hub.names import commit_of
+from latent_mixup.hub.cache import roots_of
 
-_MAX_JSON_BYTES = 64 * 1024**2
+MAX_JSON_BYTES = 64 * 1024**2
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
 class FormatError(ValueError):
@@ -30,8 +31,8 @@ def read_json(path: Path, error: type[FormatError] = FormatError) -> dict[str, A
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: expected a folder that save_pretrained wrote")
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise error(f"{path} is {path.stat().st_size} bytes: expected at most {_MAX_JSON_BYTES}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise error(f"{path} is {path.stat().st_size} bytes: expected at most {MAX_JSON_BYTES}")
     try:
         value = json.loads(path.read_bytes(), parse_constant=_no_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as cause:
@@ -60,18 +61,14 @@ def safe_path(folder: Path, name: object, error: type[FormatError] = FormatError
     Raises:
         FormatError: The name is not a plain file name (or ``error``, a subclass).
     """
-    plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}", name) is not None
-    if not plain:
-        raise error(f"{folder} names a file {name!r}: expected a plain file name inside the folder")
-    path = folder / str(name)
-    roots = [folder.resolve()]
-    if commit_of(folder) is not None:
-        roots.append(folder.resolve().parent.parent / "blobs")
+    if not (isinstance(name, str) and _PLAIN_NAME.fullmatch(name)):
+        raise error(f"{folder} names a file {name!r:.100}: expected a plain file name inside the folder")
+    path = folder / name
     try:
         target = path.resolve()
     except (OSError, RuntimeError) as cause:  # a loop of links
         raise error(f"{path} cannot be resolved: expected a file inside the folder") from cause
-    if not any(target.is_relative_to(root) for root in roots):
+    if not any(target.is_relative_to(root) for root in roots_of(folder)):
         raise error(f"{path} is a link that leaves its folder: expected the file itself, copy it there")
     return path
 

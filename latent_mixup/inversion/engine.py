@@ -186,10 +186,11 @@ def invert(
         raise ValueError(f"shard {shard} has no work: there are {len(chunks)} chunks of {len(chunks[0])} images")
     store = None if out is None else ChunkFolder(Path(out), facts, chunks, resume=resume)
     found = run_chunks(solve, chunks, store=store, shard=shard, progress=progress, again=readable_now)
+    stated = {**facts, "generator": facts["generator"] | (hub.stated_origin(generator.metadata) or {})}
     if store is None or store.finished() < len(chunks):
-        return _as_bank(found, facts)
-    whole = save_bank(_as_bank(store.join(range(len(chunks))), facts), store)  # the chunks stay: they cost little
-    return whole if shard[1] == 1 else _as_bank(found, facts)
+        return _as_bank(found, stated)
+    whole = save_bank(_as_bank(store.join(range(len(chunks))), stated), store)  # the chunks stay: they cost little
+    return whole if shard[1] == 1 else _as_bank(found, stated)
 
 
 def split_chunks(num_images: int, batch_size: int) -> list[range]:

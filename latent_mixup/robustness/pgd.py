@@ -281,8 +281,9 @@ def _in_ball(shape: torch.Size, attack: _Attack, key: tuple[int, ...]) -> Tensor
     if attack.norm == "linf":
         return attack.eps * (2 * torch.rand(shape, generator=draw) - 1)
     direction = torch.randn(shape, generator=draw)
-    radius = attack.eps * float(torch.rand((), generator=draw)) ** (1 / direction.numel())
-    return direction * (radius / torch.linalg.vector_norm(direction).clamp_min(LEAST_NORM))
+    share: float = torch.rand((), generator=draw).item() ** (1 / direction.numel())
+    unit: Tensor = direction / torch.linalg.vector_norm(direction).clamp_min(LEAST_NORM)
+    return attack.eps * share * unit
 
 
 def _check_attack(attack: _Attack) -> None:
