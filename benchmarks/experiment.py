@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from codes import Effort, Workshop, described, of_rows
 from methods import methods as fixed_methods
+from torch import nn
 from tqdm import tqdm
 
 from latent_mixup import hub
@@ -77,6 +78,24 @@ def read_images(name: str, root: Path, limit: int | None = None) -> Images:
     )
 
 
+def paper_cnn(num_classes: int) -> nn.Module:
+    """The paper's small network, laid out as it is trained."""
+    return PaperCNN(num_classes).to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What is trained.
+
+    Attributes:
+        build: Number of classes to a network, to read trained weights into.
+        train: As :func:`latent_mixup.comparison.train_paper_cnn`.
+    """
+
+    build: Callable[[int], nn.Module]
+    train: Callable[..., nn.Module]
+
+
 @dataclass(frozen=True)
 class Preset:
     """How all methods are run.
@@ -86,6 +105,7 @@ class Preset:
         methods: Data set's name to its methods.
         effort: What goes into the codes.
         unit_range: Names of data sets whose images are in [0, 1] instead of [-1, 1].
+        classifier: What is trained; the paper's small network for the MNIST family.
         scores: Keywords of :func:`latent_mixup.robustness.evaluate`.
     """
 
@@ -93,6 +113,7 @@ class Preset:
     methods: Callable[[str], Methods]
     effort: Effort = field(default_factory=Effort)
     unit_range: tuple[str, ...] = ()
+    classifier: Classifier = Classifier(paper_cnn, train_paper_cnn)
     scores: dict[str, Any] = field(default_factory=dict)
 
 
@@ -185,7 +206,7 @@ class Benchmark:
         with claimed(models / f"{trial.method}-{trial.seed}.lock") as ours:
             if not ours or (folder / trial.file).is_file():
                 return
-            model, training = trained(trial, self.images, self.codes_named, models)
+            model, training = self.trained(trial)
             started = time.perf_counter()
             test = trial.data(self.images)
             found = evaluate(model, test.test_images, test.test_labels, bounds=trial.bounds, **self.preset.scores)
@@ -201,9 +222,36 @@ class Benchmark:
             }
             hub.write_folder(folder, {trial.file: _json(record)})
 
+    def trained(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
+        """The trial's classifier, from its file where that is there, and the circumstances of its training."""
+        folder, classifier = self.work / "models" / trial.preset, self.preset.classifier
+        path = folder / f"{trial.method}-{trial.seed}.safetensors"
+        facts = path.with_suffix(".training.json")
+        if path.is_file() and facts.is_file():
+            model = classifier.build(self.images.train.num_classes)
+            model.load_state_dict(safetensors.torch.load_file(path))
+            return model.eval(), json.loads(facts.read_text())
+        codes = self.codes_named(trial.codes) if trial.codes else None
+        data = trial.data(self.images)
+        steps = trial.budget.steps(data.train_images)
+        started = time.perf_counter()
+        with tqdm(total=steps, desc=f"{trial.method}, seed {trial.seed}", unit="step", disable=None) as bar:
+            model = classifier.train(trial.how, data, codes, trial.budget, seed=trial.seed, on_step=bar.update)
+        training = {
+            "steps": steps,
+            **circumstances(codes, trial.budget),
+            "training_seconds": round(time.perf_counter() - started, 1),
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        hub.write_folder(
+            folder,
+            {path.name: lambda target: hub.save_tensors(target, tensors), facts.name: _json(training)},
+        )
+        return model, training
+
     def best_alpha(self, trial: Trial) -> float:
         """The ``alpha`` with the best accuracy on the validation images, as the paper's grid search chose it."""
-        models, file = self.work / "models" / trial.preset, f"grid-{trial.method}.json"
+        file = f"grid-{trial.method}.json"
         found: dict[str, float] = {}
         if (self.out / trial.preset / file).is_file():
             found = json.loads((self.out / trial.preset / file).read_text())["validation_accuracy"]
@@ -212,7 +260,7 @@ class Benchmark:
                 tried = replace(
                     trial, method=f"{trial.method}-alpha-{alpha}", budget=replace(trial.budget, alpha=alpha)
                 )
-                model, _ = trained(tried, self.images, self.codes_named, models)
+                model, _ = self.trained(tried)
                 held_out = replace(tried.data(self.images), **self._validation(tried))
                 loader = [(held_out.test_images, held_out.test_labels)]
                 found[str(alpha)] = accuracy(model, loader)
@@ -224,38 +272,6 @@ class Benchmark:
         held_out = self.images.validation
         images = (held_out.test_images + 1) / 2 if trial.unit_range else held_out.test_images
         return {"test_images": images, "test_labels": held_out.test_labels}
-
-
-def trained(
-    trial: Trial, images: Images, codes_named: Callable[[str], Codes], folder: Path
-) -> tuple[PaperCNN, dict[str, Any]]:
-    """The trial's classifier, from its file where that is there, and the circumstances of its training."""
-    path = folder / f"{trial.method}-{trial.seed}.safetensors"
-    facts = path.with_suffix(".training.json")
-    if path.is_file() and facts.is_file():
-        model = PaperCNN(images.train.num_classes).to(memory_format=torch.channels_last)
-        model.load_state_dict(safetensors.torch.load_file(path))
-        return model.eval(), json.loads(facts.read_text())
-    codes = codes_named(trial.codes) if trial.codes else None
-    started = time.perf_counter()
-    data = trial.data(images)
-    steps = trial.budget.steps(data.train_images)
-    with tqdm(total=steps, desc=f"{trial.method}, seed {trial.seed}", unit="step", disable=None) as bar:
-        model = train_paper_cnn(trial.how, data, codes, trial.budget, seed=trial.seed, on_step=bar.update)
-    training = {
-        "steps": steps,
-        **circumstances(codes, trial.budget),
-        "training_seconds": round(time.perf_counter() - started, 1),
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    hub.write_folder(
-        folder,
-        {
-            path.name: lambda target: hub.save_tensors(target, tensors),
-            facts.name: _json(training),
-        },
-    )
-    return model, training
 
 
 @contextmanager

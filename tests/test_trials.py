@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -227,12 +228,12 @@ def test_a_trial_is_trained_once_and_scored_once(bench, monkeypatch):
     assert record["bank_rows"] == 320
     assert 0 <= record["accuracy"] <= 1
     assert set(record["pgd"]) >= {"linf", "l2"}
-    monkeypatch.setattr(experiment, "train_paper_cnn", None)
-    monkeypatch.setattr(experiment, "evaluate", None)
-    bench.run(trial)  # nothing is left to do
-    monkeypatch.undo()
+    untrained = dataclasses.replace(bench.preset.classifier, train=None)
+    bench = dataclasses.replace(bench, preset=dataclasses.replace(bench.preset, classifier=untrained))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "evaluate", None)
+        bench.run(trial)  # nothing is left to do
     path.unlink()
-    monkeypatch.setattr(experiment, "train_paper_cnn", None)
     bench.run(trial)  # the classifier is there: only its scores are found again
     again = json.loads(path.read_text())
     for name in ("accuracy", "deepfool_score", "blurred_accuracy", "corruptions", "training_seconds"):
@@ -260,11 +261,11 @@ def test_the_grid_chooses_by_validation(bench, monkeypatch):
     scores = {0.2: 0.1, 0.5: 0.4, 1.0: 0.3, 2.0: 0.4}
     tried = []
 
-    def trained(trial, images, codes_named, folder):
+    def trained(_bench, trial):
         tried.append(trial.budget.alpha)
         return trial.budget.alpha, {}
 
-    monkeypatch.setattr(experiment, "trained", trained)
+    monkeypatch.setattr(experiment.Benchmark, "trained", trained)
     monkeypatch.setattr(experiment, "accuracy", lambda model, loader: scores[model])
     assert bench.best_alpha(bench.trial("mixup", 0)) == 0.5
     assert bench.best_alpha(bench.trial("mixup", 0)) == 0.5
