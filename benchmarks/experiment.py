@@ -106,6 +106,7 @@ class Preset:
         effort: What goes into the codes.
         unit_range: Names of data sets whose images are in [0, 1] instead of [-1, 1].
         classifier: What is trained; the paper's small network for the MNIST family.
+        facts: What else a result has to say.
         scores: Keywords of :func:`latent_mixup.robustness.evaluate`.
     """
 
@@ -114,6 +115,7 @@ class Preset:
     effort: Effort = field(default_factory=Effort)
     unit_range: tuple[str, ...] = ()
     classifier: Classifier = Classifier(paper_cnn, train_paper_cnn)
+    facts: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
 
 
@@ -216,11 +218,12 @@ class Benchmark:
                 "method": trial.method,
                 "seed": trial.seed,
                 "train_images": len(self.images.train.train_images),
+                **self.preset.facts,
                 **found,
                 **training,
                 "scoring_seconds": round(time.perf_counter() - started, 1),
             }
-            hub.write_folder(folder, {trial.file: _json(record)})
+            hub.write_folder(folder, {trial.file: json_bytes(record)})
 
     def trained(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
         """The trial's classifier, from its file where that is there, and the circumstances of its training."""
@@ -245,7 +248,7 @@ class Benchmark:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         hub.write_folder(
             folder,
-            {path.name: lambda target: hub.save_tensors(target, tensors), facts.name: _json(training)},
+            {path.name: lambda target: hub.save_tensors(target, tensors), facts.name: json_bytes(training)},
         )
         return model, training
 
@@ -265,7 +268,7 @@ class Benchmark:
                 loader = [(held_out.test_images, held_out.test_labels)]
                 found[str(alpha)] = accuracy(model, loader)
                 record = {"dataset": self.images.name, "seed": trial.seed, "validation_accuracy": found}
-                hub.write_folder(self.out / trial.preset, {file: _json(record)})
+                hub.write_folder(self.out / trial.preset, {file: json_bytes(record)})
         return float(max(found, key=lambda alpha: found[alpha]))
 
     def _validation(self, trial: Trial) -> dict[str, torch.Tensor]:
@@ -305,7 +308,7 @@ def benchmark(dataset: str, name: str, preset: Preset, data_root: Path, work: Pa
             if wanted == "dcgan_kept":  # the paper kept the codes whose error was below the median
                 codes = paper_code.kept(codes, 0.5)
             facts = {"dataset": dataset, "codes": wanted, **described(codes)}
-            hub.write_folder(out / "codes", {f"{wanted}.json": _json(facts)})
+            hub.write_folder(out / "codes", {f"{wanted}.json": json_bytes(facts)})
         return codes
 
     return Benchmark(images, name, preset, codes_named, work, out)
@@ -364,5 +367,6 @@ def run_all(bench: Benchmark, methods: Sequence[str], seeds: Sequence[int], *, g
             bench.run(trial)
 
 
-def _json(record: dict[str, Any]) -> bytes:
+def json_bytes(record: dict[str, Any]) -> bytes:
+    """A record as a file's bytes."""
     return (json.dumps(record, indent=2) + "\n").encode()

@@ -12,7 +12,7 @@ import torch
 
 PAPER = Path(__file__).parent / "paper.json"
 DATASETS = ("mnist", "fashion-mnist", "cifar10")
-PRESETS = ("fixed", "paper_code")
+PRESETS = ("fixed", "paper_code", "reduced", "reduced_augmented", "full", "full_augmented")
 SCORES = ("accuracy", "deepfool_score", "blurred_accuracy")
 REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
 RESAMPLES = 10_000
@@ -79,7 +79,7 @@ def aggregated(folder: Path) -> list[dict[str, Any]]:
                 others = groups.get((dataset, preset, reference, epochs, train_images), [])
                 if method != reference and others:
                     row[f"{score}_minus_{reference}"] = difference(values, [run[score] for run in others])
-        row["paper"] = printed(dataset, method)
+        row["paper"] = printed(dataset, preset, method)
         rows.append(row)
     order = list(NAMES)
     return sorted(rows, key=lambda row: (row["preset"], row["epochs"], order.index(row["method"])))
@@ -104,10 +104,11 @@ def difference(values: Sequence[float], others: Sequence[float]) -> dict[str, An
     return found
 
 
-def printed(dataset: str, method: str) -> dict[str, float] | None:
+def printed(dataset: str, preset: str, method: str) -> dict[str, float] | None:
     """The paper's row, where it has one: each score and, as ``_std``, the number in brackets (ddof 0)."""
     name = {"standard_90_epochs": "standard", "gan_mixup_dcgan": "gan_mixup"}.get(method, method)
-    row = json.loads(PAPER.read_text())[dataset].get(name)
+    table = f"{dataset}, flips + AutoAugment" if preset.endswith("_augmented") else dataset
+    row = json.loads(PAPER.read_text())[table].get(name)
     if row is None:
         return None
     return {f"{score}{part}": row[score][place] for score in SCORES for place, part in enumerate(("", "_std"))}

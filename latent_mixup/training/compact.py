@@ -165,6 +165,7 @@ def train_compact(
     *,
     recipe: CompactRecipe | None = None,
     z_dim: int = 128,
+    network: dict[str, Any] | None = None,
     facts: dict[str, Any] | None = None,
     checkpoint_every: int = 500,
     progress: bool = True,
@@ -180,6 +181,7 @@ def train_compact(
         out: Folder of the run.
         recipe: See :class:`CompactRecipe`.
         z_dim: Numbers in a code.
+        network: More arguments of :class:`~latent_mixup.generators.CompactGenerator`, such as its widths.
         facts: What to add to the generator's metadata, e.g. its name and the data set's.
         checkpoint_every: Steps between two checkpoints.
         progress: Show a progress bar.
@@ -193,7 +195,7 @@ def train_compact(
     recipe, out = recipe or CompactRecipe(), Path(out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        generator = CompactGenerator(z_dim, *images_uint8.shape[1:3])
+        generator = CompactGenerator(z_dim, *images_uint8.shape[1:3], **(network or {}))
     training = CompactTraining(generator, recipe)
     identity = {
         "recipe": asdict(recipe),

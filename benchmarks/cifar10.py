@@ -1,0 +1,369 @@
+r"""CIFAR-10: table 1 of the paper.
+
+The full protocol (40,000 training images, ResNet-18, 270 epochs of batch 32, seeds 42, 4711 and 314159, with --augment
+the lower half of the table) is for GPUs and for NVIDIA's StyleGAN2, converted, with its banks. Under torchrun each
+process takes the next trial that nobody has, on a GPU of its own:
+
+    torchrun --nproc_per_node 4 benchmarks/cifar10.py --data-root data --preset full --device cuda \
+        --codes gan=GENERATOR:BANK --codes gan_0.025=GENERATOR:BANK --codes gan_0.020=GENERATOR:BANK
+
+``reduced``, the default, is what a CPU can do: a ResNet-18 of half the width, 10,000 training images, 12 epochs at
+batch 64, and a compact generator that is trained here. It shows that the whole pipeline works and how the methods
+compare at that budget; its numbers do not belong beside the paper's. Where --data-root has ``cifar10-jpeg/`` instead of
+torchvision's files, images come from JPEGs, and the results say so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import timm
+import torch
+from codes import Effort, Workshop, described, of_rows, refined, vae, vae_sharpened
+from experiment import Benchmark, Classifier, Images, Preset, claimed, json_bytes, run_all
+from methods import methods as fixed_methods
+from methods import torch_seeded
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from latent_mixup import LatentBank, hub, invert, load_generator
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset, uint8_images
+from latent_mixup.comparison import Budget, Codes, Data, Method, Run
+from latent_mixup.generators import Generator
+from latent_mixup.images import from_uint8, to_uint8
+from latent_mixup.inversion import pixel_mse
+from latent_mixup.sampling import keyed_generator
+from latent_mixup.training import CompactRecipe, train_compact
+
+SPLIT_SEED, VALIDATION = 42, 10_000
+CROP = 28  # pixels: what the paper's augmentation leaves of 32
+NOT_HERE = ("gan_mixup_dcgan",)  # the paper's GAN for the MNIST family
+NETWORK = {"decoder_widths": (1024, 2048), "encoder_widths": (2048, 1024)}  # of the compact generator
+Z_DIM = 256
+
+
+# ---- images ----------------------------------------------------------------------------------------
+
+
+class JPEGs(torch.utils.data.Dataset[tuple[Any, int]]):
+    """A folder of 32x32 images for each class, read into memory once; in the form of torchvision's ``CIFAR10``.
+
+    Attributes:
+        data: ``[N, 32, 32, 3]`` uint8.
+        targets: ``[N]`` int64.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        files = ImageFolder(str(folder))
+        self.data = torch.stack([v2.functional.pil_to_tensor(image) for image, _ in files]).permute(0, 2, 3, 1)
+        self.targets = torch.tensor(files.targets)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.data[index].numpy(), int(self.targets[index])
+
+
+@functools.cache
+def cifar10(root: Path, *, train: bool) -> Any:
+    """CIFAR-10 as torchvision has it, or from JPEGs where ``root`` has no more.
+
+    Raises:
+        FileNotFoundError: It has neither.
+    """
+    jpegs = root / "cifar10-jpeg" / ("train" if train else "test")
+    original = (root / "cifar-10-batches-py").is_dir() or not jpegs.is_dir()
+    return torchvision_dataset("cifar10", root, train=train) if original else JPEGs(jpegs)
+
+
+def read_images(root: Path, limit: int | None = None) -> Images:
+    """40,000 images to train on, 10,000 to validate on, 10,000 to test on, in [-1, 1]; split as in the paper.
+
+    Args:
+        root: Where the data set lies.
+        limit: Use the first so many images of the training set; None: all.
+    """
+    train, test = (cifar10(root, train=part) for part in (True, False))
+    images, labels = uint8_images(train), torch.as_tensor(train.targets)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    rows, held_out = order[:-VALIDATION], order[-VALIDATION:]
+    if limit is not None:
+        rows = rows[rows < limit]
+    own = from_uint8(images[rows]), labels[rows]
+    test_images, test_labels = from_uint8(uint8_images(test)), torch.as_tensor(test.targets)
+    return Images(
+        "cifar10",
+        Data(*own, test_images, test_labels),
+        Data(*own, from_uint8(images[held_out]), labels[held_out]),
+        rows,
+    )
+
+
+# ---- the classifier --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a ResNet is trained.
+
+    Attributes:
+        width: Channels of its first stage; 64 is ResNet-18.
+        plateau: The paper's schedule: a tenth of the learning rate after ten epochs without a better validation
+            loss. False: straight down to zero.
+        augment: Flips, AutoAugment, and a crop to 28x28; the middle 28x28 of a test image.
+        device: Where to train.
+    """
+
+    width: int = 64
+    plateau: bool = True
+    augment: bool = False
+    device: str = "cpu"
+
+
+def resnet18(num_classes: int, plan: Plan) -> nn.Module:
+    """ResNet-18 whose first convolution is 3x3 with stride 1; its max-pool of stride 2 stays, as in the paper."""
+    widths = tuple(plan.width * factor for factor in (1, 2, 4, 8))
+    model: Any = timm.create_model("resnet18", num_classes=num_classes, channels=widths)
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+    network: nn.Module = model.to(device=plan.device, memory_format=torch.channels_last)
+    return nn.Sequential(v2.CenterCrop(CROP), network) if plan.augment else network
+
+
+def resnet_points(model: Any) -> list[nn.Module | None]:
+    """Where the paper mixes hidden layers: the input, the stem, and the first three stages."""
+    resnet: Any = model[-1] if isinstance(model, nn.Sequential) else model
+    return [None, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3]
+
+
+def train_resnet(
+    method: Method,
+    data: Data,
+    codes: Codes | None,
+    budget: Budget,
+    *,
+    seed: int,
+    plan: Plan,
+    validation: Data,
+    on_step: Callable[[], object] | None = None,
+) -> nn.Module:
+    """SGD with momentum 0.9 and weight decay 1e-4, as in the paper."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = resnet18(data.num_classes, plan)
+        run = Run(data, codes, budget, seed, model, resnet_points(model))
+        batches, loss = method(run)
+        optimizer = torch.optim.SGD(model.parameters(), lr=budget.lr, momentum=0.9, weight_decay=1e-4)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
+        model.train()
+        for step, (images, targets) in enumerate(batches, start=1):
+            if plan.augment:
+                images = augmented(images, seed, step)
+            if not plan.plateau:
+                optimizer.param_groups[0]["lr"] = budget.lr * (1 - (step - 1) / run.steps)
+            optimizer.zero_grad()
+            loss(model, images.to(plan.device), targets.to(plan.device)).backward()
+            optimizer.step()
+            if plan.plateau and step % run.steps_per_epoch == 0:
+                scheduler.step(validation_loss(model, validation, plan.device))
+            if on_step:
+                on_step()
+    return model.eval()
+
+
+def augmented(images: Tensor, seed: int, step: int) -> Tensor:
+    """Each image ``[B, 3, 32, 32]`` in [-1, 1] by AutoAugment for CIFAR-10, a flip and a crop of its own.
+
+    The crop's surroundings are black again, so that the network's own middle crop leaves it as it is.
+    """
+    change = v2.Compose([v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.RandomCrop(CROP)])
+    with torch_seeded(int(torch.randint(2**31, (), generator=keyed_generator(seed, step, 2)))):
+        changed = torch.stack([change(image) for image in to_uint8(images)])
+    return from_uint8(changed)
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, validation: Data, device: str) -> float:
+    """Mean cross-entropy on the validation images; the model goes back to training mode."""
+    model.eval()
+    total = sum(
+        float(nn.functional.cross_entropy(model(images.to(device)), labels.to(device), reduction="sum"))
+        for images, labels in zip(validation.test_images.split(500), validation.test_labels.split(500), strict=True)
+    )
+    model.train()
+    return total / len(validation.test_labels)
+
+
+# ---- codes -----------------------------------------------------------------------------------------
+
+
+class Shop(Workshop):
+    """Makes codes of CIFAR-10."""
+
+    @property
+    def images(self) -> Any:
+        """The training images."""
+        return cifar10(self.data_root, train=True)
+
+
+def gan(shop: Workshop) -> Codes:
+    """A compact generator, and the images inverted into it."""
+    data = shop.images
+    recipe = CompactRecipe(steps=shop.effort.compact_steps)
+
+    def train(folder: Path) -> Generator:
+        images, labels = uint8_images(data), torch.as_tensor(data.targets)
+        return train_compact(images, labels, folder, recipe=recipe, z_dim=Z_DIM, network=NETWORK, facts=shop.facts())
+
+    generator = shop.generator("gan", train)
+    steps: dict[str, Any] = {} if shop.effort.steps is None else {"steps": shop.effort.steps}
+    bank = shop.bank("gan", lambda out: invert(shop.to_invert(), generator, out=out, loss=pixel_mse, **steps))
+    return Codes(generator, bank)
+
+
+_025 = refined(0.025, gan, "gan_0.025")
+MAKERS: dict[str, Callable[[Workshop], Codes]] = {
+    "gan": gan,
+    "gan_0.025": _025,
+    "gan_0.020": refined(0.020, _025, "gan_0.020"),
+    "vae": vae,
+    "vae_sharpened": vae_sharpened,
+}
+
+
+def given_codes(pairs: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """``NAME=GENERATOR:BANK`` to name, generator and bank.
+
+    Raises:
+        click.BadParameter: A pair has another form, or a name is not one of :data:`MAKERS`.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, where = pair.partition("=")
+        generator, colon, bank = where.partition(":")
+        if not (equals and colon and generator and bank) or name not in MAKERS:
+            raise click.BadParameter(f"expected NAME=GENERATOR:BANK with a name of {', '.join(MAKERS)}: got {pair!r}")
+        found[name] = (generator, bank)
+    return found
+
+
+# ---- the command line ------------------------------------------------------------------------------
+
+
+def cifar_methods(_dataset: str) -> Any:
+    """The methods that CIFAR-10 has; all of the images of a mix come from the generator, as in the paper."""
+    return {name: how for name, how in fixed_methods(1.0).items() if name not in NOT_HERE}
+
+
+PLANS = {
+    "reduced": (Budget(epochs=12, lr=0.1), Plan(width=32, plateau=False), Effort(images=12_500)),
+    "full": (Budget(epochs=270, batch_size=32, lr=0.1), Plan(), Effort()),
+}
+PAPER_SEEDS = "42,4711,314159"
+
+
+@click.command()
+@click.option(
+    "--data-root", type=FOLDER, required=True, help="Where torchvision finds CIFAR-10, or cifar10-jpeg/ lies."
+)
+@click.option("--work", type=FOLDER, help="For codes and classifiers; default: runs/cifar10.")
+@click.option("--out", type=FOLDER, help="For results; default: benchmarks/results/cifar10.")
+@click.option("--preset", "name", type=click.Choice(list(PLANS)), default="reduced", show_default=True)
+@click.option("--methods", help=f"With commas between; default: all of {', '.join(cifar_methods(''))}.")
+@click.option("--seeds", default=PAPER_SEEDS, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="Default: the preset's.")
+@click.option("--batch-size", type=click.IntRange(1), help="Default: the preset's.")
+@click.option("--augment", is_flag=True, help="Flips, AutoAugment and crops: the lower half of table 1.")
+@click.option("--codes", multiple=True, metavar="NAME=GENERATOR:BANK", help="Instead of making the codes of that name.")
+@click.option("--grid", is_flag=True, help="Choose alpha on the validation images first, as the paper did.")
+@click.option("--device", default="cpu", show_default=True, help="Where to train; cuda under torchrun: a GPU each.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+def main(
+    data_root: Path,
+    work: Path | None,
+    out: Path | None,
+    name: str,
+    methods: str | None,
+    seeds: str,
+    augment: bool,
+    codes: tuple[str, ...],
+    grid: bool,
+    device: str,
+    threads: int | None,
+    **budget: int | None,
+) -> None:
+    """Train and score each method with each seed; several processes share the work."""
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    settings, plan, effort = PLANS[name]
+    settings = replace(settings, **{key: value for key, value in budget.items() if value is not None})
+    plan = replace(plan, augment=augment, device=device)
+    bench = benchmark(
+        name + ("_augmented" if augment else ""),
+        settings,
+        plan,
+        effort,
+        data_root,
+        work or Path("runs/cifar10"),
+        out or Path(__file__).parent / "results" / "cifar10",
+        given_codes(codes),
+    )
+    chosen = methods.split(",") if methods else list(cifar_methods(""))
+    run_all(bench, chosen, [int(seed) for seed in seeds.split(",")], grid=grid)
+
+
+def benchmark(
+    name: str,
+    budget: Budget,
+    plan: Plan,
+    effort: Effort,
+    data_root: Path,
+    work: Path,
+    out: Path,
+    given: dict[str, tuple[str, str]],
+) -> Benchmark:
+    """The benchmark under a preset called ``name``; ``given``: generator and bank of codes that are not made here."""
+    images = read_images(data_root, effort.images)
+    shop = Shop("cifar10", data_root, work, effort)
+
+    @functools.cache
+    def codes_named(wanted: str) -> Codes:
+        with claimed(work / f"{wanted}.lock", wait=True):
+            if wanted in given:
+                generator, bank = given[wanted]
+                whole = Codes(load_generator(generator), LatentBank.from_pretrained(bank))
+                whole.bank.check(whole.generator)
+            else:
+                whole = MAKERS[wanted](shop)
+            ours = of_rows(whole, images.train_rows)
+            facts = {"dataset": "cifar10", "codes": wanted, **described(ours)}
+            hub.write_folder(out / "codes", {f"{wanted}.json": json_bytes(facts)})
+        return ours
+
+    classifier = Classifier(
+        functools.partial(resnet18, plan=plan),
+        functools.partial(train_resnet, plan=plan, validation=images.validation),
+    )
+    source = "JPEG" if isinstance(cifar10(data_root, train=True), JPEGs) else "original"
+    preset = Preset(
+        budget,
+        cifar_methods,
+        effort,
+        classifier=classifier,
+        facts={"images": source, "classifier": f"ResNet-18, width {plan.width}", "augment": plan.augment},
+        scores={"deepfool_images": 1000 if name.startswith("reduced") else 5000},
+    )
+    return Benchmark(images, name, preset, codes_named, work, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The time of a decode on a CPU: how many images a call, and each option of LatentMixupLoader, side by side in one run.
+
+The bundled generator and a StyleGAN2 of the CIFAR-10 size with random weights. All ways take turns; each ratio is to
+the first size without an option, turn by turn. Beside it stands by how much an option moves an image.
+
+    python benchmarks/decode_time.py --out benchmarks/results/decode_time.json
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from latent_mixup import hub
+from latent_mixup.decoding import Decoder
+from latent_mixup.demo import bundled_codes
+from latent_mixup.generators import Generator, StyleGAN2
+from latent_mixup.sampling import keyed_generator
+
+SIZES = {"bundled": (64, 128, 256, 512, 1024), "StyleGAN2 of the CIFAR-10 size": (32, 64)}
+QUICK_SIZES = {"bundled": (4, 8)}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "autocast=torch.bfloat16": {"autocast": torch.bfloat16},
+    "channels_last=True": {"channels_last": True},
+    "compile=True": {"compile": True},
+}
+
+
+def generators(names: list[str]) -> dict[str, Generator]:
+    """Those that are timed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {name: bundled_codes().generator if name == "bundled" else StyleGAN2() for name in names}
+
+
+def measure(generator: Generator, sizes: tuple[int, ...], options: list[str], turns: int) -> list[dict[str, Any]]:
+    """Every size without an option, and every option at the first size."""
+    codes = generator.sample_latents(max(sizes), keyed_generator(0))
+    ways = [(size, "none") for size in sizes] + [(sizes[0], option) for option in options if option != "none"]
+    decoders = {option: Decoder(copy.deepcopy(generator), **OPTIONS[option]) for option in options}
+    plain = decoders["none"](codes[: sizes[0]])
+    moved = {option: float((decoder(codes[: sizes[0]]) - plain).abs().max()) for option, decoder in decoders.items()}
+    seconds: dict[tuple[int, str], list[float]] = {way: [] for way in ways}
+    for _ in tqdm(range(turns), unit="turn", disable=None):
+        for size, option in ways:
+            started = time.perf_counter()
+            decoders[option](codes[:size])
+            seconds[size, option].append((time.perf_counter() - started) / size)
+    return [
+        {
+            "images_a_call": size,
+            "option": option,
+            "ms_an_image": round(1e3 * statistics.median(found), 4),
+            "ratio": round(statistics.median(a / b for a, b in zip(found, seconds[ways[0]], strict=True)), 3),
+            "moves_an_image_by": moved[option],
+            "n": turns,
+        }
+        for (size, option), found in seconds.items()
+    ]
+
+
+@click.command()
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
+@click.option("--quick", is_flag=True, help="Small decodes of the bundled generator: to see that it runs.")
+def main(out: Path, threads: int | None, quick: bool) -> None:
+    """Time decodes in turn; print and write medians and ratios."""
+    from step_time import circumstances
+
+    if threads:
+        torch.set_num_threads(threads)
+    sizes = QUICK_SIZES if quick else SIZES
+    options = ["none", "channels_last=True"] if quick else list(OPTIONS)
+    rows = {
+        name: measure(generator, sizes[name], options, 3 if quick or name != "bundled" else 101)
+        for name, generator in generators(list(sizes)).items()
+    }
+    record = {"generators": rows, **circumstances()}
+    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    click.echo(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
