@@ -2,8 +2,8 @@
 
 They are written from the published strengths for any size and one or three channels, drawn for each image by its own
 key, and not rounded to 8 bits, so they are not CIFAR-10-C: only its own files are, see
-:class:`~latent_mixup.robustness.CorruptedCIFAR`. Its corruptions that need random pictures or other libraries are left
-out: frost, snow, fog, spatter, the elastic one, and blur by glass, motion and zoom.
+:class:`~latent_mixup.robustness.CorruptedCIFAR`. Frost, snow, fog, spatter, the elastic one, and blur by glass, motion
+and zoom are not among them.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def deepfool(
     image range, and an image leaves the batch when its prediction changes. An image without any gradient
     towards another class stops where it is, unfooled. An image's result does not depend on the rest of
     the batch, up to the rounding of the network itself: in float32 an image on the kink of a ReLU or a tie
-    of a max-pool can take the other side (1 of 200 Fashion-MNIST images: 6e-4 in a pixel, 2e-6 in the norm).
+    of a max-pool can take the other side (over 1,000 Fashion-MNIST images at most 6e-3 in a pixel, 3e-4 in the
+    norm, always in as many steps; in float64 1e-15 and 4e-15).
 
     Args:
         model: Images to logits ``[B, K]``, differentiable; on the device of ``images``. Parameters keep
