@@ -1,4 +1,4 @@
-"""LatentMixupCollate: a collate_fn that replaces part of a batch by decoded mixes."""
+"""LatentMixupCollate: replaces part of a batch by decoded mixes, as a collate_fn or after the loader."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator, PathName
+from latent_mixup.images import Moments
 from latent_mixup.labels import hard_labels
 from latent_mixup.mixer import Mixer, MixSettings, TargetFormat, Transform
 from latent_mixup.sampling import Mode
@@ -22,6 +23,7 @@ NUM_PROBES = 4096
 class LatentMixupCollate:
     """A ``collate_fn`` over any data set of ``(image, label)``, the label an int or a soft one, a tensor.
 
+    Or, as torchvision's ``v2.MixUp`` is, a call after the loader: ``images, targets = mixup(images, labels)``.
     A share ``prob`` of each batch is replaced by mixes drawn from the bank. What is drawn depends on seed,
     epoch, rank and on the batch itself, so neither on the number of workers nor on where a run was resumed
     (as long as the data set's own images do not depend on them). Decodes where it is called: in a worker
@@ -39,9 +41,17 @@ class LatentMixupCollate:
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
+        normalize: ``(mean, std)`` that the data set's images were normalised with, as ``v2.Normalize`` takes them;
+            decoded images get it last. None: they stay in [-1, 1].
         target_format: ``"soft"``: float32 ``[B, num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where bank or
             batch has soft labels with these.
         seed: Names all draws; None for ``torch.initial_seed()``.
+        rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
+            them: they draw the same.
+
+    Attributes:
+        mixup_enabled: timm's switch. False: the data set's own images with their own labels as targets; reaches worker
+            processes.
 
     Raises:
         ValueError: A setting is out of range, a row of the bank has no label, or bank and generator do not
@@ -69,8 +79,10 @@ class LatentMixupCollate:
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,
+        normalize: tuple[Moments, Moments] | None = None,
         target_format: TargetFormat = "soft",
         seed: int | None = None,
+        rank: int | None = None,
     ) -> None:
         settings = MixSettings(
             alpha=alpha,
@@ -80,8 +92,10 @@ class LatentMixupCollate:
             num_classes=num_classes,
             label_smoothing=label_smoothing,
             transform=transform,
+            normalize=normalize,
             target_format=target_format,
             seed=seed,
+            rank=rank,
         )
         self.collate_fn = collate_fn
         self._mixer = Mixer(generator, bank, settings)
@@ -90,12 +104,30 @@ class LatentMixupCollate:
         """Draw anew; reaches worker processes, persistent ones included."""
         self._mixer.epoch = epoch
 
-    def __call__(self, samples: list[Any]) -> tuple[Tensor, Any]:
-        """A list of ``(image, label)`` to images ``[B, C, H, W]`` and their targets."""
+    @property
+    def mixup_enabled(self) -> bool:
+        """The switch of timm's mixing."""
+        return self._mixer.enabled
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        self._mixer.enabled = enabled
+
+    def __call__(self, samples: Any, labels: Tensor | None = None) -> tuple[Tensor, Any]:
+        """A list of ``(image, label)``, or images and labels of a batch, to images ``[B, C, H, W]`` and their targets.
+
+        Images and targets of a batch stay on their devices.
+        """
+        if labels is not None:
+            return self._mix(samples, labels)
         batch = self.collate_fn(samples)
         if not isinstance(batch, Sequence) or len(batch) != 2:
             raise TypeError(f"collate_fn needs to return (images, labels): got {type(batch).__name__}")
-        images, labels = batch
+        return self._mix(*batch)
+
+    def _mix(self, images: Any, labels: Any) -> tuple[Tensor, Any]:
+        if not self.mixup_enabled:
+            return self._mixer.unmixed(images, labels)
         return self._mixer.blend(images, labels, self._mixer.key(_fingerprint(images, labels)))
 
 

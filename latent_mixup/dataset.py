@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator, PathName
-from latent_mixup.images import MIN_IMAGES, check_size
+from latent_mixup.images import MIN_IMAGES, Moments, check_size
 from latent_mixup.labels import MISSING, read_label
 from latent_mixup.mixer import Mixer, MixSettings, Target, TargetFormat, Transform
 from latent_mixup.sampling import Mode
@@ -45,9 +45,13 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
+        normalize: ``(mean, std)`` that the data set's images were normalised with, as ``v2.Normalize`` takes them;
+            decoded images get it last. None: they stay in [-1, 1].
         target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where the bank has
             soft labels with these.
         seed: Names all draws; None for ``torch.initial_seed()``.
+        rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
+            them: they draw the same.
 
     Raises:
         ValueError: A setting is out of range, a row of the bank has no label, or data set, bank and generator
@@ -74,8 +78,10 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,
+        normalize: tuple[Moments, Moments] | None = None,
         target_format: TargetFormat = "soft",
         seed: int | None = None,
+        rank: int | None = None,
     ) -> None:
         settings = MixSettings(
             alpha=alpha,
@@ -85,8 +91,10 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             num_classes=num_classes,
             label_smoothing=label_smoothing,
             transform=transform,
+            normalize=normalize,
             target_format=target_format,
             seed=seed,
+            rank=rank,
         )
         if mode == "batch":
             raise ValueError(
@@ -153,16 +161,16 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         rows, partners = torch.tensor([plan[:2] for plan in plans], device="cpu").unbind(1)
         lam = torch.tensor([plan[2] for plan in plans], dtype=torch.float32, device="cpu")
         images, y_a, y_b = self._mixer.decode_rows(rows, partners, lam)
-        return list(zip(images.cpu(), _split(self._mixer.targets(y_a, y_b, lam)), strict=True))
+        return list(zip(images.cpu(), split_targets(self._mixer.targets(y_a, y_b, lam)), strict=True))
 
     def _real(self, index: int) -> tuple[Tensor, Any]:
-        image, label = _sample(self.dataset, index)
+        image, label = read_sample(self.dataset, index)
         if not label.ndim and label == MISSING:
             raise ValueError(
                 f"sample {index} has no label, and no code to mix: leave it out, such as by "
                 "sampler=SubsetRandomSampler(labelled_indices)"
             )
-        return image, _split(self._mixer.unmixed(image[None], label[None])[1])[0]
+        return image, split_targets(self._mixer.unmixed(image[None], label[None])[1])[0]
 
     def _check_range_once(self) -> None:
         """At first access, compare some samples with their own decodes; in one process."""
@@ -172,7 +180,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         rows = self._row_of[self._probes]
         with torch.random.fork_rng(devices=[]):  # a look that leaves no trace in the data set's augmentation
             decoded = self._mixer.decode_rows(rows, rows, torch.ones(len(rows), device="cpu"))[0].cpu()
-            images = [_sample(self.dataset, index)[0] for index in self._probes.tolist()]
+            images = [read_sample(self.dataset, index)[0] for index in self._probes.tolist()]
         for image in images:
             check_size(image[None], decoded)
         self._mixer.check_range(torch.stack(images), decoded)
@@ -185,7 +193,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         return coded[torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), device="cpu").long()]
 
 
-def _sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
+def read_sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
     """``dataset[index]`` as a float image, and a label as :func:`read_label` gives it, or a clear error."""
     sample = dataset[index]
     if not isinstance(sample, tuple | list) or len(sample) != 2:
@@ -203,6 +211,6 @@ def _sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
         raise type(cause)(f"sample {index}: {cause}") from None
 
 
-def _split(targets: Target) -> list[Target]:
+def split_targets(targets: Target) -> list[Target]:
     """Targets of a batch, one by one."""
     return list(targets) if isinstance(targets, Tensor) else list(zip(*targets, strict=True))

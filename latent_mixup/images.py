@@ -52,6 +52,25 @@ def to_unit(images: Tensor) -> Tensor:
     return (images + 1) / 2
 
 
+def normalized(images: Tensor, moments: ImageFormat) -> Tensor:
+    """[-1, 1] to what ``v2.Normalize(mean, std)`` makes of the same images in [0, 1], in one step.
+
+    Args:
+        images: ``[B, C, H, W]`` float.
+        moments: With a mean and a std: one number, or one a channel.
+
+    Raises:
+        ValueError: There are moments for another number of channels.
+    """
+    if moments.mean is None or moments.std is None or len(moments.mean) not in (1, images.shape[1]):
+        raise ValueError(
+            f"mean and std need one number, or one a channel: got {moments.mean} and {moments.std} "
+            f"for {images.shape[1]} channels"
+        )
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (moments.mean, moments.std))
+    return torch.addcmul((0.5 - mean) / std, images, 0.5 / std)
+
+
 def check_size(real: Tensor, decoded: Tensor) -> None:
     """Raise ``ValueError`` unless two batches ``[n, C, H, W]`` agree in channels, height and width."""
     if real.shape[1:] == decoded.shape[1:]:
@@ -227,6 +246,17 @@ class ImageFormat:
         if known is None:
             return f"x * std + mean needs to be in [0, 1] with mean={self.mean} and std={self.std}"
         return f"this data set's are in [{known}]; clamp them there where a resize went beyond, x.clamp({known})"
+
+
+def moments_of(normalize: tuple[Moments, Moments]) -> ImageFormat:
+    """What a user gives as ``normalize=(mean, std)``, for :func:`normalized`.
+
+    Raises:
+        ValueError: It is no such pair, or std is not above 0.
+    """
+    if not isinstance(normalize, tuple | list) or len(normalize) != 2:
+        raise ValueError(f"normalize needs to be (mean, std): got {normalize!r:.100}")
+    return ImageFormat(*map(_numbers, normalize))
 
 
 UNIT, SIGNED = ImageFormat((0.0,), (1.0,)), ImageFormat((0.5,), (0.5,))  # images in [0, 1], and in [-1, 1]

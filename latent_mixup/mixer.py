@@ -12,9 +12,19 @@ from torch import Tensor
 
 from latent_mixup import sampling
 from latent_mixup.bank import LatentBank
+from latent_mixup.decoding import Decoder
 from latent_mixup.functional import mix_targets, soft_targets
 from latent_mixup.generators.base import Generator, PathName
-from latent_mixup.images import MIN_IMAGES, RangeMismatchWarning, check_size, range_mismatch
+from latent_mixup.images import (
+    MIN_IMAGES,
+    ImageFormat,
+    Moments,
+    RangeMismatchWarning,
+    check_size,
+    moments_of,
+    normalized,
+    range_mismatch,
+)
 from latent_mixup.interpolation import path_named
 from latent_mixup.labels import check_labels
 from latent_mixup.sampling import Mode
@@ -38,9 +48,13 @@ class MixSettings:
         label_smoothing: Share of a target that is spread over all classes, in [0, 1):
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         transform: What happens to a decoded image: a callable on one float32 ``[C, H, W]`` tensor in [-1, 1].
+        normalize: ``(mean, std)`` of the data set's own images, as ``v2.Normalize`` takes them after [0, 1]: one number
+            each, or one a channel. Decoded images get it last; None: they stay in [-1, 1].
         target_format: ``"soft"``, or ``"pair"`` for :func:`latent_mixup.mixup_criterion`.
         seed: Names all draws; None for ``torch.initial_seed()``, the number last given to
             ``torch.manual_seed``.
+        rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
+            them: they draw the same.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -53,8 +67,10 @@ class MixSettings:
     num_classes: int | None = None
     label_smoothing: float = 0.0
     transform: Transform | None = None
+    normalize: tuple[Moments, Moments] | None = None
     target_format: TargetFormat = "soft"
     seed: int | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         sampling.check_alpha(self.alpha)
@@ -68,6 +84,8 @@ class MixSettings:
             raise ValueError(f"label_smoothing needs to be in [0, 1): got {self.label_smoothing}")
         if self.transform is not None and not callable(self.transform):
             raise ValueError(f"transform needs to be a callable on one image: got {self.transform!r}")
+        if self.normalize is not None:
+            moments_of(self.normalize)
         if self.target_format not in ("soft", "pair"):
             raise ValueError(f'target_format needs to be "soft" or "pair": got {self.target_format!r}')
         if self.label_smoothing and self.target_format == "pair":
@@ -84,6 +102,7 @@ class Mixer:
         generator: Decodes the bank's codes.
         bank: Codes and labels.
         settings: See :class:`MixSettings`.
+        decoder: What decodes; None: the generator as it is.
 
     Attributes:
         seed: The seed in use.
@@ -94,19 +113,23 @@ class Mixer:
             ``num_classes``.
     """
 
-    def __init__(self, generator: Generator, bank: LatentBank, settings: MixSettings) -> None:
+    def __init__(
+        self, generator: Generator, bank: LatentBank, settings: MixSettings, decoder: Decoder | None = None
+    ) -> None:
         if not len(bank):
             raise ValueError("the bank is empty: a mix needs at least one row")
         bank.check(generator)
         bank.check_labelled()
         self.generator, self.bank, self.settings = generator, bank, settings
+        self.decoder = Decoder(generator) if decoder is None else decoder
+        self._moments = None if settings.normalize is None else moments_of(settings.normalize)
         self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
         check_labels(bank.labels, self.num_classes)
         self.path = path_named(settings.path or generator.preferred_path)
         self.seed = torch.initial_seed() if settings.seed is None else settings.seed
-        self._rank: int | None = None
-        # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
-        self._shared = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self._rank = settings.rank
+        # Shared with worker processes, persistent ones included: [epoch, whether the range was checked, on or off].
+        self._shared = torch.tensor([0, 0, 1], dtype=torch.int64, device="cpu")
         self._shared.share_memory_()
 
     @property
@@ -117,6 +140,15 @@ class Mixer:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._shared[0] = epoch
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is mixed, in every process that holds a copy."""
+        return bool(self._shared[2])
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._shared[2] = int(enabled)
 
     def key(self, *parts: int, epoch: int | None = None) -> tuple[int, ...]:
         """Name of a random stream: ``(seed, epoch, rank, *parts)``."""
@@ -154,16 +186,14 @@ class Mixer:
             RuntimeError: A worker process would have to decode on an accelerator.
             ValueError: A code is NaN or infinite, or the transform does not return equal-sized tensors.
         """
-        device = self.generator.device
-        _refuse_in_worker(device)
-        own, labels_a = self.bank[rows]
-        other, labels_b = self.bank[partners]
+        _refuse_in_worker(self.generator.device)
+        codes, labels = self.bank[torch.cat([rows, partners])]
+        (own, other), (labels_a, labels_b) = codes.chunk(2), labels.chunk(2)
         latents = self.path(own, other, lam)
         if not latents.isfinite().all():
             raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            images = self.generator.decode(latents.to(device))
-            return _transformed(images, self.settings.transform), labels_a, labels_b
+        images = finished(self.decoder(latents), self.settings.transform, self._moments)
+        return images, labels_a, labels_b
 
     def blend(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Target]:
         """Replace a share ``prob`` of a batch by decoded mixes drawn from the bank.
@@ -180,17 +210,41 @@ class Mixer:
             TypeError: ``images`` or ``labels`` is no tensor of the right kind.
             ValueError: Sizes do not agree, or a label lies outside ``num_classes``.
         """
-        _check_batch(images, labels)
-        draw = self.draw(len(images), key)
-        if not len(draw.slots):
-            return self.unmixed(images, labels)
-        decoded, labels_a, labels_b = self.decode_rows(draw.rows, draw.partners, draw.lam)
+        return self.blend_all([(images, labels, key)])[0]
+
+    def blend_all(self, batches: Sequence[tuple[Tensor, Tensor, Sequence[int]]]) -> list[tuple[Tensor, Target]]:
+        """:meth:`blend` for each ``(images, labels, key)``; the mixes of all are decoded in one call.
+
+        The draws are those of each batch alone, and so are the images, up to rounding.
+        """
+        for images, labels, _ in batches:
+            _check_batch(images, labels)
+        draws = [self.draw(len(images), key) for images, _, key in batches]
+        sizes = [len(draw.slots) for draw in draws]
+        if not any(sizes):
+            return [self.unmixed(images, labels) for images, labels, _ in batches]
+        parts = zip(*((draw.rows, draw.partners, draw.lam) for draw in draws), strict=True)
+        mixes = (part.split(sizes) for part in self.decode_rows(*map(torch.cat, parts)))
+        return [
+            self._place(images, labels, draw, *mix)
+            for (images, labels, _), draw, *mix in zip(batches, draws, *mixes, strict=True)
+        ]
+
+    def _place(
+        self, images: Tensor, labels: Tensor, draw: sampling.Draw, decoded: Tensor, labels_a: Tensor, labels_b: Tensor
+    ) -> tuple[Tensor, Target]:
+        """One batch with its mixes in their slots."""
         decoded = decoded.to(images.device, images.dtype)
         check_size(images, decoded)
         self.check_range(images, decoded)
-        slots = draw.slots.to(images.device)
-        mixed = images.index_copy(0, slots, decoded)
-        return mixed, self._blend_targets(labels, draw, labels_a, labels_b)
+        soft = self._is_soft(labels)
+        mixes = self.targets(labels_a, labels_b, draw.lam, soft=soft)
+        if len(draw.slots) == len(images):  # all, in order
+            check_labels(labels, self.num_classes)
+            return decoded, _to_device(mixes, labels.device)
+        slots = draw.slots.to(labels.device)
+        real = self._real_targets(labels, soft=soft)
+        return images.index_copy(0, draw.slots.to(images.device), decoded), _with_rows(real, slots, mixes)
 
     def unmixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Target]:
         """The batch as it is, with its (smoothed) labels as soft targets, or with ``(labels, labels, 1)``."""
@@ -205,14 +259,15 @@ class Mixer:
             lam: ``[k]``, weight of ``labels_a``.
             soft: Whether a pair has soft labels; None: where ``labels_a`` are soft.
         """
-        num_classes = self.num_classes
-        if self.settings.target_format == "soft":
-            return mix_targets(labels_a, labels_b, lam, num_classes, self.settings.label_smoothing)
-        if labels_a.is_floating_point() if soft is None else soft:
-            return soft_targets(labels_a, num_classes), soft_targets(labels_b, num_classes), lam
-        for labels in (labels_a, labels_b):
-            check_labels(labels, num_classes)
-        return labels_a.long(), labels_b.long(), lam
+        return make_targets(
+            labels_a,
+            labels_b,
+            lam,
+            self.num_classes,
+            label_smoothing=self.settings.label_smoothing,
+            target_format=self.settings.target_format,
+            soft=soft,
+        )
 
     def _is_soft(self, labels: Tensor) -> bool:
         """Whether a pair has soft labels: where the bank or the batch has."""
@@ -220,16 +275,6 @@ class Mixer:
 
     def _real_targets(self, labels: Tensor, *, soft: bool) -> Target:
         return self.targets(labels, labels, torch.ones(len(labels), device=labels.device), soft=soft)
-
-    def _blend_targets(self, labels: Tensor, draw: sampling.Draw, labels_a: Tensor, labels_b: Tensor) -> Target:
-        slots, soft = draw.slots.to(labels.device), self._is_soft(labels)
-        mixes = self.targets(labels_a, labels_b, draw.lam, soft=soft)
-        real = self._real_targets(labels, soft=soft)
-        if isinstance(real, Tensor):
-            assert isinstance(mixes, Tensor)
-            return real.index_copy(0, slots, mixes.to(real.device))
-        y_a, y_b, lam = (old.index_copy(0, slots, new.to(old)) for old, new in zip(real, mixes, strict=True))
-        return y_a, y_b, lam
 
     def check_range(self, real: Tensor, decoded: Tensor) -> None:
         """At the first batch that is large enough, warn where real and decoded images differ in range.
@@ -252,6 +297,42 @@ class Mixer:
         return bool(self._shared[1])
 
 
+def make_targets(
+    labels_a: Tensor,
+    labels_b: Tensor,
+    lam: Tensor,
+    num_classes: int,
+    *,
+    label_smoothing: float,
+    target_format: TargetFormat,
+    soft: bool | None = None,
+) -> Target:
+    """Targets of mixes in the format asked for: see :meth:`Mixer.targets` and :class:`MixSettings`."""
+    if target_format == "soft":
+        return mix_targets(labels_a, labels_b, lam, num_classes, label_smoothing)
+    if labels_a.is_floating_point() if soft is None else soft:
+        return soft_targets(labels_a, num_classes), soft_targets(labels_b, num_classes), lam
+    for labels in (labels_a, labels_b):
+        check_labels(labels, num_classes)
+    return labels_a.long(), labels_b.long(), lam
+
+
+def _with_rows(targets: Target, slots: Tensor, rows: Target) -> Target:
+    """Targets of a batch with others in some slots."""
+    if isinstance(targets, Tensor):
+        assert isinstance(rows, Tensor)
+        return targets.index_copy(0, slots, rows.to(targets))
+    y_a, y_b, lam = (old.index_copy(0, slots, new.to(old)) for old, new in zip(targets, rows, strict=True))
+    return y_a, y_b, lam
+
+
+def _to_device(targets: Target, device: torch.device) -> Target:
+    if isinstance(targets, Tensor):
+        return targets.to(device)
+    y_a, y_b, lam = (part.to(device) for part in targets)
+    return y_a, y_b, lam
+
+
 def _refuse_in_worker(device: torch.device) -> None:
     if device.type != "cpu" and torch.utils.data.get_worker_info() is not None:
         raise RuntimeError(
@@ -260,9 +341,17 @@ def _refuse_in_worker(device: torch.device) -> None:
         )
 
 
-def _transformed(images: Tensor, transform: Transform | None) -> Tensor:
-    if transform is None:
-        return images
+def finished(images: Tensor, transform: Transform | None, moments: ImageFormat | None) -> Tensor:
+    """Decoded images ``[k, C, H, W]`` in [-1, 1] as the classifier gets them: transformed, then normalised.
+
+    Raises:
+        ValueError: The transform does not return equal-sized tensors, or ``moments`` are of other channels.
+    """
+    changed = images if transform is None else _transformed(images, transform)
+    return changed if moments is None else normalized(changed, moments)
+
+
+def _transformed(images: Tensor, transform: Transform) -> Tensor:
     changed = [transform(image) for image in images]
     for image in changed:
         if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:

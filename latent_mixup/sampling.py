@@ -17,6 +17,9 @@ from torch import Tensor
 Mode: TypeAlias = Literal["elem", "batch"]
 
 NUM_PROPOSALS = 16  # each is accepted with probability > 0.95: all refused once in 1e20 draws
+FIRST_PROPOSALS = 4  # are looked at first: all refused once in 1e5 draws
+POOL_BLOCK = 1024  # entries of a pool that share a stream; another number is another pool
+POOL_KEY = -1  # where other keys have the epoch, so that they never share a stream
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ def _log_gamma(n: int, alpha: float, generator: torch.Generator) -> Tensor:
     device = generator.device
     d = alpha + 1 - 1 / 3
     c = 1 / math.sqrt(9 * d)
-    x = torch.randn(n, NUM_PROPOSALS, generator=generator, dtype=torch.float64, device=device)
-    u = torch.rand(n, NUM_PROPOSALS, generator=generator, dtype=torch.float64, device=device)
-    log_v = 3 * torch.log((1 + c * x).clamp_min(1e-300))
-    accepted = torch.log1p(-u) < x.square() / 2 + d - d * log_v.exp() + d * log_v
-    first = accepted.to(torch.uint8).argmax(1, keepdim=True)
+    x_all = torch.randn(n, NUM_PROPOSALS, generator=generator, dtype=torch.float64, device=device)
+    u_all = torch.rand(n, NUM_PROPOSALS, generator=generator, dtype=torch.float64, device=device)
     boost = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+    for count in (FIRST_PROPOSALS, NUM_PROPOSALS):
+        x, u = x_all[:, :count].contiguous(), u_all[:, :count].contiguous()
+        log_v = 3 * torch.log((1 + c * x).clamp_min(1e-300))
+        accepted = torch.log1p(-u) < x.square() / 2 + d - d * log_v.exp() + d * log_v
+        if accepted.any(1).all():
+            break
+    first = accepted.to(torch.uint8).argmax(1, keepdim=True)
     return math.log(d) + log_v.gather(1, first).squeeze(1) + torch.log1p(-boost) / alpha
 
 
@@ -136,6 +143,38 @@ def draw_mixes(
     slots = torch.randperm(batch_size, generator=generator, device=device)[:k].sort().values
     rows, partners = torch.randint(num_rows, (2, k), generator=generator, device=device)
     return Draw(slots, rows, partners, draw_lam(k, alpha, generator, mode))
+
+
+def draw_pool(
+    entries: range, num_rows: int, *, alpha: float, seed: int, turn: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the entries of a pool of mixes are made of: an entry's draw depends on seed, turn and its number alone.
+
+    Args:
+        entries: Consecutive entry numbers.
+        num_rows: Rows in the bank, at least 1.
+        alpha: See :func:`draw_lam`.
+        seed: Names the draws.
+        turn: How many times the entry was drawn anew.
+
+    Returns:
+        ``rows`` and ``partners``, int64, and ``lam``, the weight of ``rows``, float32; ``[len(entries)]`` each.
+
+    Example:
+        >>> draw_pool(range(2000, 2010), 50, alpha=1.0, seed=0)[0].shape
+        torch.Size([10])
+    """
+    if num_rows < 1:
+        raise ValueError("a mix needs at least one row in the bank: got 0")
+    first, end = entries.start // POOL_BLOCK, -(-entries.stop // POOL_BLOCK)
+    blocks = []
+    for block in range(first, end):
+        generator = keyed_generator(seed, POOL_KEY, turn, block)
+        rows, partners = torch.randint(num_rows, (2, POOL_BLOCK), generator=generator)
+        blocks.append((rows, partners, draw_lam(POOL_BLOCK, alpha, generator)))
+    ours = slice(entries.start - first * POOL_BLOCK, entries.stop - first * POOL_BLOCK)
+    rows, partners, lam = (torch.cat(parts)[ours] for parts in zip(*blocks, strict=True))
+    return rows, partners, lam
 
 
 def check_alpha(alpha: float) -> None:

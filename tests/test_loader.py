@@ -2,16 +2,20 @@ import copy
 import pickle
 import random
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LabelledImages, SoftImages, one_hot_bank
+from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torchvision.transforms import v2
 
+from latent_mixup import ahead
 from latent_mixup.functional import mixup_criterion
-from latent_mixup.images import RangeMismatchWarning
+from latent_mixup.generators import CompactGenerator
+from latent_mixup.images import RangeMismatchWarning, moments_of, normalized
 from latent_mixup.loader import LatentMixupLoader
 
 
@@ -149,6 +153,225 @@ def test_at_most_prefetch_batches_are_read_ahead(wrap, toy_dataset):
     next(iterator)
     assert len(read) == 4
     iterator.close()
+    read.clear()
+    iterator = iter(wrap(batches(), prefetch=3, decode_batches=2))
+    next(iterator)
+    assert len(read) == 6  # the call that is asked for, and two ahead
+    iterator.close()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("decode_batches", [2, 5, 100])
+def test_larger_decodes_change_nothing_but_rounding(wrap, prefetch, decode_batches):
+    for settings in ({"prob": 0.6}, {"prob": 0.01}, {"prob": 1.0, "mode": "batch"}):
+        expected = pull(wrap(prefetch=0, decode_batches=1, **settings))
+        found = pull(wrap(prefetch=prefetch, decode_batches=decode_batches, **settings))
+        torch.testing.assert_close(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+        same = pull(wrap(prefetch=0, decode_batches=decode_batches, **settings))
+        assert torch.equal(found[0], same[0])
+
+
+def test_batches_of_a_call_keep_their_own_kind_of_labels(wrap, toy_dataset):
+    hard, soft = toy_dataset.labels[:8], F.one_hot(toy_dataset.labels[8:16], 3).float()
+    batches = [(toy_dataset.images[:8], hard), (toy_dataset.images[8:16], soft)]
+    for decode_batches in (1, 2):
+        first, second = (targets for _, targets in wrap(batches, decode_batches=decode_batches, target_format="pair"))
+        assert first[0].shape == (8,)
+        assert second[0].shape == (8, 3)
+
+
+def test_the_wrapped_loaders_images_are_not_modified(wrap, toy_dataset):
+    before = toy_dataset.images.clone()
+    for prob in (0.5, 1.0):
+        for images, _ in wrap([(toy_dataset.images, toy_dataset.labels)], prob=prob):
+            images.zero_()
+    assert torch.equal(toy_dataset.images, before)
+
+
+def test_what_is_best_when_nobody_says(wrap, monkeypatch):
+    for usable, threads, ranks, expected in ((8, 8, 1, 0), (8, 4, 1, 2), (8, 4, 2, 0), (8, 1, 4, 2)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, usable=usable: set(range(usable)), raising=False)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert wrap().prefetch == expected
+    assert wrap().decode_batches == 1
+    assert CompactGenerator().decode_batches == 8
+
+
+# ---- decoding faster, and normalised ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moments", [(0.3, 0.6), ([0.3], [0.6]), (torch.tensor([0.3]), torch.tensor([0.6]))])
+def test_normalize_is_what_v2_does(wrap, moments):
+    v2_normalize = v2.Normalize([0.3], [0.6])
+    normalised = pull(wrap(normalize=moments))[0]
+    torch.testing.assert_close(normalised, v2_normalize((pull(wrap())[0] + 1) / 2))
+    flipped = pull(wrap(normalize=moments, transform=lambda image: image.flip(-1)))[0]
+    torch.testing.assert_close(flipped, normalised.flip(-1))
+
+
+def test_normalize_by_channels():
+    images, mean, std = torch.rand(2, 3, 4, 4) * 2 - 1, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    expected = v2.Normalize(mean, std)((images + 1) / 2)
+    torch.testing.assert_close(normalized(images, moments_of((mean, std))), expected)
+    with pytest.raises(ValueError, match=r"one a channel: got .* for 1 channels"):
+        normalized(images[:, :1], moments_of((mean, std)))
+
+
+@pytest.mark.parametrize(
+    ("normalize", "message"),
+    [
+        (0.5, r"normalize needs to be \(mean, std\): got 0.5"),
+        ((0.5, 0.0), "std above 0"),
+        ((0.5, [0.5, 0.5]), "as many finite numbers"),
+    ],
+)
+def test_bad_normalize(wrap, normalize, message):
+    with pytest.raises(ValueError, match=message):
+        wrap(normalize=normalize)
+
+
+class ConvGenerator(LinearGenerator):
+    """The linear generator, and a convolution that says what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3, padding=1, bias=False)
+        torch.nn.init.constant_(self.conv.weight, 0.1)
+        self.img_channels = 2
+        self.freeze()
+
+    def decode(self, latents):
+        return self.conv(super().decode(latents))
+
+
+@pytest.fixture
+def conv_wrap(toy_dataset, toy_bank):
+    two_channels = LabelledImages(toy_dataset.images.repeat(1, 2, 1, 1), toy_dataset.labels)
+
+    def make(generator=None, **settings):
+        return LatentMixupLoader(
+            DataLoader(two_channels, 8), generator or ConvGenerator(), toy_bank, **{"seed": 0, **settings}
+        )
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore::latent_mixup.images.RangeMismatchWarning")
+def test_channels_last(conv_wrap):
+    generator = ConvGenerator()
+    expected = pull(conv_wrap())
+    for images, _ in conv_wrap(generator, channels_last=True):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+    assert generator.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    found = pull(conv_wrap(generator, channels_last=True))
+    torch.testing.assert_close(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_autocast(wrap, dtype, prefetch):
+    expected, found = pull(wrap()), pull(wrap(autocast=dtype, prefetch=prefetch))
+    assert found[0].dtype == torch.float32
+    assert not torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[0], expected[0], atol=0.05, rtol=0)
+    assert torch.equal(found[1], expected[1])
+
+
+def test_the_callers_autocast_does_not_reach_the_decoder(wrap):
+    expected = pull(wrap(prefetch=0))[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(pull(wrap(prefetch=0))[0], expected)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_compile(wrap, prefetch, monkeypatch):
+    compiled, compile_ = [], torch.compile
+
+    def traced(function):
+        compiled.append(function)
+        return compile_(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    loader = wrap(compile=True, prefetch=prefetch, prob=0.6)
+    torch.testing.assert_close(pull(loader)[0], pull(wrap(prob=0.6))[0])
+    torch.compiler.reset()
+    pull(loader)
+    assert len(compiled) == 1
+    assert torch.equal(pull(pickle.loads(pickle.dumps(loader)))[1], pull(loader)[1])  # noqa: S301
+
+
+def test_images_can_be_trained_on(wrap):
+    images, targets = next(iter(wrap()))
+    weight = torch.zeros(16, 3, requires_grad=True)
+    F.cross_entropy(images.flatten(1) @ weight, targets).backward()
+    assert weight.grad.abs().sum() > 0
+
+
+# ---- ahead, on an accelerator ----------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands in for streams and events, and writes down what is asked of them."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def record_event(self):
+        self.log.append(("record", self.name))
+        return f"event {len(self.log)} of {self.name}"
+
+    def wait_event(self, event):
+        self.log.append(("wait", self.name, event))
+
+    def __enter__(self):
+        self.log.append(("enter", self.name))
+
+    def __exit__(self, *_):
+        self.log.append(("leave", self.name))
+
+
+class Queued(torch.Tensor):
+    """A tensor that writes down which streams use it."""
+
+    log: ClassVar[list] = []
+
+    def record_stream(self, stream):
+        self.log.append(("use", stream.name, self.role))
+
+
+def test_the_side_stream_waits_and_is_waited_for(monkeypatch):
+    """The order that makes work on two streams safe: nobody reads, or frees, what the other one is still at."""
+    log = Queued.log
+    log.clear()
+    monkeypatch.setattr(torch, "Stream", lambda device: Recorder("side", log))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: Recorder("main", log))
+    monkeypatch.setattr(ahead, "WITH_STREAMS", ("cpu",))
+
+    def queued(role):
+        tensor = torch.zeros(1).as_subclass(Queued)
+        tensor.role = role
+        return tensor
+
+    def work(item):
+        log.append("work")
+        return [(queued("result"), (1, "text"))]
+
+    results = ahead.run_ahead([[queued("item")]], work, 1, torch.device("cpu"))
+    assert [found[0][1] for found in results] == [(1, "text")]
+    assert log == [
+        ("record", "main"),  # what the item is made of
+        ("enter", "side"),
+        ("wait", "side", "event 1 of main"),
+        ("use", "side", "item"),
+        "work",
+        ("record", "side"),
+        ("leave", "side"),
+        ("wait", "main", "event 6 of side"),
+        ("use", "main", "result"),
+    ]
 
 
 # ---- epochs ----------------------------------------------------------------------------------------
@@ -283,6 +506,10 @@ def test_another_range_is_said_once(wrap, toy_dataset):
 def test_bad_input(wrap, toy_dataset):
     with pytest.raises(ValueError, match="prefetch needs to be at least 0: got -1"):
         wrap(prefetch=-1)
+    with pytest.raises(ValueError, match="decode_batches needs to be at least 1: got 0"):
+        wrap(decode_batches=0)
+    with pytest.raises(ValueError, match=r"autocast needs to be torch\.bfloat16, torch\.float16 or None: got torch"):
+        wrap(autocast=torch.float32)
     with pytest.raises(ValueError, match="alpha needs to be above 0"):
         wrap(alpha=0)
     with pytest.raises(TypeError, match=r"\(images, labels\): got dict"):

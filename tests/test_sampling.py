@@ -182,3 +182,13 @@ def test_rank_from_the_environment(monkeypatch):
     assert sampling.default_rank() == 0
     monkeypatch.setenv("RANK", "3")
     assert sampling.default_rank() == 3
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3, 1.0, 7.0])
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_looking_at_the_first_proposals_first_changes_nothing(monkeypatch, alpha, first):
+    monkeypatch.setattr(sampling, "FIRST_PROPOSALS", sampling.NUM_PROPOSALS)
+    expected = [draw_lam(n, alpha, keyed_generator(n)) for n in range(1, 70)]
+    monkeypatch.setattr(sampling, "FIRST_PROPOSALS", first)
+    for n, lam in enumerate(expected, 1):
+        assert torch.equal(draw_lam(n, alpha, keyed_generator(n)), lam)
