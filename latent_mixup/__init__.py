@@ -10,6 +10,7 @@ from latent_mixup.functional import mixup_criterion
 from latent_mixup.generators import load_generator
 from latent_mixup.inversion import invert, refine
 from latent_mixup.loader import LatentMixupLoader
+from latent_mixup.rendered import RenderedMixupDataset
 
 __version__ = version("latent-mixup")
 
@@ -18,6 +19,7 @@ __all__ = [
     "LatentMixupCollate",
     "LatentMixupDataset",
     "LatentMixupLoader",
+    "RenderedMixupDataset",
     "functional",
     "generators",
     "interpolation",

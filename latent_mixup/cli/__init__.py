@@ -8,6 +8,7 @@ from latent_mixup.cli.first_look import demo, preview
 from latent_mixup.cli.generators import convert_command, info_command
 from latent_mixup.cli.inversion import invert_command, report_command
 from latent_mixup.cli.quality import filter_command, refine_command
+from latent_mixup.cli.rendering import render_command
 from latent_mixup.cli.training import train_encoder_command, train_generator
 
 COMMANDS = [
@@ -16,6 +17,7 @@ COMMANDS = [
     invert_command,
     refine_command,
     filter_command,
+    render_command,
     report_command,
     info_command,
     convert_command,

@@ -1,0 +1,66 @@
+"""``render``: decoded mixes written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latent_mixup.cli.shared import FOLDER, one_sentence, part_of, part_options
+
+
+@click.command("render")
+@click.argument("generator")
+@click.argument("bank")
+@click.argument("out", type=FOLDER)
+@click.option("--n", type=click.IntRange(1), required=True, help="How many mixes.")
+@click.option("--alpha", type=float, default=1.0, show_default=True, help="lam is drawn from Beta(alpha, alpha).")
+@click.option("--path", type=click.Choice(["lerp", "slerp"]), help="Between two codes; default: the generator's own.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Mixes decoded in one call.")
+@click.option("--autocast", type=click.Choice(["bfloat16", "float16"]), help="Decode in half precision.")
+@click.option("--channels-last", is_flag=True, help="Decode in this memory format.")
+@click.option("--compile", is_flag=True, help="Decode through torch.compile.")
+@part_options
+@one_sentence
+def render_command(
+    generator: str,
+    bank: str,
+    out: Path,
+    n: int,
+    autocast: str | None,
+    shard: str | None,
+    device: str | None,
+    threads: int | None,
+    **settings: Any,
+) -> None:
+    """Decode mixes of the codes in BANK with GENERATOR (folders, bundled names or Hub ids) once, into the folder OUT.
+
+    lm.RenderedMixupDataset(OUT) serves them as fast as stored images. Killed at any moment, it goes on where it was
+    when it is run again. Several processes share the work by --shard, or when python -m torch.distributed.run
+    --nproc_per_node=N -m latent_mixup starts them; whoever is last puts the pool together.
+    """
+    import torch
+
+    from latent_mixup import LatentBank, load_generator
+    from latent_mixup.rendering import render
+
+    part = part_of(shard, device)
+    if threads:
+        torch.set_num_threads(threads)
+    complete = render(
+        load_generator(generator).to(part.device),
+        LatentBank.from_pretrained(bank),
+        out,
+        n=n,
+        autocast=None if autocast is None else getattr(torch, autocast),
+        shard=part.shard,
+        progress=part.shows,
+        **settings,
+    )
+    if not complete:
+        click.echo(f"shard {part.shard[0]}/{part.shard[1]} is done; the pool is put together by the shard that is last")
+        return
+    size = sum(path.stat().st_size for path in out.glob("pool.*"))
+    click.echo(f"{out}: {n:,} mixes, {size / 1e6:,.0f} MB")

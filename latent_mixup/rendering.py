@@ -1,0 +1,288 @@
+"""Decoded mixes written once, to be trained on as fast as stored images: ``latent-mixup render``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from latent_mixup import hub, sampling
+from latent_mixup.bank import LatentBank
+from latent_mixup.decoding import Decoder
+from latent_mixup.generators.base import Generator, PathName
+from latent_mixup.images import to_uint8
+from latent_mixup.interpolation import path_named
+from latent_mixup.inversion.chunks import differences
+from latent_mixup.inversion.runs import check_shard, stoppable
+from latent_mixup.pool_files import COLUMNS_FILE, FORMAT_VERSION, IMAGES_FILE, INDEX_FILE, PoolIndex
+
+RUN_FILE = "rendering.json"
+CHUNK_BYTES = 4 * 1024**2  # of images that are written at a time: what a kill loses
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the entries of a pool are made of, and by what.
+
+    Attributes:
+        decoder: Decodes the mixes.
+        bank: Codes and labels.
+        alpha: ``lam`` is drawn from Beta(alpha, alpha).
+        path: Between two codes.
+        seed: Names the draws.
+        batch_size: Mixes that are decoded in one call; changes images by rounding alone.
+    """
+
+    decoder: Decoder
+    bank: LatentBank
+    alpha: float
+    path: PathName
+    seed: int
+    batch_size: int
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the images, as JSON can say it."""
+        autocast = self.decoder.autocast
+        return {
+            "seed": self.seed,
+            "alpha": self.alpha,
+            "path": self.path,
+            "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
+            "generator": self.decoder.generator.digest(),
+            "bank": self.bank.digest(),
+        }
+
+    def draw(self, entries: range, turn: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, partners and ``lam`` of some entries: see :func:`latent_mixup.sampling.draw_pool`."""
+        return sampling.draw_pool(entries, len(self.bank), alpha=self.alpha, seed=self.seed, turn=turn)
+
+    def columns(self, entries: range, turn: int = 0) -> dict[str, Tensor]:
+        """What a pool says of some entries beside their images."""
+        rows, partners, lam = self.draw(entries, turn)
+        labels = self.bank.labels
+        return {
+            "labels_a": labels[rows],
+            "labels_b": labels[partners],
+            "lam": lam,
+            "rows": rows,
+            "partners": partners,
+        }
+
+    def images(self, entries: range, turn: int = 0) -> Iterator[Tensor]:
+        """The images of some entries, uint8 ``[k, C, R, R]`` on the CPU, a batch at a time."""
+        mix = path_named(self.path)
+        for rows, partners, lam in zip(
+            *(part.split(self.batch_size) for part in self.draw(entries, turn)), strict=True
+        ):
+            own, other = self.bank[torch.cat([rows, partners])][0].chunk(2)
+            yield to_uint8(self.decoder(mix(own, other, lam))).cpu().contiguous()
+
+
+def render(
+    generator: Generator,
+    bank: LatentBank,
+    out: str | Path,
+    *,
+    n: int,
+    alpha: float = 1.0,
+    path: PathName | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
+    compile: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> bool:
+    """Decode ``n`` mixes of bank rows into a folder that :class:`latent_mixup.RenderedMixupDataset` reads.
+
+    Mix i depends on the seed and i alone: a larger pool starts with the smaller one's. Killed at any moment, it goes on
+    where it was when it is called again. Several processes share the work by ``shard``; whoever is last puts the pool
+    together.
+
+    Args:
+        generator: Decodes, on its device.
+        bank: Codes and labels.
+        out: Folder of the pool; made where it is missing.
+        n: How many mixes.
+        alpha: ``lam`` is drawn from Beta(alpha, alpha).
+        path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        seed: Names all draws.
+        batch_size: Mixes that are decoded in one call.
+        autocast: See :class:`latent_mixup.decoding.Decoder`, as for the next two.
+        channels_last: See there.
+        compile: See there.
+        shard: ``(i, n)``: every n-th chunk from the i-th.
+        progress: Show a progress bar.
+
+    Returns:
+        Whether the pool is complete; False: other shards have chunks to do.
+
+    Raises:
+        ValueError: A setting is out of range, bank and generator do not belong together, or the folder holds a pool
+            with other settings.
+        OSError: The folder cannot be written to, or has no room; finished chunks stay.
+    """
+    sampling.check_alpha(alpha)
+    check_shard(shard, resume=True)
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"a pool needs at least one image, and a batch as well: got n={n}, batch_size={batch_size}")
+    bank.check(generator)
+    bank.check_labelled()
+    decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
+    recipe = Recipe(decoder, bank, alpha, path or generator.preferred_path, seed, batch_size)
+    img_shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+    run = PoolRun(Path(out), recipe, n, img_shape)
+    mine = range(shard[0], len(run.chunks), shard[1])
+    total = sum(len(run.chunks[number]) for number in mine)
+    with (
+        stoppable(run.what_is_done) as check_stopped,
+        tqdm(total=total, desc="render", unit=" images", disable=None if progress else True) as bar,
+    ):
+        for number in mine:
+            if not run.has(number):
+                run.write(number)
+            bar.update(len(run.chunks[number]))
+            check_stopped()
+        return run.finish()
+
+
+class PoolRun:
+    """A pool in the making: one file a chunk, each written whole or not at all, put together at the end.
+
+    Args:
+        folder: Of the pool.
+        recipe: What its entries are made of.
+        n: How many there are.
+        img_shape: ``(C, R, R)``.
+
+    Raises:
+        ValueError: The folder holds a pool, or a run, with other settings.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, n: int, img_shape: tuple[int, int, int]) -> None:
+        self.folder, self.recipe, self.n, self.img_shape = folder, recipe, n, img_shape
+        per_chunk = max(1, CHUNK_BYTES // (prod(img_shape) * sampling.POOL_BLOCK)) * sampling.POOL_BLOCK
+        self.chunks = [range(start, min(start + per_chunk, n)) for start in range(0, n, per_chunk)]
+        self._made_with = recipe.facts()
+        facts = {"num_images": n, "images_a_chunk": per_chunk, **self._made_with}
+        self._name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        earlier = self._earlier()
+        if earlier is None:
+            hub.write_folder(folder, {RUN_FILE: (json.dumps(facts, indent=2) + "\n").encode()})
+        elif wrong := differences(earlier, {name: facts[name] for name in earlier}):
+            raise ValueError(
+                f"{folder} holds a pool with other settings ({'; '.join(wrong)}): choose another folder, "
+                "or remove this one"
+            )
+
+    def has(self, number: int) -> bool:
+        """Whether a chunk is there, or the whole pool is."""
+        if self._is_complete():
+            return True
+        try:
+            with safe_open(self._path(number), framework="pt") as opened:
+                said = (opened.metadata() or {}).get("latent_mixup")
+                return bool(said == json.dumps({"run": self._name, "chunk": number}))
+        except (SafetensorError, OSError):
+            return False
+
+    def write(self, number: int) -> None:
+        """Decode a chunk and write it; a kill leaves it whole or absent."""
+        path = self._path(number)
+        with self._saying_what_is_done():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images = torch.cat(list(self.recipe.images(self.chunks[number])))
+            label = {"run": self._name, "chunk": number}
+            hub.write_folder(path.parent, {path.name: lambda file: hub.save_tensors(file, {"images": images}, label)})
+
+    def finish(self) -> bool:
+        """Put the pool together where all chunks are there; whether it is complete."""
+        if self._is_complete():
+            return True
+        if not all(map(self.has, range(len(self.chunks)))):
+            return False
+        columns = self.recipe.columns(range(self.n))
+        try:
+            with self._saying_what_is_done():
+                hub.write_folder(
+                    self.folder,
+                    {
+                        IMAGES_FILE: self._write_images,
+                        COLUMNS_FILE: lambda path: hub.save_tensors(path, columns),
+                        INDEX_FILE: self._write_index(columns["labels_a"]),
+                    },
+                )
+        except FileNotFoundError:
+            if not self._is_complete():  # another shard was faster and has swept the chunks
+                raise
+        for path in [*self._chunk_files(), self.folder / RUN_FILE]:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path(0).parent.rmdir()
+        return True
+
+    def what_is_done(self) -> str:
+        """For the error of a run that ends early."""
+        done = sum(map(self.has, range(len(self.chunks))))
+        return f"{done} of {len(self.chunks)} chunks lie finished in {self.folder}; run it again to go on"
+
+    def _write_images(self, path: Path) -> None:
+        """All chunks one after the other: one of them is in memory at a time."""
+        with path.open("wb") as file:
+            for number in range(len(self.chunks)):
+                with safe_open(self._path(number), framework="pt") as opened:
+                    file.write(opened.get_tensor("images").numpy().data)
+
+    def _write_index(self, labels: Tensor) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            files = [path.with_name(name) for name in (IMAGES_FILE, COLUMNS_FILE)]
+            index = PoolIndex(
+                format_version=FORMAT_VERSION,
+                num_images=self.n,
+                img_shape=self.img_shape,
+                num_classes=self.recipe.bank.num_classes,
+                label_dtype=str(labels.dtype).removeprefix("torch."),
+                made_with=self._made_with,
+                files={file.name: {"size": file.stat().st_size, "sha256": hub.sha256(file)} for file in files},
+                versions={name: metadata.version(name) for name in ("latent-mixup", "torch")},
+            )
+            path.write_bytes(index.to_bytes())
+
+        return write
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """The settings of the pool or the run that is there; None: there is none."""
+        if (self.folder / INDEX_FILE).is_file():
+            index = PoolIndex.read(self.folder)
+            return {"num_images": index.num_images, **index.made_with}
+        return hub.read_json(self.folder / RUN_FILE) if (self.folder / RUN_FILE).is_file() else None
+
+    def _is_complete(self) -> bool:
+        return (self.folder / INDEX_FILE).is_file()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / "chunks" / f"chunk-{number:05d}.safetensors"
+
+    def _chunk_files(self) -> list[Path]:
+        return sorted((self.folder / "chunks").glob("chunk-*.safetensors"))
+
+    @contextlib.contextmanager
+    def _saying_what_is_done(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as cause:
+            raise OSError(f"{cause}; {self.what_is_done()}") from cause
