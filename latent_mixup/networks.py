@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from latent_mixup import hub
+from latent_mixup.hub import cards
 
 FORMAT_VERSION = 1
 CONFIG_FILE = hub.MAIN_FILE["generator"]
@@ -43,7 +44,9 @@ class SavedNetwork(hub.Published, nn.Module):
         return hub.tensors_sha256(self.state_dict())
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
-        """Write ``config.json`` and ``model.safetensors``; an older network in the folder is replaced whole.
+        """Write ``config.json``, ``model.safetensors`` and a card; an older network in the folder is replaced whole.
+
+        The card is ``README.md``; one that somebody wrote or edited stays.
 
         Args:
             folder: Made where it is missing.
@@ -137,6 +140,7 @@ def write_network(network: nn.Module, folder: str | Path, fields: Mapping[str, A
     return hub.write_folder(
         folder,
         {
+            **cards.card_file(folder, lambda: cards.card_of(network, digest=hub.tensors_sha256(tensors))),
             WEIGHTS_FILE: lambda path: hub.save_tensors(path, tensors),
             CONFIG_FILE: (json.dumps(config, indent=2, allow_nan=False) + "\n").encode(),
         },

@@ -276,7 +276,7 @@ def test_a_failed_write_leaves_the_old_generator(folder, monkeypatch, where):
             tiny(seed=1).save_pretrained(folder)
     assert calls
     assert load_generator(folder).digest() == tiny().digest()
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_a_folder_without_a_generator(tmp_path, folder):
@@ -310,7 +310,7 @@ def edit_arguments(folder, **changes):
         ({"format_version": True}, "field 'format_version' needs"),
         (
             {"architecture": "StyleGAN9"},
-            "field 'architecture' needs one of CompactGenerator, DCGAN, StyleGAN2, VAE: found 'StyleGAN9'",
+            "field 'architecture' needs one of CompactGenerator, DCGAN, DiffusersVAE, StyleGAN2, VAE: found 'StyleGAN9'",
         ),
         ({"architecture": ["CompactGenerator"]}, "field 'architecture' needs a str"),
         ({"architecture": "os.system"}, "field 'architecture' needs one of"),

@@ -25,7 +25,7 @@ def test_public_names_are_there():
 
 
 def test_import_is_light():
-    heavy = ["timm", "lpips", "matplotlib", "huggingface_hub", "click", "scipy"]
+    heavy = ["timm", "lpips", "matplotlib", "huggingface_hub", "click", "scipy", "diffusers"]
     code = f"import latent_mixup, sys; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

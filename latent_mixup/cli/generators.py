@@ -69,18 +69,30 @@ def info_command(
 
 
 @click.command("convert")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path")
 @click.argument("out", type=FOLDER)
+@click.option("--resolution", type=click.IntRange(1), help="Of an autoencoder: height and width of your images.")
+@click.option("--channels", type=click.Choice(["1", "3"]), help="Of an autoencoder: 1 for grey images; default: 3.")
+@click.option("--subfolder", help="Of an autoencoder: where in PATH it lies; of a whole pipeline: vae.")
 @one_sentence
-def convert_command(path: Path, out: Path) -> None:
+def convert_command(path: str, out: Path, resolution: int | None, channels: str | None, subfolder: str | None) -> None:
     """Convert somebody else's file to a folder of ours; nothing in the file is executed.
 
     PATH is a StyleGAN2 network (.pkl of stylegan2-ada-pytorch, stylegan3 or TensorFlow's StyleGAN2; .pt of
-    rosinality) or the paper's latents (grad_latents_*.npy).
+    rosinality) or the paper's latents (grad_latents_*.npy). With --resolution it is an AutoencoderKL or
+    AutoencoderTiny of diffusers: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse[@revision].
     """
-    from latent_mixup import LatentBank
+    from latent_mixup import LatentBank, generators, hub
     from latent_mixup.convert import convert
 
-    result = convert(path, out)
+    result: LatentBank | generators.Generator
+    if resolution is not None:
+        settings = given(img_channels=channels and int(channels), subfolder=subfolder)
+        result = generators.DiffusersVAE.from_diffusers(path, img_resolution=resolution, **settings)
+        result.save_pretrained(out)
+    elif channels or subfolder or Path(path).is_dir() or (hub.is_hub_id(path) and not Path(path).is_file()):
+        raise ValueError(f"an autoencoder of diffusers, as {path} may be, needs --resolution, the size of your images")
+    else:
+        result = convert(path, out)
     what = "bank" if isinstance(result, LatentBank) else "generator"
     click.echo(f"{out}: {what} with latents of {result.latent_shape}, digest {result.digest()[:12]}; see its README.md")

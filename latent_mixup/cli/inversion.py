@@ -32,7 +32,13 @@ POOR_MSE = 0.025  # the paper gives such codes more steps
 @click.option("--out", type=FOLDER, required=True, help="Folder of the run and the bank; started again, it resumes.")
 @click.option("--encoder", type=FOLDER, help="Folder of an encoder to start from; default: the generator's own.")
 @loss_options
-@click.option("--steps", type=click.IntRange(0), default=200, show_default=True, help="Gradients an image, at most.")
+@click.option(
+    "--steps",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Gradients an image, at most; 0 only encodes.",
+)
 @click.option("--restarts", type=click.IntRange(0), default=1, show_default=True, help="Jumps out of a settled place.")
 @click.option("--optimizer", type=click.Choice(["lbfgs", "adam"]), default="lbfgs", show_default=True)
 @click.option("--lr", type=float, default=0.03, show_default=True, help="Length of the first step.")

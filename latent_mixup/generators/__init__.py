@@ -7,6 +7,7 @@ from pathlib import Path
 from latent_mixup.generators.base import Generator, LatentSpace, PathName
 from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.generators.dcgan import DCGAN
+from latent_mixup.generators.diffusers_vae import DiffusersVAE
 from latent_mixup.generators.stylegan2 import StyleGAN2
 from latent_mixup.generators.vae import VAE
 from latent_mixup.generators.wrap import wrap
@@ -16,6 +17,7 @@ __all__ = [
     "DCGAN",
     "VAE",
     "CompactGenerator",
+    "DiffusersVAE",
     "Generator",
     "LatentSpace",
     "PathName",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 ARCHITECTURES: dict[str, type[Generator]] = {
-    architecture.__name__: architecture for architecture in (CompactGenerator, DCGAN, StyleGAN2, VAE)
+    architecture.__name__: architecture for architecture in (CompactGenerator, DCGAN, DiffusersVAE, StyleGAN2, VAE)
 }
 
 

@@ -20,7 +20,7 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.images import Moments
 from latent_mixup.inversion.chunks import FAILED, OK, Chunk, ChunkFolder, Found
 from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
-from latent_mixup.inversion.losses import Loss, callable_id, chosen_loss
+from latent_mixup.inversion.losses import Loss, callable_id, chosen_loss, pixel_mse
 from latent_mixup.inversion.optimise import Optimizer, optimise_codes, optimizer_settings, reconstruction_mse
 from latent_mixup.inversion.runs import CHUNK_BATCHES, Advance, Meter, check_shard, run_chunks, save_bank
 from latent_mixup.inversion.samples import Key, SampleFormat, class_names, probe, read_samples
@@ -71,9 +71,11 @@ def invert(
             then read from there. None: codes are kept in memory.
         encoder: Images ``[B, C, R, R]`` in [-1, 1] to codes to start from. None: the generator's own;
             where it has none, the better of the nearest draw and a linear guess.
-        loss: ``(images, targets) -> [B]``. None: 0.9 LPIPS + 0.1 MSE for RGB, else the generator's features + MSE.
+        loss: ``(images, targets) -> [B]``. None: 0.9 LPIPS + 0.1 MSE for RGB, else the generator's features + MSE;
+            with ``steps=0``, where nothing is minimised, the pixel MSE.
         space: The latent space to invert into. None: the generator's.
-        steps: Gradients an image, at most; 0 keeps the start. 200 of L-BFGS reach what 1,000 of the paper's AdamW do.
+        steps: Gradients an image, at most; 0 keeps the start, which encodes a data set in one pass. 200 of L-BFGS reach
+            what 1,000 of the paper's AdamW do.
         restarts: So often an image that has settled looks for a lower place nearby.
         optimizer: ``"lbfgs"``; or ``"adam"``, for a loss that is random: all ``steps``, at a rate that falls to zero
             along a half cosine, without weight decay.
@@ -115,7 +117,7 @@ def invert(
     if space not in (None, generator.latent_space):
         raise ValueError(f"this generator inverts into {generator.latent_space!r}: got space={space!r}")
     generator = generator.to(device or generator.device)
-    objective = chosen_loss(generator, loss)
+    objective = chosen_loss(generator, pixel_mse if loss is None and steps == 0 else loss)
     if encoder is None and generator.has_encoder:
         encoder = generator.encode
 
@@ -156,13 +158,16 @@ def invert(
         )
         failed = ~losses.isfinite() | ~codes.flatten(1).isfinite().all(1)
         codes[failed] = start[failed].nan_to_num()
-        parts = zip(codes.split(batch_size), samples.images.split(batch_size), strict=True)
-        mse = torch.cat([reconstruction_mse(generator, *part) for part in parts])
+        if steps == 0 and objective is pixel_mse:
+            mse = losses  # each code was decoded once
+        else:
+            parts = zip(codes.split(batch_size), samples.images.split(batch_size), strict=True)
+            mse = torch.cat([reconstruction_mse(generator, *part) for part in parts])
         columns = {
             "latents": codes.cpu(),
             "labels": samples.labels,
             "source_index": samples.index,
-            "mse": mse.cpu().nan_to_num(nan=torch.inf),
+            "mse": mse.cpu().nan_to_num(nan=torch.inf, posinf=torch.inf),
             "status": torch.where(failed.cpu(), FAILED, OK).to(torch.uint8),
         }
         return Chunk(columns, samples.errors)
