@@ -60,7 +60,7 @@ def timm_mixup(*, cutmix: bool) -> Method:
     def method(run: Run) -> tuple[Batches, Any]:
         alpha = run.budget.alpha
         mixes: dict[str, float] = {"mixup_alpha": 0.0 if cutmix else alpha, "cutmix_alpha": alpha if cutmix else 0.0}
-        mixer: PairMixer = Mixup(**mixes, label_smoothing=0.0, num_classes=run.data.num_classes)  # type: ignore[no-untyped-call]
+        mixer: PairMixer = Mixup(**mixes, label_smoothing=0.0, num_classes=run.data.num_classes)
         return _mixed(run, mixer, numpy_seeded), cross_entropy
 
     return method

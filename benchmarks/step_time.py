@@ -141,7 +141,7 @@ def stylegan2_case(*, quick: bool) -> Case:
 
 def cifar_resnet18() -> nn.Module:
     """torchvision's, with a 3x3 convolution in front and no pooling behind it."""
-    model: torchvision.models.ResNet = torchvision.models.resnet18(num_classes=10)
+    model: nn.Module = torchvision.models.resnet18(num_classes=10)
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return model
 
@@ -232,7 +232,7 @@ def measure_steps(case: Case, blocks: int, steps: int) -> dict[str, Any]:
         trained = {name: Trained(case.model, loader) for name, loader in kinds(case, pool).items()}
         seconds: dict[str, list[float]] = {name: [] for name in trained}
         for each in trained.values():
-            each.block(max(1, steps // 2))  # warm up
+            each.block(steps)  # warm up
         for _ in tqdm(range(blocks), desc=case.name, unit="block", disable=None):
             for name, each in trained.items():
                 seconds[name].append(each.block(steps))
@@ -314,7 +314,7 @@ def circumstances() -> dict[str, Any]:
 @click.option(
     "--blocks", type=click.IntRange(3), default=25, show_default=True, help="Of the bundled generator's steps."
 )
-@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="A block.")
+@click.option("--steps", type=click.IntRange(1), default=24, show_default=True, help="A block: whole decodes.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
 @click.option("--quick", is_flag=True, help="Few steps of a small network: to see that it runs.")
 @click.option("--memory-of", hidden=True, help="What a process of its own is started with.")

@@ -1,16 +1,22 @@
 """Train image classifiers on mixes of latent codes."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from latent_mixup import functional, generators, interpolation, inversion, robustness
+from latent_mixup import functional, generators, interpolation
 from latent_mixup.bank import LatentBank
 from latent_mixup.collate import LatentMixupCollate
 from latent_mixup.dataset import LatentMixupDataset
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.generators import load_generator
-from latent_mixup.inversion import invert, refine
 from latent_mixup.loader import LatentMixupLoader
 from latent_mixup.rendered import RenderedMixupDataset
+
+if TYPE_CHECKING:
+    from latent_mixup import inversion, robustness
+    from latent_mixup.inversion.engine import invert
+    from latent_mixup.inversion.refine import refine
 
 __version__ = version("latent-mixup")
 
@@ -30,3 +36,17 @@ __all__ = [
     "refine",
     "robustness",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What training does not need is imported when it is first asked for: inversion and robustness."""
+    if name in ("inversion", "robustness"):
+        return import_module(f"{__name__}.{name}")
+    if name in ("invert", "refine"):
+        return getattr(import_module(f"{__name__}.inversion"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

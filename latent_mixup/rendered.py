@@ -6,7 +6,7 @@ import operator
 import warnings
 from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from latent_mixup.images import (
 from latent_mixup.labels import check_labels
 from latent_mixup.mixer import MixSettings, Target, TargetFormat, Transform, finished, make_targets
 from latent_mixup.pool_files import Pool
-from latent_mixup.refreshing import Refreshed
+
+if TYPE_CHECKING:
+    from latent_mixup.refreshing import Refreshed
 
 
 class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
@@ -110,7 +112,11 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
         self._shared = torch.zeros(2, dtype=torch.int64, device="cpu")
         self._shared.share_memory_()
-        self._refreshed = Refreshed(self._pool, refresh, generator, bank) if refresh or generator or bank else None
+        self._refreshed: Refreshed | None = None
+        if refresh or generator is not None or bank is not None:
+            from latent_mixup.refreshing import Refreshed  # which needs what only a few need
+
+            self._refreshed = Refreshed(self._pool, refresh, generator, bank)
         self._planned: tuple[int, Tensor] | None = None
 
     @property

@@ -198,6 +198,24 @@ def test_the_best_half_is_kept(some_codes):
     assert paper_code.kept(some_codes, 0.5).bank.source_index.tolist() == list(range(160))
 
 
+def test_a_pool_fills_the_places_that_live_decoding_fills(images, some_codes, tmp_path, monkeypatch):
+    import pools
+
+    monkeypatch.setattr(pools, "SIZES", (5, 40))
+    ways = pools.ways(tmp_path, "fashion-mnist")
+    assert list(ways) == ["standard", "live", "pool_5", "pool_40"]
+    for size in (5, 40):
+        run = view(images.train, some_codes)
+        seen = set()
+        for (batch, targets), (real, labels, draw) in zip(ways[f"pool_{size}"][0](run)[0], run.draws(0.5), strict=True):
+            rest = torch.ones(16, dtype=torch.bool).index_fill(0, draw.slots, False)
+            assert batch[rest].equal(real[rest])
+            assert targets[rest].argmax(1).equal(labels[rest])
+            assert not (batch == real).flatten(1).all(1)[draw.slots].any()
+            seen |= {float(image.sum()) for image in batch[draw.slots]}
+        assert 2 <= len(seen) <= size
+
+
 # ---- one trial -------------------------------------------------------------------------------------
 
 

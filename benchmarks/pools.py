@@ -1,0 +1,86 @@
+"""How small a pool of rendered mixes may be: accuracy and robustness against live decoding, on Fashion-MNIST.
+
+Half of each batch is mixes, decoded live or drawn from a pool of so many; everything else is the ``fixed`` preset with
+fewer epochs. One JSON file a (way, seed) under --out; started again, finished ones are skipped.
+
+    python benchmarks/pools.py --data-root data --bank runs/fashion-mnist/gan-bank
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from pathlib import Path
+
+import click
+import torch
+from codes import of_rows
+from experiment import Benchmark, Methods, Preset, read_images, run_all
+from torch import Tensor
+
+from latent_mixup import LatentBank, RenderedMixupDataset, load_generator
+from latent_mixup.cli.shared import FOLDER
+from latent_mixup.comparison import Budget, Codes, Method, Run, latent_mixup, standard
+from latent_mixup.functional import soft_targets
+from latent_mixup.images import from_uint8
+from latent_mixup.rendering import render
+from latent_mixup.sampling import keyed_generator
+from latent_mixup.training.classifier import Batches, cross_entropy
+
+PROB = 0.5
+SIZES = (2_000, 10_000, 50_000, 200_000)
+
+
+def from_pool(folder: Path, size: int) -> Method:
+    """The places in a batch that live decoding would fill, filled from the first ``size`` mixes of a pool."""
+
+    def batches(run: Run) -> Batches:
+        codes = run.needed_codes()
+        render(codes.generator, codes.bank, folder, n=max(SIZES), seed=0)  # nothing is done where it is there
+        pool = RenderedMixupDataset(folder)
+        for number, (images, labels, draw) in enumerate(run.draws(PROB)):
+            entries = torch.randint(size, (len(draw.slots),), generator=keyed_generator(run.seed, number, 3))
+            targets = pool.targets(entries)
+            assert isinstance(targets, Tensor)
+            yield (
+                images.index_copy(0, draw.slots, from_uint8(pool.images(entries))),
+                soft_targets(labels, run.data.num_classes).index_copy(0, draw.slots, targets),
+            )
+
+    return lambda run: (batches(run), cross_entropy)
+
+
+def ways(work: Path, _dataset: str) -> Methods:
+    """Real images alone; live decoding; a pool of each size."""
+    pools: Methods = {f"pool_{size}": (from_pool(work / "pool", size), "gan") for size in SIZES}
+    return {"standard": (standard, None), "live": (latent_mixup(PROB), "gan"), **pools}
+
+
+@click.command()
+@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds Fashion-MNIST.")
+@click.option("--generator", default="fashion-mnist", show_default=True, help="Folder, bundled name or Hub id.")
+@click.option("--bank", required=True, help="Of all 60,000 training images: a folder or a Hub id.")
+@click.option("--work", type=FOLDER, default=Path("runs/pools"), show_default=True, help="For pools and classifiers.")
+@click.option("--out", type=FOLDER, default=Path(__file__).parent / "results" / "pools", help="For results.")
+@click.option("--seeds", default="0,1", show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=6, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+def main(
+    data_root: Path, generator: str, bank: str, work: Path, out: Path, seeds: str, epochs: int, threads: int | None
+) -> None:
+    """Train and score each way with each seed."""
+    if threads:
+        torch.set_num_threads(threads)
+    images = read_images("fashion-mnist", data_root)
+
+    @cache
+    def codes_named(_name: str) -> Codes:
+        return of_rows(Codes(load_generator(generator), LatentBank.from_pretrained(bank)), images.train_rows)
+
+    scores = {"deepfool_images": 1000, "pgd_images": 1000, "corruption_images": 0}
+    preset = Preset(Budget(epochs=epochs), partial(ways, work), scores=scores)
+    bench = Benchmark(images, "fashion-mnist", preset, codes_named, work, out)
+    run_all(bench, list(preset.methods("fashion-mnist")), [int(seed) for seed in seeds.split(",")])
+
+
+if __name__ == "__main__":
+    main()

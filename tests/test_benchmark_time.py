@@ -1,0 +1,123 @@
+"""The benchmarks of a training step and of a decode: what is compared, and that they run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str):
+        specification = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+        module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def step_time(script):
+    return script("step_time")
+
+
+@pytest.fixture
+def bundled(step_time):
+    return step_time.compact_case(channels_last=False)
+
+
+def test_a_quick_run_compares_all_kinds(step_time, tmp_path):
+    out = tmp_path / "results" / "step_time.json"
+    out.parent.mkdir()
+    out.write_text(json.dumps({"import": {"n": 9}}))
+    found = CliRunner().invoke(step_time.main, ["--quick", "--part", "stylegan2", "--out", str(out)])
+    assert found.exit_code == 0, found.output
+    record = json.loads(out.read_text())
+    assert record["import"] == {"n": 9}  # another part stays
+    part = record["stylegan2"]
+    assert (part["batch_size"], part["blocks"], part["steps_a_block"]) == (4, 3, 1)
+    assert list(part["rows"]) == ["standard", "live", "live_half", "pool", "arithmetic_alone"]
+    assert part["rows"]["standard"]["median_ratio_to_standard"] == 1.0
+    for row in part["rows"].values():
+        assert row["median_ms"] > 0
+    assert part["hardware"]["threads"] == torch.get_num_threads()
+
+
+def test_the_floor_is_counted(step_time, bundled):
+    """By hand: three linear layers and the skip; convolutions and linear layers, but for the gradient of the images."""
+    found = step_time.floor(bundled)
+    decode = 128 * 512 + 512 * 1024 + 1024 * 784 + 128 * 784
+    first, second = 26 * 26 * 16 * 9, 24 * 24 * 32 * 16 * 9
+    rest = second + 4608 * 128 + 128 * 10
+    assert found["decode_multiply_adds"] == 64 * decode
+    assert found["step_multiply_adds"] == 64 * (2 * first + 3 * rest)
+    assert found["ratio"] == pytest.approx(1 + decode / (2 * first + 3 * rest), abs=1e-3)
+    assert found["ratio_half"] == pytest.approx(1 + decode / (2 * first + 3 * rest) / 2, abs=1e-3)
+
+
+def test_what_the_bundled_generator_multiplies(bundled):
+    """The layers of the row ``arithmetic_alone`` are those of one batch's decode."""
+    shapes = sorted(tuple(weight.shape) for _, weight in bundled.layers)
+    assert shapes == [(512, 128), (784, 128), (784, 1024), (1024, 512)]
+    assert {len(x) for x, _ in bundled.layers} == {64}
+
+
+def test_kinds_are_what_their_names_say(step_time, bundled, tmp_path):
+    step_time.render(bundled.generator, bundled.bank, tmp_path / "pool", n=200, progress=False)
+    found = {name: next(iter(make())) for name, make in step_time.kinds(bundled, tmp_path / "pool").items()}
+    assert list(found) == [
+        *("standard", "live", "live_half", "live_batch_by_batch", "live_prefetch_2", "pool", "arithmetic_alone")
+    ]
+    real = {name: images for name, (images, _) in found.items()}
+    assert torch.equal(real["standard"], real["arithmetic_alone"])
+    assert (real["standard"] == real["live_half"]).flatten(1).all(1).sum() == 32
+    for name in ("live", "live_batch_by_batch", "live_prefetch_2", "pool"):
+        assert real[name].shape == real["standard"].shape
+        assert not (real["standard"] == real[name]).flatten(1).all(1).any()
+    torch.testing.assert_close(real["live_batch_by_batch"], real["live"])
+
+
+def test_ratios_are_medians_block_by_block(step_time):
+    seconds = {"standard": [1.0, 2.0, 4.0], "arithmetic_alone": [1.0, 1.0, 1.0], "live": [2.0, 2.0, 6.0]}
+    assert step_time.summary(seconds["live"], seconds) == {
+        "median_ms": 2000.0,
+        "median_ratio_to_standard": 1.5,
+        "median_ratio_to_arithmetic_alone": 2.0,
+    }
+
+
+def test_memory_is_looked_at_ten_times(step_time):
+    found = step_time.measure_memory("pool", 20)
+    assert len(found["peak_mib"]) == 10
+    assert found["peak_mib"] == sorted(found["peak_mib"])
+    assert found["growth_mib"] == round(found["peak_mib"][-1] - found["peak_mib"][0], 1)
+
+
+def test_the_import_is_timed_in_a_process_of_its_own(step_time):
+    found = step_time.measure_import(1)
+    assert found["n"] == 1
+    assert 0 < found["median_seconds"] < 10
+
+
+def test_a_quick_run_of_decodes(script, tmp_path):
+    decode_time = script("decode_time")
+    found = CliRunner().invoke(decode_time.main, ["--quick", "--out", str(tmp_path / "decode_time.json")])
+    assert found.exit_code == 0, found.output
+    (rows,) = json.loads((tmp_path / "decode_time.json").read_text())["generators"].values()
+    assert [(row["images_a_call"], row["option"]) for row in rows] == [
+        *((4, "none"), (8, "none"), (4, "channels_last=True"))
+    ]
+    assert rows[0]["ratio"] == 1.0
+    assert rows[0]["moves_an_image_by"] == 0
+    assert all(row["ms_an_image"] > 0 for row in rows)
