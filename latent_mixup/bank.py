@@ -38,6 +38,7 @@ from latent_mixup.bank_files import (
     write_bank,
 )
 from latent_mixup.generators.base import Generator
+from latent_mixup.hub import cards
 from latent_mixup.labels import count_classes, hard_labels, targets_of
 
 __all__ = ["BankFormatError", "LatentBank", "fingerprint"]
@@ -385,7 +386,9 @@ class LatentBank(hub.Published):
         dtype: torch.dtype = torch.float16,
         max_shard_bytes: int = 2 * 1024**3,
     ) -> None:
-        """Write the bank into a folder; what is there stays whole until the new bank is complete.
+        """Write the bank and a card into a folder; what is there stays whole until the new bank is complete.
+
+        The card is ``README.md``; one that somebody wrote or edited stays.
 
         Args:
             folder: Made where it is missing. It may be the one this bank reads from.
@@ -406,6 +409,7 @@ class LatentBank(hub.Published):
             check_metadata(self.metadata),
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
+            beside=cards.card_file(folder, lambda: cards.bank_card(self, dtype=dtype)),
         )
 
     @classmethod

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
@@ -472,6 +472,7 @@ def write_bank(
     *,
     dtype: torch.dtype,
     max_shard_bytes: int,
+    beside: Mapping[str, bytes],
 ) -> None:
     """Write shards and index into a folder; what is there stays whole until the new bank is complete.
 
@@ -482,6 +483,7 @@ def write_bank(
         metadata: What JSON can say.
         dtype: One of ``STORED_DTYPES``.
         max_shard_bytes: Codes and soft labels are split into files of at most this size (one row at least).
+        beside: Files that are no part of the bank, such as its card: name => content.
 
     Raises:
         ValueError: A code does not fit in float16.
@@ -502,7 +504,7 @@ def write_bank(
         path.write_bytes(replace(index, files=tuple(written)).to_bytes())
 
     shards = {_shard_name(folder, index, number): write_shard for number in range(index.num_shards)}
-    hub.write_folder(folder, {**shards, INDEX_FILE: write_index}, owns=_SHARD_GLOB)
+    hub.write_folder(folder, {**beside, **shards, INDEX_FILE: write_index}, owns=_SHARD_GLOB)
 
 
 def _check_float16(content: Content) -> None:

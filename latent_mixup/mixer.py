@@ -223,28 +223,35 @@ class Mixer:
         sizes = [len(draw.slots) for draw in draws]
         if not any(sizes):
             return [self.unmixed(images, labels) for images, labels, _ in batches]
-        parts = zip(*((draw.rows, draw.partners, draw.lam) for draw in draws), strict=True)
-        mixes = (part.split(sizes) for part in self.decode_rows(*map(torch.cat, parts)))
+        rows, partners, lam = (
+            torch.cat(parts) for parts in zip(*((draw.rows, draw.partners, draw.lam) for draw in draws), strict=True)
+        )
+        decoded, labels_a, labels_b = self.decode_rows(rows, partners, lam)
+        targets: list[Target]
+        if self.settings.target_format == "soft":
+            soft = mix_targets(labels_a, labels_b, lam, self.num_classes, self.settings.label_smoothing)
+            targets = [*soft.split(sizes)]
+        else:
+            pairs = zip(labels_a.split(sizes), labels_b.split(sizes), lam.split(sizes), batches, strict=True)
+            targets = [self.targets(*pair, soft=self._is_soft(labels)) for *pair, (_, labels, _) in pairs]
         return [
             self._place(images, labels, draw, *mix)
-            for (images, labels, _), draw, *mix in zip(batches, draws, *mixes, strict=True)
+            for (images, labels, _), draw, *mix in zip(batches, draws, decoded.split(sizes), targets, strict=True)
         ]
 
     def _place(
-        self, images: Tensor, labels: Tensor, draw: sampling.Draw, decoded: Tensor, labels_a: Tensor, labels_b: Tensor
+        self, images: Tensor, labels: Tensor, draw: sampling.Draw, decoded: Tensor, targets: Target
     ) -> tuple[Tensor, Target]:
         """One batch with its mixes in their slots."""
         decoded = decoded.to(images.device, images.dtype)
         check_size(images, decoded)
         self.check_range(images, decoded)
-        soft = self._is_soft(labels)
-        mixes = self.targets(labels_a, labels_b, draw.lam, soft=soft)
         if len(draw.slots) == len(images):  # all, in order
             check_labels(labels, self.num_classes)
-            return decoded, _to_device(mixes, labels.device)
+            return decoded, _to_device(targets, labels.device)
         slots = draw.slots.to(labels.device)
-        real = self._real_targets(labels, soft=soft)
-        return images.index_copy(0, draw.slots.to(images.device), decoded), _with_rows(real, slots, mixes)
+        real = self._real_targets(labels, soft=self._is_soft(labels))
+        return images.index_copy(0, draw.slots.to(images.device), decoded), _with_rows(real, slots, targets)
 
     def unmixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Target]:
         """The batch as it is, with its (smoothed) labels as soft targets, or with ``(labels, labels, 1)``."""

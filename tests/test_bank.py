@@ -22,6 +22,8 @@ from latent_mixup import hub
 from latent_mixup.bank import BankFormatError, LatentBank, fingerprint
 
 GOLDEN = Path(__file__).parent / "golden" / "bank-0.1.0"
+GOLDEN_PLAIN = GOLDEN.with_name("bank-0.1.0-plain")
+GOLDEN_FLOAT32 = GOLDEN.with_name("bank-0.1.0-float32")
 GOLDEN_SOFT = GOLDEN.with_name("bank-format-2-soft")
 GOLDEN_MISSING = GOLDEN.with_name("bank-format-2-missing")
 INDEX = "bank.index.json"
@@ -89,7 +91,8 @@ def folder(tmp_path):
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """The files of the bank; the card beside them is tested elsewhere."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "README.md")
 
 
 def edit_index(folder: Path, **changes: object) -> None:
@@ -1127,29 +1130,62 @@ def golden_bank_with(labels: torch.Tensor) -> LatentBank:
     return LatentBank(bank[:][0], labels, **columns, metadata=bank.metadata)
 
 
+def golden_plain() -> LatentBank:
+    """No column but those that must be there, no metadata, one file; written by 0.1.0."""
+    return LatentBank((torch.arange(40.0) / 16 - 1).view(10, 4), torch.tensor([3, 1, 2, 0, 1, 2, 3, 0, 1, 2]))
+
+
+def golden_float32() -> LatentBank:
+    """Every column, codes and errors that float16 would round; written by 0.1.0."""
+    return LatentBank(
+        (torch.arange(1.0, 43) / 7).view(7, 2, 3),
+        torch.tensor([0, 1, 2, 0, 1, 2, 3]),
+        source_index=torch.tensor([10, 11, 12, 20, 21, 22, 0]),
+        mse=torch.arange(7.0) / 7,
+        lpips=torch.arange(7.0) / 3,
+        status=torch.tensor([0, 0, 0, 1, 2, 0, 0]),
+        metadata={
+            "num_classes": 5,
+            "latent_space": "w+",
+            "versions": {"latent-mixup": "0.1.0", "torch": "2.14.1"},
+        },
+    )
+
+
 GOLDEN_BANKS = {
     GOLDEN: golden_bank,
+    GOLDEN_PLAIN: golden_plain,
+    GOLDEN_FLOAT32: golden_float32,
     GOLDEN_SOFT: lambda: golden_bank_with(torch.arange(1.0, 36).view(7, 5) / torch.arange(15.0, 166, 25)[:, None]),
     GOLDEN_MISSING: lambda: golden_bank_with(torch.tensor([0, -1, 2, 0, 1, -1, 3])),
 }
-MAX_SHARD_BYTES = {GOLDEN: 3 * 12, GOLDEN_SOFT: 3 * (12 + 20), GOLDEN_MISSING: 3 * 12}
+HOW = {
+    GOLDEN: {"max_shard_bytes": 3 * 12},
+    GOLDEN_PLAIN: {},
+    GOLDEN_FLOAT32: {"max_shard_bytes": 3 * 24, "dtype": torch.float32},
+    GOLDEN_SOFT: {"max_shard_bytes": 3 * (12 + 20)},
+    GOLDEN_MISSING: {"max_shard_bytes": 3 * 12},
+}
+golden_banks = pytest.mark.parametrize("golden", GOLDEN_BANKS, ids=[golden.name for golden in GOLDEN_BANKS])
 
 
-@pytest.mark.parametrize("golden", [GOLDEN_SOFT, GOLDEN_MISSING], ids=["soft", "missing"])
-def test_golden_banks_of_format_2_are_readable_for_ever(golden):
+@golden_banks
+def test_golden_banks_are_readable_for_ever(golden):
     bank, expected = LatentBank.from_pretrained(golden, verify=True), GOLDEN_BANKS[golden]()
     assert_same(bank, expected)
     assert bank.digest() == expected.digest()
-    assert names(golden) == names(GOLDEN)
+    assert bank.num_classes == expected.num_classes
+    assert names(golden) == (["bank-00000-of-00001.safetensors", INDEX] if golden == GOLDEN_PLAIN else names(GOLDEN))
 
 
-@pytest.mark.parametrize("golden", GOLDEN_BANKS, ids=["classes", "soft", "missing"])
+@golden_banks
 def test_golden_banks_are_written_the_same_for_ever(golden, tmp_path):
-    GOLDEN_BANKS[golden]().save_pretrained(tmp_path / "bank", max_shard_bytes=MAX_SHARD_BYTES[golden])
+    GOLDEN_BANKS[golden]().save_pretrained(tmp_path / "bank", **HOW[golden])
+    assert names(tmp_path / "bank") == names(golden)
     for name in names(golden):
         assert (tmp_path / "bank" / name).read_bytes() == (golden / name).read_bytes()
 
 
 if __name__ == "__main__":
     for golden, make in GOLDEN_BANKS.items():
-        make().save_pretrained(golden, max_shard_bytes=MAX_SHARD_BYTES[golden])
+        make().save_pretrained(golden, **HOW[golden])

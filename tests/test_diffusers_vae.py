@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import runpy
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from latent_mixup import LatentBank, LatentMixupCollate, LatentMixupDataset, LatentMixupLoader, hub, invert, refine
+from latent_mixup.cli import main
 from latent_mixup.generators import CompactGenerator, DiffusersVAE, load_generator
 from latent_mixup.info import generator_info
 from latent_mixup.inversion import pixel_mse
@@ -678,3 +682,43 @@ def test_convert_says_what_an_autoencoder_needs(folder, tmp_path, options, messa
     assert code == 1
     assert message in output
     assert not (tmp_path / "out").exists()
+
+
+# ---- the page and the example ----------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "autoencoders.md").read_text()
+
+
+def test_options_on_the_page_are_those_of_the_command_line():
+    (_, commands), *_ = re.findall(r"^```(bash)\nlatent-mixup (.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    lines = ("latent-mixup " + commands).splitlines()
+    assert [line.split()[1] for line in lines] == ["convert", "invert"]
+    for line in lines:
+        known = {option for parameter in main.commands[line.split()[1]].params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", line)) <= known
+
+
+@pytest.mark.filterwarnings("ignore::latent_mixup.images.RangeMismatchWarning")
+def test_the_pages_code_runs(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs("AutoencoderTiny").save_pretrained("taesd")
+    training, once = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert "madebyollin/taesd" in once
+    names = {"dataset": dataset, "loader": DataLoader(dataset, batch_size=4)}
+    exec(once.replace("madebyollin/taesd", "taesd"), names)
+    names["bank"].save_pretrained("my-bank")
+    exec(training, names)
+    images, targets = next(iter(names["loader"]))
+    assert (images.shape, targets.shape) == ((4, 3, 32, 32), (4, 3))
+
+
+@pytest.mark.filterwarnings("ignore::latent_mixup.images.RangeMismatchWarning")
+def test_the_example_runs_on_random_weights_and_on_a_folder(tmp_path, capsys):
+    example = runpy.run_path(str(ROOT / "examples" / "autoencoder.py"))
+    theirs("AutoencoderTiny").save_pretrained(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        for name in (None, str(tmp_path)):
+            bank = example["main"](name, count=100)
+            assert (len(bank), bank.latent_shape) == (100, (4, 4, 4))
+    assert capsys.readouterr().out.count("epoch 1: loss") == 2

@@ -319,7 +319,7 @@ def test_a_run_writes_an_encoder_and_what_it_is_resumed_from(trained):
     assert load_encoder(out, compact()).digest() == encoder.digest()
     sheets = [f"sheet-00000{step}.png" for step in (2, 4, 6)]
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoint.pt", "config.json", "log.json", "model.safetensors", *sheets,
+        "README.md", "checkpoint.pt", "config.json", "log.json", "model.safetensors", *sheets,
     ]  # fmt: skip
     log = json.loads((out / "log.json").read_text())
     losses = {"codes"} if arch == "mlp" else {"pass 1", "pass 2", "pass 3"}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
@@ -21,6 +22,9 @@ from latent_mixup.generators import CompactGenerator, load_generator
 
 # the client, of the library below it
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content=.*:DeprecationWarning")
+
+OLDER_CLIENT = int(huggingface_hub.__version__.split(".")[0]) < 2
+since_2 = pytest.mark.skipif(OLDER_CLIENT, reason="clients before 2 try fewer times")
 
 NAME = "org/repo@v1"
 INFO, CONFIG, WEIGHTS = r"GET /api/", r"resolve/.*/config.json", r"resolve/.*/model.safetensors"
@@ -354,13 +358,17 @@ def said(hint: str, server: LoopbackHub) -> str:
 
 
 def assert_nothing_half_written(home: Path, server: LoopbackHub) -> None:
-    """Every file in the cache is one of the repository, and whole; nothing temporary is there."""
+    """Every file in the cache is one of the repository, and whole; nothing temporary is there.
+
+    (But for what clients before 2 leave to go on from, and never take for the file.)
+    """
     contents = {content for files in server.repo().commits.values() for content in files.values()}
     for path in (home / "hub").rglob("*"):
         inside = path.relative_to(home / "hub").parts
         if path.is_symlink():
             assert path.is_file(), path
-        if path.is_file() and len(inside) > 1 and inside[1] in ("blobs", "snapshots"):
+        leftover = path.suffix == ".incomplete" and OLDER_CLIENT
+        if path.is_file() and not leftover and len(inside) > 1 and inside[1] in ("blobs", "snapshots"):
             assert path.read_bytes() in contents, path
 
 
@@ -380,6 +388,7 @@ def test_each_fault_is_one_sentence_and_leaves_nothing_half_written(server, tmp_
         load_generator(NAME, local_files_only=True)
 
 
+@since_2
 @pytest.mark.parametrize(
     ("pattern", "answer"),
     [
@@ -399,6 +408,7 @@ def test_what_fails_once_is_tried_again(server, pattern, answer):
     assert load_generator(NAME).digest() == generator().digest()
 
 
+@since_2
 def test_a_download_goes_on_where_it_broke_off(server, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 512)
     server.elsewhere.play("GET /stored/", breaks_off(0.25), times=3)
@@ -479,7 +489,7 @@ WRITE_CASES = {
     ),
     "an object store that is gone": (
         lambda server: server.elsewhere.stop(),
-        "{elsewhere} cannot be reached, go online or keep the folder {folder}",
+        "{elsewhere} cannot be reached, go online or push it later",
     ),
     "a commit that is refused (412)": (
         fault("POST .*/commit/", answers(412)),
@@ -493,12 +503,13 @@ WRITE_CASES = {
         fault("POST .*/commit/", hangs_up),
         "the connection broke off, try again",
     ),
-    "a server that is gone": (stop, "{url} cannot be reached, go online or keep the folder {folder}"),
+    "a server that is gone": (stop, "{url} cannot be reached, go online or push it later"),
     "a login page instead of a Hub": (fault("POST .*/preupload/", answers(200, b"<html>")), FOREIGN),
     "offline": (offline, "offline mode is on, unset HF_HUB_OFFLINE"),
 }
 
 
+@since_2
 @pytest.mark.parametrize(("play", "hint"), WRITE_CASES.values(), ids=WRITE_CASES.keys())
 def test_each_fault_of_a_push_is_one_sentence_and_commits_nothing(server, tmp_path, monkeypatch, play, hint):
     monkeypatch.setenv("HF_TOKEN", WRITER)
@@ -507,7 +518,7 @@ def test_each_fault_of_a_push_is_one_sentence_and_commits_nothing(server, tmp_pa
     generator(seed=1).save_pretrained(folder)
     with pytest.raises(hub.HubError) as caught:
         hub.push_folder(folder, "org/repo", "generator")
-    filled = hint.format(url=server.url, elsewhere=server.elsewhere.url, folder=folder)
+    filled = hint.format(url=server.url, elsewhere=server.elsewhere.url)
     assert str(caught.value) == f"cannot write to the Hub model org/repo (revision main): {filled}"
     assert WRITER not in str(caught.value)
     assert server.repo().refs == before
@@ -536,6 +547,7 @@ def test_where_the_hub_refuses_the_cache_does_not_answer_for_it(server, play, mo
     assert load_generator(NAME, local_files_only=True).digest() == generator().digest()
 
 
+@since_2
 def test_a_bank_of_several_files_is_whole_or_not_there(server, tmp_path):
     bank = LatentBank(torch.randn(9, 8), torch.arange(9) % 3)
     bank.save_pretrained(tmp_path / "bank", max_shard_bytes=48)

@@ -246,7 +246,7 @@ def test_a_run_writes_a_generator_and_what_it_is_resumed_from(trained, images_ui
     out, generator = trained
     sheets = [f"sheet-{step:06d}.png" for step in (2, 4, 6)]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["checkpoint.pt", "config.json", "model.safetensors", *sheets]
+        ["README.md", "checkpoint.pt", "config.json", "model.safetensors", *sheets]
     )
     read = load_generator(out)
     assert read.digest() == generator.digest()

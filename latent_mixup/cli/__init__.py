@@ -7,6 +7,7 @@ import click
 from latent_mixup.cli.first_look import demo, preview
 from latent_mixup.cli.generators import convert_command, info_command
 from latent_mixup.cli.inversion import invert_command, report_command
+from latent_mixup.cli.publishing import push_command
 from latent_mixup.cli.quality import filter_command, refine_command
 from latent_mixup.cli.rendering import render_command
 from latent_mixup.cli.training import train_encoder_command, train_generator
@@ -23,6 +24,7 @@ COMMANDS = [
     convert_command,
     train_generator,
     train_encoder_command,
+    push_command,
 ]
 
 

@@ -75,7 +75,9 @@ class Encoder(SavedNetwork, ABC):
             )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
-        """Write ``config.json``, which names the generator, and ``model.safetensors``.
+        """Write ``config.json``, which names the generator, ``model.safetensors`` and a card.
+
+        The card is ``README.md``; one that somebody wrote or edited stays.
 
         Args:
             folder: Made where it is missing; an older encoder in it is replaced whole.

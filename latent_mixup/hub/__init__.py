@@ -14,7 +14,7 @@ from latent_mixup.hub.names import (
     locate,
 )
 from latent_mixup.hub.reading import FormatError, is_count, read_json, safe_path, sha256, tensors_sha256
-from latent_mixup.hub.upload import Published, push_folder
+from latent_mixup.hub.upload import Published, files_to_push, push_folder
 from latent_mixup.hub.writing import Writer, save_tensors, sweep, write_folder
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "bundled_names",
     "commit_of",
     "download_file",
+    "files_to_push",
     "is_count",
     "is_hub_id",
     "locate",

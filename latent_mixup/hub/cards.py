@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from latent_mixup.hub.cache import stated_origin
@@ -37,6 +38,7 @@ CITATION = """@misc{girard-latent-mixup,
 _SEAL = re.compile(rb"\n<!-- latent-mixup wrote this card; one that was edited is kept: ([0-9a-f]{64}) -->\n\Z")
 _MAX_BYTES = 1024**2
 _QUANTILES = {"median": 0.5, "95 %": 0.95}
+_NAMED = 20  # classes that a card names
 _THRESHOLDS = (0.02, 0.025)  # the paper refines codes above them
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
@@ -97,12 +99,11 @@ images = generator.decode(latents)  # {_list([16, *size])}, float32 in [-1, 1]""
         {"pipeline_tag": "unconditional-image-generation"},
         f"{title}: a generator for latent-mixup",
         f"It decodes latent codes of shape {shape} into images, and mixes of codes into mixed images, which "
-        "[latent-mixup](https://pypi.org/project/latent-mixup/) trains classifiers on.",
+        "latent-mixup trains classifiers on.",
         usage,
         facts,
         metadata,
         extras,
-        trained=True,
         command=generator_command(generator),
     )
 
@@ -111,10 +112,11 @@ def encoder_card(encoder: Encoder, extras: Extras = PLAIN, *, digest: str | None
     """The card of an encoder: see :func:`generator_card`."""
     generator, metadata = encoder.generator, encoder.metadata
     where = extras.generator or _generator_name(generator.metadata, stated_origin(generator.metadata))
-    usage = f"""import latent_mixup as lm
+    usage = f"""from latent_mixup import load_generator
+from latent_mixup.encoders import load_encoder
 
-generator = lm.load_generator({_name(where)})
-encoder = lm.encoders.load_encoder({_name(extras.name)}, generator)
+generator = load_generator({_name(where)})
+encoder = load_encoder({_name(extras.name)}, generator)
 latents = encoder(generator.decode(generator.sample_latents(4)))  # {_list([4, *encoder.latent_shape])}"""
     facts = {
         "architecture": _code(type(encoder).__name__),
@@ -132,7 +134,6 @@ latents = encoder(generator.decode(generator.sample_latents(4)))  # {_list([4, *
         facts,
         metadata,
         extras,
-        trained=True,
         command=encoder_command(encoder, where),
     )
 
@@ -153,7 +154,6 @@ loss = FeatureLoss({cls}.from_pretrained({_name(extras.name)}))
         {"architecture": _code(cls), **_network_facts(features, digest)},
         features.metadata,
         extras,
-        trained=True,
         command=None,
     )
 
@@ -193,14 +193,13 @@ image, soft_target = dataset[0]  # a mix that starts at row 0; or wrap your load
             "viewer": False,
         },
         f"Latent bank of {DATA_SETS[title].title if title else 'images'}, for latent-mixup",
-        "For each image of a data set the latent code from which a generator decodes it: "
-        "[latent-mixup](https://pypi.org/project/latent-mixup/) mixes codes, decodes the mixes, and trains "
-        "classifiers on them. Row shards of safetensors, read by mmap.",
+        "For each image of a data set the latent code from which a generator decodes it: latent-mixup mixes codes, "
+        "decodes the mixes, and trains classifiers on them. Row shards of safetensors, read by mmap.",
         usage,
         {name: fact for name, fact in rows.items() if fact},
         metadata,
         extras,
-        trained=False,
+        rows=len(bank),
         command=bank_command(bank, where),
         errors=_error_table(bank),
     )
@@ -277,8 +276,8 @@ def _card(
     metadata: Mapping[str, Any],
     extras: Extras,
     *,
-    trained: bool,
     command: str | None,
+    rows: int | None = None,
     errors: str = "",
 ) -> str:
     licence, terms = _terms(metadata)
@@ -287,7 +286,7 @@ def _card(
         "library_name": "latent-mixup",
         **licence,
         "tags": list(TAGS),
-        **({("datasets" if trained else "source_datasets"): [DATA_SETS[known].hub_id]} if known else {}),
+        **({("datasets" if rows is None else "source_datasets"): [DATA_SETS[known].hub_id]} if known else {}),
         **header,
     }
     pictures = [f"![{_text(text)}]({file})\n\n*{_text(text)}*" for file, text in extras.pictures.items()]
@@ -296,7 +295,7 @@ def _card(
         "": what,
         "Use": f"`pip install latent-mixup`, then\n\n{_fenced('python', usage)}",
         "What it is": _table(facts),
-        "Data": _data(metadata.get("dataset"), trained),
+        "Data": _data(metadata.get("dataset"), rows),
         "Quality": "\n\n".join([*([errors] if errors else []), *measured, *pictures]),
         "How it was made": _making(metadata, [*extras.commands, *([command] if command else [])]),
         "Licence": "\n\n".join(terms),
@@ -314,9 +313,8 @@ def _front_matter(fields: Mapping[str, Any]) -> str:
 def _terms(metadata: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """The licence as the header has it, and the paragraphs on it."""
     known = known_data_set(metadata.get("dataset"))
-    inversion = metadata.get("inversion")
-    stated = [metadata.get("licence"), inversion.get("licence") if isinstance(inversion, dict) else None]
-    terms = [_text(text) for text in dict.fromkeys(stated) if isinstance(text, str)]
+    stated = [metadata.get("licence"), _inner(metadata, "inversion", "licence")]
+    terms = [_text(text) for text in dict.fromkeys(text for text in stated if isinstance(text, str))]
     licence = {"license": DATA_SETS[known].licence if known else "unknown"}
     if terms:
         licence = {"license": "other", "license_name": "terms-of-the-source"}
@@ -325,18 +323,19 @@ def _terms(metadata: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     return licence, terms or ["The terms of whoever made the images apply; the files do not say which."]
 
 
-def _data(stated: object, trained: bool) -> str:
-    known, verb = known_data_set(stated), "Trained on" if trained else "Codes of"
-    length = stated.get("length") if isinstance(stated, dict) else None
-    count = f"the {length:,} " if isinstance(length, int) else "the "
+def _data(stated: object, rows: int | None) -> str:
+    """What a network was trained on, or what a bank of so many rows has codes of."""
+    said: dict[str, Any] = stated if isinstance(stated, dict) else {}
+    known, length, labels = known_data_set(said), said.get("length"), said.get("labels")
+    verb = "Trained on" if rows is None else "Codes of" if rows == length else f"Codes of {rows:,} of"
+    count = f"the {length:,}" if isinstance(length, int) else "the"
     if known:
-        part = "test" if is_test_part(stated) else "training"
-        return f"{verb} {count}{part} images of [{DATA_SETS[known].title}]({DATA_SETS[known].page})."
-    labels = stated.get("labels") if isinstance(stated, dict) else None
+        part = "test" if is_test_part(said) else "training"
+        return f"{verb} {count} {part} images of [{DATA_SETS[known].title}]({DATA_SETS[known].page})."
     if not isinstance(length, int):
         return ""
     by = f"whose labels have SHA-256 {_code(labels)}" if isinstance(labels, str) else "without labels"
-    return f"{verb} a data set of {length:,} images {by}."
+    return f"{verb} {count} images of a data set {by}."
 
 
 def _making(metadata: Mapping[str, Any], commands: Sequence[str]) -> str:
@@ -371,11 +370,14 @@ def _network_facts(network: Any, digest: str | None) -> dict[str, str]:
 
 
 def _classes(bank: LatentBank) -> str:
-    names = bank.metadata.get("classes")
-    counts = bank.class_counts.tolist()
-    named = names if isinstance(names, list) and len(names) == len(counts) else range(len(counts))
-    shown = ", ".join(f"{_text(name)} ({count:,})" for name, count in list(zip(named, counts, strict=True))[:20])
-    return f"{len(counts)}: {shown}{' ...' if len(counts) > 20 else ''}" if counts else "none"
+    names, labels = bank.metadata.get("classes") or [], bank.hard_labels
+    found, counts = labels[labels >= 0].unique(return_counts=True)
+    known = isinstance(names, list) and len(names) == bank.num_classes
+    shown = [
+        f"{_text(names[label]) if known else label} ({count:,})"
+        for label, count in zip(found[:_NAMED].tolist(), counts[:_NAMED].tolist(), strict=True)
+    ]
+    return f"{bank.num_classes:,}: {', '.join(shown)}{' ...' if len(found) > _NAMED else ''}" if shown else "none"
 
 
 def _hard_labels(bank: LatentBank) -> str:
@@ -393,11 +395,12 @@ def _failures(bank: LatentBank) -> str:
 
 def _error_table(bank: LatentBank) -> str:
     """Mean and quantiles of the reconstruction errors, and how many are large."""
-    mse = torch.empty(0) if bank.mse is None else bank.mse[bank.mse.isfinite()].double()
+    mse = np.empty(0) if bank.mse is None else bank.mse[bank.mse.isfinite()].double().numpy()
     if not len(mse):
         return ""
-    facts = {"mean": f"{mse.mean():.4f}", **{name: f"{mse.quantile(share):.4f}" for name, share in _QUANTILES.items()}}
-    facts |= {f"{limit:g} or above": f"{(mse >= limit).double().mean():.1%}" for limit in _THRESHOLDS}
+    quantiles = {name: f"{np.quantile(mse, share):.4f}" for name, share in _QUANTILES.items()}
+    facts = {"mean": f"{mse.mean():.4f}", **quantiles}
+    facts |= {f"{limit:g} or above": f"{(mse >= limit).mean():.1%}" for limit in _THRESHOLDS}
     return f"MSE of the reconstructions, {len(mse):,} images, in units of [-1, 1] squared:\n\n{_table(facts)}"
 
 
@@ -446,4 +449,4 @@ def _list(shape: Sequence[int]) -> str:
 
 
 def _channels(count: int) -> str:
-    return cast(str, {1: "grey", 3: "RGB"}.get(count, f"{count} channels"))
+    return {1: "grey", 3: "RGB"}.get(count, f"{count} channels")

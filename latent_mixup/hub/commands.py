@@ -24,6 +24,7 @@ _RECIPES = {  # the settings of each recipe that the command line takes
     "MLPEncoder": ("mlp", "EncoderRecipe", ("steps", "batch_size", "lr", "seed")),
     "ReStyleEncoder": ("restyle", "EncoderRecipe", ("steps", "batch_size", "lr", "seed")),
 }
+LINE_WIDTH = 96
 _INVERSION = ("steps", "restarts", "optimizer", "lr", "tolerance", "draws", "batch_size", "seed")
 _RGB_CHANNELS = [32, 64]  # of the VAE that the command line trains on RGB images
 _ADA_TARGET = 0.6  # what --ada means
@@ -52,7 +53,7 @@ def encoder_command(encoder: Encoder, generator: str) -> str | None:
         return None
     arch, options = settings
     arguments = encoder.arguments()
-    network = {name: arguments[name] for name in ("backbone", "passes") if name in arguments}
+    network: dict[str, Any] = {name: arguments[name] for name in ("backbone", "passes") if name in arguments}
     network |= {name: ",".join(map(str, arguments[name])) for name in ("channels", "layers") if arguments.get(name)}
     if arch == "mlp" and not _is_default(type(encoder), arguments, ("widths",)):
         return None
@@ -165,10 +166,10 @@ def _command(start: str, options: Mapping[str, Any]) -> str:
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
         for name, value in options.items()
     ]
-    lines, line = [], start
+    lines, line = list[str](), start
     for text in texts:
-        if len(line) + len(text) > 96:
-            lines, line = [*lines, line], f"   {text}"
+        if len(line) + len(text) > LINE_WIDTH:
+            lines, line = [*lines, line], f"    {text}"
         else:
             line = f"{line} {text}"
     return " \\\n".join([*lines, line])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from latent_mixup.hub.cache import ORIGIN
+from latent_mixup.hub.cards import is_ours, placed
 from latent_mixup.hub.download import LIBRARY
 from latent_mixup.hub.errors import Task
 from latent_mixup.hub.names import MAIN_FILE, REPO_TYPE, WEIGHTS_FILE, Kind
@@ -126,16 +127,14 @@ def push_folder(
         ValueError: ``repo_id`` is none, or a pull request was asked for on a branch.
         HubError: The Hub did not take it.
     """
-    if not _REPOSITORY.fullmatch(repo_id):
-        raise ValueError(f"a repository to push to looks like org/name: got {repo_id!r:.100}")
     if create_pr and branch is not None:
         raise ValueError(f"a pull request is opened against the default branch: leave out branch={branch!r}")
-    files = _files(Path(folder), kind)
+    files = files_to_push(folder, repo_id, kind)
     owner = repo_id.partition("/")[0]
     unknown = (
         f"the Hub knows no such repository that the token may write to, set HF_TOKEN to one of a member of {owner}"
     )
-    task = Task(repo_id, REPO_TYPE[kind], branch, "", unknown, f"keep the folder {folder}")
+    task = Task(repo_id, REPO_TYPE[kind], branch, "", unknown, "push it later")
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
@@ -151,7 +150,7 @@ def push_folder(
             repo_id,
             [
                 *(CommitOperationDelete(name) for name in gone),
-                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationAdd(name, content) for name, content in files.items()),
             ],
             commit_message=commit_message or f"Push a {kind} with latent-mixup",
             repo_type=task.repo_type,
@@ -162,8 +161,20 @@ def push_folder(
     return pushed
 
 
-def _files(folder: Path, kind: Kind) -> dict[str, Path]:
-    """What of a folder is pushed: its main file, the files that this names, and what belongs to its card."""
+def files_to_push(folder: str | Path, repo_id: str, kind: Kind) -> dict[str, Path | bytes]:
+    """What :func:`push_folder` makes of a folder: name => file, or what is pushed in its place.
+
+    That is the main file, the files that this names, and what belongs to its card; a card of ours, which loads the
+    folder it lies in, loads the repository once it is there.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        FormatError: A file of a bank is not what its index says.
+        ValueError: ``repo_id`` is none.
+    """
+    if not _REPOSITORY.fullmatch(repo_id):
+        raise ValueError(f"a repository to push to looks like org/name: got {repo_id!r:.100}")
+    folder = Path(folder)
     main = safe_path(folder, MAIN_FILE[kind])
     found = read_json(main)
     names = [MAIN_FILE[kind], *(_checked_shards(folder, found) if kind == "bank" else [WEIGHTS_FILE])]
@@ -172,7 +183,7 @@ def _files(folder: Path, kind: Kind) -> dict[str, Path]:
     for name, path in files.items():
         if not path.is_file():
             raise FileNotFoundError(f"{folder / name} is missing: expected a folder that save_pretrained wrote")
-    return files
+    return {name: placed(path.read_bytes(), repo_id) if is_ours(path) else path for name, path in files.items()}
 
 
 def _checked_shards(folder: Path, index: dict[str, Any]) -> list[str]:

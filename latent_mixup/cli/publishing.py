@@ -1,0 +1,114 @@
+"""``push``: a folder into a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from latent_mixup.cli.shared import FOLDER, one_sentence
+
+if TYPE_CHECKING:
+    from latent_mixup.hub import Kind
+
+
+@click.command("push")
+@click.argument("folder", type=FOLDER)
+@click.argument("repo")
+@click.option("--generator", help="Folder, bundled name or Hub id: an encoder or a bank is checked with it.")
+@click.option("--private/--public", default=None, help="Of a new repository; default: as the organisation has it.")
+@click.option("--branch", help="Made where it is missing; default: the default branch.")
+@click.option("--message", help="Of the commit.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
+@click.option("--dry-run", is_flag=True, help="Check and list everything, and send nothing.")
+@one_sentence
+def push_command(
+    folder: Path,
+    repo: str,
+    generator: str | None,
+    private: bool | None,
+    branch: str | None,
+    message: str | None,
+    create_pr: bool,
+    dry_run: bool,
+) -> None:
+    """Push FOLDER (generator, encoder, features or bank) to the Hub repository REPO (org/name), as one commit.
+
+    Before anything is sent, everything is loaded. What is sent are the files that belong to it, its card, licence and
+    pictures, and no others. The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    from latent_mixup import hub
+
+    kind = kind_of(folder)
+    what = check(folder, kind, generator)
+    files = hub.files_to_push(folder, repo, kind)
+    if not dry_run:
+        pushed = hub.push_folder(
+            folder, repo, kind, private=private, branch=branch, commit_message=message, create_pr=create_pr
+        )
+        click.echo(f"{what} pushed: {pushed.pr_url or pushed}\ncommit {pushed.oid}")
+        return
+    click.echo(f"{what}; would go to the Hub {hub.REPO_TYPE[kind]} repository {repo}:")
+    width, total = max(map(len, files)), 0
+    for name, content in files.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        found = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else hub.sha256(content)
+        click.echo(f"  {name:<{width}}  {size:>13,} bytes  {found}")
+        total += size
+    click.echo(f"{len(files)} files, {total:,} bytes; nothing was sent")
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder holds, by its main file.
+
+    Raises:
+        FileNotFoundError: It holds nothing of ours.
+    """
+    from latent_mixup import hub
+    from latent_mixup.classifiers import FEATURES
+
+    if (folder / hub.MAIN_FILE["bank"]).is_file():
+        return "bank"
+    main = folder / hub.MAIN_FILE["generator"]
+    if not main.is_file():
+        raise FileNotFoundError(
+            f"{folder} has neither {main.name} nor {hub.MAIN_FILE['bank']}: expected a folder that save_pretrained wrote"
+        )
+    config = hub.read_json(main)
+    if "generator" in config:
+        return "encoder"
+    return "features" if config.get("architecture") in FEATURES else "generator"
+
+
+def check(folder: Path, kind: Kind, generator: str | None) -> str:
+    """Load everything that is in a folder, as a reader would: what it is, in half a sentence.
+
+    Raises:
+        FormatError: A file is not what its format says.
+        ValueError: An encoder comes without a generator, or something does not belong to the generator given.
+    """
+    from latent_mixup import LatentBank, hub, load_generator
+    from latent_mixup.classifiers import FEATURES
+    from latent_mixup.encoders import load_encoder
+
+    decoder = load_generator(generator) if generator else None
+    if kind == "bank":
+        bank = LatentBank.from_pretrained(folder, verify=True)
+        if decoder:
+            bank.check(decoder)
+        return f"bank of {len(bank):,} codes of {bank.latent_shape}, digest {bank.digest()[:12]}"
+    if kind == "encoder" and decoder is None:
+        raise ValueError("an encoder is checked together with its generator: pass --generator")
+    if kind == "encoder" and decoder is not None:
+        encoder = load_encoder(folder, decoder)
+        return f"{type(encoder).__name__}, digest {encoder.digest()[:12]}"
+    if generator:
+        raise ValueError(f"--generator is for a bank or an encoder: {folder} holds a {kind}, leave it out")
+    if kind == "features":
+        config = hub.read_json(folder / hub.MAIN_FILE[kind])
+        features = FEATURES[config["architecture"]].from_pretrained(folder)
+        return f"{type(features).__name__}, digest {features.digest()[:12]}"
+    found = load_generator(folder)
+    return f"generator {type(found).__name__}, digest {found.digest()[:12]}"
