@@ -96,7 +96,7 @@ def figures(results: Path) -> dict[str, Figure]:
     drawn = {}
     for dataset in DATASETS:
         for preset in PRESETS:
-            rows = [row for row in aggregated(results / dataset) if row["preset"] == preset]
+            rows = [row for row in aggregated(records(results / dataset)) if row["preset"] == preset]
             trials = [trial for trial in records(results / dataset) if trial["preset"] == preset]
             if rows:
                 drawn[f"{dataset}-{preset}-scores.png"] = scores_figure(rows)

@@ -38,9 +38,9 @@ NAMES = {
 }
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Path, presets: Sequence[str] = PRESETS) -> list[dict[str, Any]]:
     """Every trial's JSON file in the presets' folders of a data set."""
-    paths = [path for preset in PRESETS for path in sorted((folder / preset).glob("*.json"))]
+    paths = [path for preset in presets for path in sorted((folder / preset).glob("*.json"))]
     return [json.loads(path.read_text()) for path in paths if not path.name.startswith("grid-")]
 
 
@@ -49,14 +49,14 @@ def codes(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "codes").glob("*.json"))}
 
 
-def aggregated(folder: Path) -> list[dict[str, Any]]:
-    """One row a (preset, method, epochs) of a data set.
+def aggregated(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a (data set, preset, method, epochs) of the trials' files.
 
     Means and standard deviations (ddof 1) over the seeds, the difference of each score from ``standard`` and from
     ``manifold_mixup`` with its interval, and the row that the paper prints.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for run in records(folder):
+    for run in trials:
         key = (run["dataset"], run["preset"], run["method"], run["budget"]["epochs"], run["train_images"])
         groups.setdefault(key, []).append(run)
     rows = []

@@ -384,7 +384,7 @@ def results(tmp_path):
 
 
 def test_rows_are_means_over_seeds(results):
-    rows = {row["method"]: row for row in rows_module.aggregated(results / "mnist")}
+    rows = {row["method"]: row for row in rows_module.aggregated(rows_module.records(results / "mnist"))}
     standard = rows["standard"]
     assert list(rows) == ["standard", "manifold_mixup", "decoded"]
     assert (standard["n_seeds"], standard["epochs"], standard["train_images"], standard["ddof"]) == (3, 20, 50_000, 1)
