@@ -23,6 +23,7 @@ from latent_mixup import LatentBank, LatentMixupCollate, LatentMixupDataset, Lat
 from latent_mixup.cli import main
 from latent_mixup.generators import CompactGenerator, DiffusersVAE, load_generator
 from latent_mixup.info import generator_info
+from latent_mixup.interpolation import slerp
 from latent_mixup.inversion import pixel_mse
 
 diffusers = pytest.importorskip("diffusers")
@@ -90,7 +91,7 @@ def test_images_become_codes_and_codes_images(name, resolution, channels):
     assert decoded.abs().max() <= 1
     assert generator(latents).equal(decoded)
     assert generator.encode(images).equal(latents)  # the mode: nothing is drawn
-    assert (generator.latent_space, generator.preferred_path, generator.has_encoder) == ("vae", "lerp", True)
+    assert (generator.latent_space, generator.preferred_path, generator.has_encoder) == ("vae", "slerp", True)
     assert generator.mean_latent().equal(torch.zeros(generator.latent_shape))
 
 
@@ -622,7 +623,7 @@ def pair(dataset):
 
 @both
 @pytest.mark.filterwarnings("ignore::latent_mixup.images.RangeMismatchWarning")  # random weights decode to next to none
-def test_all_three_decode_mixes_along_the_straight_line(name, pair):
+def test_all_three_decode_mixes_along_the_sphere(name, pair):
     generator = ours(name)
     bank = invert(pair, generator, steps=0, progress=False)
     mixes = LatentMixupDataset(pair, generator, bank, seed=1)
@@ -632,7 +633,9 @@ def test_all_three_decode_mixes_along_the_straight_line(name, pair):
         next(iter(LatentMixupLoader(DataLoader(pair, batch_size=2), generator, bank, seed=1))),
     ]
     for images, targets in batches:
-        mixed = (targets[:, :, None, None, None] * bank[:][0]).sum(1)
+        own, other = (code.expand(len(images), -1, -1, -1) for code in bank[:][0])
+        mixed = slerp(own, other, targets[:, 0])
+        assert mixed.flatten(1).norm(dim=1).min() > 0.99 * bank[:][0].flatten(1).norm(dim=1).min()
         torch.testing.assert_close(images, generator.decode(mixed), rtol=1e-4, atol=1e-5)
     assert ((batches[1][1] > 0.1) & (batches[1][1] < 0.9)).any()
 

@@ -161,9 +161,16 @@ def test_lightning_goes_on_from_a_checkpoint(bundled, images, ahead, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_trainer_example():
-    scores = example("hf_trainer", needs="transformers").main(count=640, epochs=2)
-    assert scores["eval_accuracy"] > 0.2
+def test_trainer_example(monkeypatch):
+    script, seen = example("hf_trainer", needs="transformers"), set()
+
+    def watched(outputs, labels, num_items_in_batch=None):
+        seen.add(("training" if torch.is_grad_enabled() else "evaluation", labels.ndim))
+        return script.soft_cross_entropy(outputs, labels, num_items_in_batch)
+
+    monkeypatch.setitem(script.main.__globals__, "soft_cross_entropy", watched)
+    assert script.main(count=640, epochs=2)["eval_accuracy"] > 0.2
+    assert seen == {("training", 2), ("evaluation", 1)}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -37,8 +37,8 @@ class DiffusersVAE(Generator):
     """An autoencoder of diffusers for images of one size; needs the extra ``diffusers``.
 
     A code is ``[C, h, w]``, the mode of the encoder's distribution, in the units in which the autoencoder's diffusion
-    model sees it: shifted and scaled to about unit variance. Codes are mixed by ``lerp``: they are feature maps whose
-    mean matters, not Gaussian noise.
+    model sees it: shifted and scaled to about unit variance. Codes are mixed by ``slerp``: two of them are nearly
+    orthogonal, so that halfway on the straight line a code is 0.7 times as long, and decodes to a faint image.
 
     Images whose size is not a multiple of the autoencoder's factor are padded by their edge pixels, evenly on both
     sides, and decoded images are cropped. Grey images go into an autoencoder of RGB as three equal channels, and come
@@ -81,7 +81,7 @@ class DiffusersVAE(Generator):
             raise ValueError(f"img_resolution needs an integer from 1: got {img_resolution!r}")
         side = math.ceil(img_resolution / self.factor)
         self.latent_shape = (self.config["latent_channels"], side, side)
-        self.latent_space, self.preferred_path = "vae", "lerp"
+        self.latent_space, self.preferred_path = "vae", "slerp"
         self.img_channels, self.img_resolution = img_channels, img_resolution
         self.latent_centre: Tensor
         self.latent_scale: Tensor
