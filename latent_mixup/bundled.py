@@ -22,12 +22,12 @@ IDX_UINT8 = 0x08
 class BundledImages(Dataset[tuple[Any, int]]):
     """Real images and labels that come with the package; ``dataset[i] -> (image, int label)``.
 
-    ``"fashion-mnist"``: for training, the 10,000 images that the bundled bank has codes of, 1,000 a class, row
-    for row (``bank.source_index`` is their index in all 60,000); for testing, the first 2,000 test images.
-    Fashion-MNIST is by Zalando SE, under the MIT licence (see NOTICE).
+    For training, the images that the bundled bank of the same name has codes of, row for row, the best inverted ones
+    of each class (``bank.source_index`` is their index in all 60,000); for testing, the first test images. Of
+    ``"fashion-mnist"`` these are 10,000 and 2,000. Terms: see NOTICE.
 
     Args:
-        name: ``"fashion-mnist"``.
+        name: One of :func:`bundled_image_names`.
         train: Training or test images.
         transform: What happens to an image, a float32 tensor ``[1, 28, 28]`` in [-1, 1]; None: nothing.
 
@@ -46,9 +46,11 @@ class BundledImages(Dataset[tuple[Any, int]]):
     def __init__(
         self, name: str = "fashion-mnist", *, train: bool = True, transform: Callable[[Tensor], Any] | None = None
     ) -> None:
-        folder = Path(str(resources.files("latent_mixup"))) / "assets" / name / "data"
-        if name not in hub.bundled_names() or not folder.is_dir():
-            raise FileNotFoundError(f"no images called {name!r} come with latent-mixup: expected 'fashion-mnist'")
+        if name not in (names := bundled_image_names()):
+            raise FileNotFoundError(
+                f"no images called {name!r} come with latent-mixup: expected {' or '.join(map(repr, names)) or 'none'}"
+            )
+        folder = _assets() / name / "data"
         prefix = "train" if train else "t10k"
         self.data = read_idx(folder / f"{prefix}-images-idx3-ubyte.xz")[:, None]
         self.targets = read_idx(folder / f"{prefix}-labels-idx1-ubyte.xz").long()
@@ -60,6 +62,15 @@ class BundledImages(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = from_uint8(self.data[index])
         return (image if self.transform is None else self.transform(image)), int(self.targets[index])
+
+
+def bundled_image_names() -> list[str]:
+    """The data sets of which images come with the package, sorted."""
+    return [name for name in hub.bundled_names() if (_assets() / name / "data").is_dir()]
+
+
+def _assets() -> Path:
+    return Path(str(resources.files("latent_mixup"))) / "assets"
 
 
 def read_idx(path: Path) -> Tensor:

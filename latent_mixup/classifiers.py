@@ -93,3 +93,8 @@ class FeatureCNN(SavedNetwork):
         """Images ``[B, img_channels, R, R]`` to logits ``[B, num_classes]``."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+FEATURES: dict[str, type[PaperFeatures] | type[FeatureCNN]] = {
+    network.__name__: network for network in (PaperFeatures, FeatureCNN)
+}

@@ -8,8 +8,8 @@ from importlib import resources
 import pytest
 import torch
 
-from latent_mixup import hub
-from latent_mixup.bundled import BundledImages, idx_bytes, read_idx
+from latent_mixup import LatentBank, hub
+from latent_mixup.bundled import BundledImages, bundled_image_names, idx_bytes, read_idx
 from latent_mixup.images import from_uint8
 
 
@@ -98,7 +98,7 @@ def test_a_damaged_asset_is_named(assets):
 
 @pytest.mark.parametrize("name", ["cifar-10", "", "..", "toy/../toy", "/", "x\0y"])
 def test_an_unknown_name(assets, name):
-    with pytest.raises(FileNotFoundError, match=r"no images called .* come with latent-mixup: expected 'fashion"):
+    with pytest.raises(FileNotFoundError, match=r"no images called .* come with latent-mixup: expected 'toy'$"):
         BundledImages(name)
 
 
@@ -106,5 +106,11 @@ def test_a_name_without_images(assets):
     for path in (assets / "data").iterdir():
         path.unlink()
     (assets / "data").rmdir()
-    with pytest.raises(FileNotFoundError, match="no images called 'toy'"):
+    with pytest.raises(FileNotFoundError, match=r"no images called 'toy' come with latent-mixup: expected none$"):
         BundledImages("toy")
+
+
+def test_every_data_set_that_ships_is_served():
+    assert "fashion-mnist" in bundled_image_names()
+    for name in bundled_image_names():
+        assert len(BundledImages(name)) == len(LatentBank.from_pretrained(name))

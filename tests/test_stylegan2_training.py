@@ -968,7 +968,15 @@ def same(one, two) -> bool:
 
 def test_a_run_writes_a_generator_and_what_it_is_resumed_from(trained):
     out, generator = trained
-    expected = ["README.md", "checkpoint.pt", "config.json", "log.json", "model.safetensors", "sheet-000003.png", "sheet-000006.png"]
+    expected = [
+        "README.md",
+        "checkpoint.pt",
+        "config.json",
+        "log.json",
+        "model.safetensors",
+        "sheet-000003.png",
+        "sheet-000006.png",
+    ]
     assert sorted(path.name for path in out.iterdir()) == expected
     read = load_generator(out)
     assert read.digest() == generator.digest()

@@ -74,12 +74,12 @@ def kind_of(folder: Path) -> Kind:
     main = folder / hub.MAIN_FILE["generator"]
     if not main.is_file():
         raise FileNotFoundError(
-            f"{folder} has neither {main.name} nor {hub.MAIN_FILE['bank']}: expected a folder that save_pretrained wrote"
+            f"{folder} has no {main.name} and no {hub.MAIN_FILE['bank']}: expected a folder that save_pretrained wrote"
         )
     config = hub.read_json(main)
     if "generator" in config:
         return "encoder"
-    return "features" if config.get("architecture") in FEATURES else "generator"
+    return "features" if str(config.get("architecture")) in FEATURES else "generator"
 
 
 def check(folder: Path, kind: Kind, generator: str | None) -> str:
@@ -99,9 +99,9 @@ def check(folder: Path, kind: Kind, generator: str | None) -> str:
         if decoder:
             bank.check(decoder)
         return f"bank of {len(bank):,} codes of {bank.latent_shape}, digest {bank.digest()[:12]}"
-    if kind == "encoder" and decoder is None:
-        raise ValueError("an encoder is checked together with its generator: pass --generator")
-    if kind == "encoder" and decoder is not None:
+    if kind == "encoder":
+        if decoder is None:
+            raise ValueError("an encoder is checked together with its generator: pass --generator")
         encoder = load_encoder(folder, decoder)
         return f"{type(encoder).__name__}, digest {encoder.digest()[:12]}"
     if generator:

@@ -205,15 +205,15 @@ image, soft_target = dataset[0]  # a mix that starts at row 0; or wrap your load
     )
 
 
-def card_of(thing: Any, **stored: Any) -> str:
-    """The plain card of anything that has one; ``stored`` is what its files will hold: ``digest`` or ``dtype``."""
+def card_of(thing: Any, extras: Extras = PLAIN, **stored: Any) -> str:
+    """The card of anything that has one; ``stored`` is what its files will hold: ``digest`` or ``dtype``."""
     cards: dict[str, Callable[..., str]] = {
         "generator": generator_card,
         "encoder": encoder_card,
         "features": features_card,
         "bank": bank_card,
     }
-    return cards[thing.hub_kind](thing, **stored)
+    return cards[thing.hub_kind](thing, extras, **stored)
 
 
 # --------------------------------------------------------------------------------------------------
