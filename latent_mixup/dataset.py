@@ -106,12 +106,23 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             bank.check(dataset)
         self._mixer = Mixer(generator, bank, settings)
         self._length = len(bank if dataset is None else cast(Sized, dataset))
-        indices = torch.arange(self._length, device="cpu")
-        self._row_of = indices if dataset is None else bank.rows_of(indices)
+        self._rows: Tensor | None = None
         self._probes = self._choose_probes()
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def _row_of(self) -> Tensor:
+        """The bank's row of each sample, ``[N]`` int64, -1 where it has none; each process finds them for itself."""
+        if self._rows is None:
+            indices = torch.arange(len(self), device="cpu")
+            self._rows = indices if self.dataset is None else self._mixer.bank.rows_of(indices)
+        return self._rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to a worker process does not grow with the data set."""
+        return {**self.__dict__, "_rows": None}
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; reaches worker processes, persistent ones included."""
@@ -189,7 +200,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         """Evenly spaced samples that have a code; none where there is nothing to compare."""
         coded = (self._row_of >= 0).nonzero()[:, 0]
         if self.dataset is None or self._mixer.settings.prob == 0 or len(coded) < MIN_IMAGES:
-            return coded[:0]
+            return coded[:0].clone()
         return coded[torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), device="cpu").long()]
 
 

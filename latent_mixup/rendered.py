@@ -29,6 +29,8 @@ from latent_mixup.labels import check_labels
 from latent_mixup.mixer import MixSettings, Target, TargetFormat, Transform, finished, make_targets
 from latent_mixup.pool_files import Pool
 
+MAX_TARGETS = 16_000_000  # soft targets of 64 MB
+
 if TYPE_CHECKING:
     from latent_mixup.refreshing import Refreshed
 
@@ -118,6 +120,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
             self._refreshed = Refreshed(self._pool, refresh, generator, bank)
         self._planned: tuple[int, Tensor] | None = None
+        self._soft: Tensor | None = None
 
     @property
     def images_uint8(self) -> Tensor:
@@ -131,10 +134,26 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     def targets(self, entries: Tensor) -> Target:
         """Targets of some entries of the pool as they are in this epoch: see :data:`~latent_mixup.mixer.Target`."""
-        parts = [self._pool.columns[name][entries] for name in ("labels_a", "labels_b", "lam")]
+        if self._refreshed is None and self._fits():
+            if self._soft is None:
+                self._soft = cast(Tensor, self._targets(*self._parts()))
+            return self._soft[entries]
+        parts = [part[entries] for part in self._parts()]
         if self._refreshed is not None:
             parts = self._refreshed.columns(entries, parts, self.epoch)
         return self._targets(*parts)
+
+    def _parts(self) -> list[Tensor]:
+        return [self._pool.columns[name] for name in ("labels_a", "labels_b", "lam")]
+
+    def _fits(self) -> bool:
+        """Whether the soft targets of the whole pool may be kept in memory, each made once."""
+        values = self._pool.index.num_images * self.num_classes
+        return self.settings.target_format == "soft" and values <= MAX_TARGETS
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process makes for itself stays here."""
+        return {**self.__dict__, "_soft": None, "_planned": None}
 
     @property
     def epoch(self) -> int:
@@ -159,15 +178,17 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Several samples, read in one batch: what a DataLoader calls."""
-        if self.dataset is not None and self.settings.prob:
+        wanted = [self._index(index) for index in indices]
+        if self.dataset is None:
+            return self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
+        if self.settings.prob:
             self._check_range_once()
-        entries = self._entries([self._index(index) for index in indices])
+        entries = self._entries(wanted)
         mixes = iter(self._mixes(entries[entries >= 0]))
-        samples = [
-            next(mixes) if entry >= 0 else self._real(self._index(index))
-            for index, entry in zip(indices, entries.tolist(), strict=True)
+        return [
+            next(mixes) if entry >= 0 else self._real(index)
+            for index, entry in zip(wanted, entries.tolist(), strict=True)
         ]
-        return samples
 
     def _index(self, index: int) -> int:
         number = operator.index(index)
@@ -176,13 +197,10 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         return number % len(self)
 
     def _entries(self, indices: list[int]) -> Tensor:
-        """The pool's entry that each sample is; -1: the data set's own."""
-        wanted = torch.tensor(indices, dtype=torch.int64, device="cpu")
-        if self.dataset is None:
-            return wanted
+        """The pool's entry that each sample is in this epoch; -1: the data set's own."""
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = self.epoch, self._plan(self.epoch)
-        return self._planned[1][wanted]
+        return self._planned[1][torch.tensor(indices, dtype=torch.int64, device="cpu")]
 
     def _plan(self, epoch: int) -> Tensor:
         draw = sampling.keyed_generator(self.seed, epoch)

@@ -1,3 +1,4 @@
+import pickle
 import random
 
 import numpy as np
@@ -337,3 +338,16 @@ def test_a_worker_does_not_decode_on_an_accelerator(toy_dataset, toy_bank):
     dataset = LatentMixupDataset(toy_dataset, Accelerated(), toy_bank)
     with pytest.raises(RuntimeError, match="use LatentMixupLoader"):
         pull(dataset, num_workers=1)
+
+
+def test_what_is_sent_to_a_worker_does_not_grow_with_the_bank(linear_generator, tmp_path):
+    sizes = []
+    for rows in (100, 20_000):
+        bank = LatentBank(linear_generator.sample_latents(rows), torch.arange(rows) % 10)
+        bank.save_pretrained(tmp_path / f"{rows}")
+        mixed = LatentMixupDataset(None, linear_generator, LatentBank.from_pretrained(tmp_path / f"{rows}"), seed=0)
+        before = mixed[rows - 1][0]
+        sizes.append(len(pickle.dumps(mixed)))
+        sent = pickle.loads(pickle.dumps(mixed))  # noqa: S301
+        assert sent[rows - 1][0].equal(before)
+    assert sizes[1] < sizes[0] + 200

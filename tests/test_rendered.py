@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import latent_mixup as lm
-from latent_mixup import rendering, sampling
+from latent_mixup import rendered, rendering, sampling
 from latent_mixup.cli import main
 from latent_mixup.images import RangeMismatchWarning, from_uint8, to_uint8
 from latent_mixup.pool_files import COLUMNS_FILE, IMAGES_FILE, INDEX_FILE, Pool, PoolFormatError, PoolIndex
@@ -230,6 +230,19 @@ def test_samples(make):
         assert torch.equal(dataset[i][1], targets[i])
     with pytest.raises(IndexError, match="sample 60 is out of range for a data set of 60"):
         dataset[60]
+
+
+@pytest.mark.parametrize("kept", [0, 180])
+def test_targets_that_are_kept_are_those_made_anew(make, monkeypatch, kept):
+    folder, entries = make(), torch.tensor([5, 0, 59])
+    expected = lm.RenderedMixupDataset(folder, label_smoothing=0.1).targets(entries)
+    monkeypatch.setattr(rendered, "MAX_TARGETS", kept)
+    dataset = lm.RenderedMixupDataset(folder, label_smoothing=0.1)
+    targets = dataset.targets(entries)
+    assert torch.equal(targets, expected)
+    assert (dataset._soft is not None) == bool(kept)
+    targets.zero_()
+    assert torch.equal(dataset.targets(entries), expected)
 
 
 @pytest.mark.parametrize("target_format", ["soft", "pair"])
