@@ -205,6 +205,30 @@ def inversion_table() -> str:
     return markdown(["images", "", "times fewer gradients", "times less time", "median MSE", "95 % MSE"], body)
 
 
+def bank_reading_table() -> str:
+    """How a bank is read, in as many worker processes, and what it adds to a reader's memory."""
+    found = json.loads((RESULTS / "bank_reading.json").read_text())
+    body = []
+    for row in found["read"]:
+        added = {name: row["memory_of_a_reader_mb"][name] - before for name, before in row["memory_before_mb"].items()}
+        body.append(
+            [
+                f"{row['workers']}, {row['start_method']}" if row["workers"] else "none",
+                f"{row['read_median_ms']:.1f} ms",
+                f"{row['read_p95_ms']:.1f} ms",
+                f"{row['reads_per_second']:.0f}",
+                f"{row['first_seconds']:.2f} s",
+                f"{added['RssFile']:.0f} MB",
+                f"{added['RssAnon']:.0f} MB",
+            ]
+        )
+    read = f"a read of {found['rows_a_read']} rows"
+    return markdown(
+        ["workers", f"{read}, median", "95 %", "reads a second", "until the first", "pages of the file", "own memory"],
+        body,
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{
         f"{kind}-{dataset}-{preset}": partial(draw, dataset, preset)
@@ -219,6 +243,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inversion": inversion_table,
     "stylegan2": stylegan2_table,
     "stylegan2-speed": stylegan2_speed_table,
+    "bank-reading": bank_reading_table,
 }
 
 

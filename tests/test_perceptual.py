@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LabelledImages
-from huggingface_hub import errors
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import models
@@ -411,24 +410,16 @@ def test_an_error_of_the_disk_is_its_own(monkeypatch, tmp_path):
         LPIPS(weights=tmp_path / "net.pth")
 
 
-def test_a_hub_id_is_asked_for_one_file(monkeypatch, tmp_path, squeezenet):
-    asked = []
-
-    def download(repo, file, *, revision, library_name):
-        asked.append((repo, file, revision, library_name))
-        if repo == "org/none":
-            raise errors.LocalEntryNotFoundError("x")
-        return str(tmp_path / "model.safetensors")
-
-    save_file(squeezenet, tmp_path / "model.safetensors")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.chdir(tmp_path)
-    assert callable_id(LPIPS("squeeze", weights="org/repo.v1@v2")) == callable_id(LPIPS("squeeze", weights=squeezenet))
-    assert asked == [("org/repo.v1", "model.safetensors", "v2", "latent-mixup")]
-    expected = (
-        r"^cannot read model.safetensors of the Hub model org/none \(revision main\): it is not in the cache .*"
-        "or pass the path of a file$"
-    )
+def test_a_hub_id_is_asked_for_one_file(hub_server, tmp_path, squeezenet):
+    folder = tmp_path / "pushed"
+    folder.mkdir()
+    save_file(squeezenet, folder / "model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    commit = hub_server.push(folder, name="org/repo.v1")
+    named = LPIPS("squeeze", weights=f"org/repo.v1@{commit}")
+    assert callable_id(named) == callable_id(LPIPS("squeeze", weights=squeezenet))
+    assert not [path for path in hub_server.asked() if "pytorch_model.bin" in path]
+    expected = r"^cannot read model.safetensors of the Hub model org/none .*or pass the path of a file$"
     with pytest.raises(hub.HubError, match=expected) as caught:
         LPIPS("squeeze", weights="org/none")
     assert (caught.value.repo, caught.value.revision, caught.value.file) == ("org/none", None, "model.safetensors")

@@ -93,7 +93,7 @@ def test_the_loop_is_adam_with_a_decaying_rate(toy_dataset, decay_every):
         F.cross_entropy(expected(x), y).backward()
         optimizer.step()
     for one, two in zip(model.parameters(), expected.parameters(), strict=True):
-        assert one.equal(two)
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)  # fused Adam rounds otherwise
     assert steps == [True] * 7
     assert not model.training
 

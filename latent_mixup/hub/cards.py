@@ -339,7 +339,7 @@ def _data(stated: object, rows: int | None) -> str:
 
 
 def _making(metadata: Mapping[str, Any], commands: Sequence[str]) -> str:
-    parts = [_fenced("bash", "\n".join(commands))] if commands else []
+    parts = [_fenced("bash", "\n# or\n".join(commands))] if commands else []
     parts += [_lead("Source", metadata.get("source")), _lead("Source", _inner(metadata, "inversion", "source"))]
     parts += [_lead("Settings", settings_of(metadata))]
     parts += [_lead("Refined", stage) for stage in _dicts(metadata.get("refined"))]
