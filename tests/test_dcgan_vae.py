@@ -179,7 +179,7 @@ def train_small_dcgan(images, out, **changes):
 
 
 TRAININGS = {
-    "vae": (train_small_vae, vae_module, "_advance", {"steps": 7}),
+    "vae": (train_small_vae, vae_module.VAETraining, "advance", {"steps": 7}),
     "dcgan": (train_small_dcgan, dcgan_module.DCGANTraining, "advance", {"epochs": 3}),
 }
 

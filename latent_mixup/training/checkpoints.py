@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
 from latent_mixup import hub
 
@@ -59,3 +61,32 @@ def write_checkpoint(folder: Path, state: dict[str, Any], sheet: bytes) -> None:
     log = {LOG_FILE: (json.dumps(state["log"], indent=1) + "\n").encode()} if "log" in state else {}
     sheets = {f"sheet-{state['step']:06d}.png": sheet}
     hub.write_folder(folder, {**sheets, **log, CHECKPOINT_FILE: lambda path: torch.save(state, path)})
+
+
+class Stepping(Protocol):
+    """A run that knows how many steps it has taken."""
+
+    step: int
+
+
+def checkpoints_due(
+    training: Stepping, steps: int, advance: Callable[[], dict[str, float]], *, every: int, progress: bool
+) -> Iterator[tuple[dict[str, float], Any]]:
+    """Take a run to its last step under a progress bar, and stop wherever a checkpoint is due.
+
+    Args:
+        training: Says where the run is; ``advance`` moves it on.
+        steps: The last.
+        advance: Takes one step and gives its losses.
+        every: Steps between two checkpoints; the last step has one as well.
+        progress: Show the bar.
+
+    Yields:
+        The losses of the step, and the bar, for a postfix.
+    """
+    with tqdm(initial=training.step, total=steps, desc="train", unit="step", disable=None if progress else True) as bar:
+        while training.step < steps:
+            losses = advance()
+            bar.update()
+            if training.step % every == 0 or training.step == steps:
+                yield losses, bar

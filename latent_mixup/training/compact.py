@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from tqdm import tqdm
 
 from latent_mixup import hub
 from latent_mixup.functional import mix_latents
@@ -19,7 +18,7 @@ from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import slerp
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
+from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
 from latent_mixup.training.classifier import train_features
 
 
@@ -208,21 +207,13 @@ def train_compact(
     elif generator.features is not None:
         features = train_features(from_uint8(images_uint8), labels, steps=recipe.feature_steps, seed=recipe.seed)
         generator.features.load_state_dict(features.state_dict())
-    bar = tqdm(
-        initial=training.step,
-        total=recipe.steps,
-        desc="train",
-        unit="step",
-        disable=None if progress else True,
+    steps = checkpoints_due(
+        training, recipe.steps, lambda: training.advance(images_uint8), every=checkpoint_every, progress=progress
     )
-    with bar:
-        while training.step < recipe.steps:
-            losses = training.advance(images_uint8)
-            bar.update()
-            if training.step % checkpoint_every == 0 or training.step == recipe.steps:
-                bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
-                sheet = training_sheet(generator, from_uint8(images_uint8[:32]))
-                write_checkpoint(out, {"identity": identity, **training.state_dict()}, sheet)
+    for losses, bar in steps:
+        bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
+        sheet = training_sheet(generator, from_uint8(images_uint8[:32]))
+        write_checkpoint(out, {"identity": identity, **training.state_dict()}, sheet)
     return _finish(generator.freeze(), images_uint8, out, {**(facts or {}), "recipe": asdict(recipe)})
 
 

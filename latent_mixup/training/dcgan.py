@@ -9,14 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from latent_mixup import hub
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.images import from_uint8
 from latent_mixup.pictures import png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
+from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -157,14 +156,13 @@ def train_dcgan(
     if (state := read_checkpoint(out, identity)) is not None:
         training.load_state_dict(state)
     steps = recipe.epochs * per_epoch
-    bar = tqdm(initial=training.step, total=steps, desc="train", unit="step", disable=None if progress else True)
-    with bar:
-        while training.step < steps:
-            losses = training.advance(images_uint8[_rows(len(images_uint8), recipe, training.step)])
-            bar.update()
-            if training.step % checkpoint_every == 0 or training.step == steps:
-                bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
-                write_checkpoint(out, {"identity": identity, **training.state_dict()}, _sheet(generator))
+
+    def advance() -> dict[str, float]:
+        return training.advance(images_uint8[_rows(len(images_uint8), recipe, training.step)])
+
+    for losses, bar in checkpoints_due(training, steps, advance, every=checkpoint_every, progress=progress):
+        bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
+        write_checkpoint(out, {"identity": identity, **training.state_dict()}, _sheet(generator))
     generator.freeze()
     generator.metadata = {**(facts or {}), "recipe": identity["recipe"], "versions": {"torch": torch.__version__}}
     generator.save_pretrained(out)

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_mixup import hub
 from latent_mixup.encoders import Encoder, MLPEncoder, ReStyleEncoder
@@ -20,7 +19,7 @@ from latent_mixup.images import from_uint8
 from latent_mixup.inversion.losses import Loss, PlainLoss, TargetLoss, callable_id, pixel_mse
 from latent_mixup.pictures import png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
+from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
 
 Arch: TypeAlias = Literal["mlp", "restyle"]
 
@@ -206,19 +205,17 @@ def train_encoder(
     if state is not None:
         training.load_state_dict(state)
         log = state["log"]
-    bar = tqdm(initial=training.step, total=recipe.steps, desc="train", unit="step", disable=None if progress else True)
     started, before = time.perf_counter(), log[-1]["seconds"] if log else 0.0
-    with bar:
-        while training.step < recipe.steps:
-            losses = training.advance(images_uint8)
-            bar.update()
-            if training.step % checkpoint_every == 0 or training.step == recipe.steps:
-                bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
-                seconds = round(before + time.perf_counter() - started, 1)
-                log.append({"step": training.step, **losses, "seconds": seconds})
-                sheet = encoder_sheet(encoder.eval(), sheet_images(generator, images_uint8))
-                encoder.train()
-                write_checkpoint(out, {"identity": identity, "log": log, **training.state_dict()}, sheet)
+    steps = checkpoints_due(
+        training, recipe.steps, lambda: training.advance(images_uint8), every=checkpoint_every, progress=progress
+    )
+    for losses, bar in steps:
+        bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
+        seconds = round(before + time.perf_counter() - started, 1)
+        log.append({"step": training.step, **losses, "seconds": seconds})
+        sheet = encoder_sheet(encoder.eval(), sheet_images(generator, images_uint8))
+        encoder.train()
+        write_checkpoint(out, {"identity": identity, "log": log, **training.state_dict()}, sheet)
     encoder.freeze().metadata = {
         **(facts or {}),
         "recipe": asdict(recipe),

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_mixup import hub
 from latent_mixup.generators.stylegan2 import StyleGAN2
@@ -29,7 +28,7 @@ from latent_mixup.images import from_uint8
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.augment import adapt, augment
-from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
+from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
 from latent_mixup.training.discriminator import STD_GROUP, Discriminator
 from latent_mixup.training.frechet import FeatureDistance
 
@@ -316,25 +315,27 @@ def train_stylegan2(
         if distance_samples and training.step < recipe.steps
         else None
     )
-    bar = tqdm(initial=training.step, total=recipe.steps, desc="train", unit="step", disable=None if progress else True)
     started, before = time.perf_counter(), log[-1]["seconds"] if log else 0.0
-    with bar:
-        while training.step < recipe.steps:
-            losses = training.advance(images_uint8, labels)
-            bar.update()
-            if training.step % checkpoint_every == 0 or training.step == recipe.steps:
-                _check_finite(training.step, losses)
-                row = {"step": training.step, "images": training.step * recipe.batch_size, "p": training.p, **losses}
-                row["seconds"] = round(before + time.perf_counter() - started, 1)
-                if measure is not None:
-                    row["feature_distance"] = round(measure(samples(averaged, distance_samples)), 4)
-                    row["classifier_accuracy"] = measure.accuracy
-                    if averaged.c_dim:
-                        row |= class_deviations(averaged, images_uint8, labels)
-                log.append(row)
-                bar.set_postfix({name: f"{row[name]:.3f}" for name in (*losses, *MEASURES) if name in row})
-                state = {"identity": identity, "log": log, **training.state_dict()}
-                write_checkpoint(out, state, training_sheet(averaged))
+    steps = checkpoints_due(
+        training,
+        recipe.steps,
+        lambda: training.advance(images_uint8, labels),
+        every=checkpoint_every,
+        progress=progress,
+    )
+    for losses, bar in steps:
+        _check_finite(training.step, losses)
+        row = {"step": training.step, "images": training.step * recipe.batch_size, "p": training.p, **losses}
+        row["seconds"] = round(before + time.perf_counter() - started, 1)
+        if measure is not None:
+            row["feature_distance"] = round(measure(samples(averaged, distance_samples)), 4)
+            row["classifier_accuracy"] = measure.accuracy
+            if averaged.c_dim:
+                row |= class_deviations(averaged, images_uint8, labels)
+        log.append(row)
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in (*losses, *MEASURES) if name in row})
+        state = {"identity": identity, "log": log, **training.state_dict()}
+        write_checkpoint(out, state, training_sheet(averaged))
     averaged.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
     averaged.save_pretrained(out)
     return StyleGAN2.from_pretrained(out)

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_mixup import hub
 from latent_mixup.generators.vae import VAE
-from latent_mixup.images import from_uint8
+from latent_mixup.images import from_uint8, to_unit
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import read_checkpoint, write_checkpoint
+from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,38 @@ def negative_elbo(
     return (error + kl_weight * divergence) / len(targets)
 
 
+class VAETraining:
+    """Network, optimiser and the step counter of one run: what a checkpoint holds."""
+
+    def __init__(self, vae: VAE, recipe: VAERecipe) -> None:
+        self.vae, self.recipe, self.step = vae.requires_grad_(True), recipe, 0
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.lr, fused=True)
+
+    def advance(self, images_uint8: Tensor) -> dict[str, float]:
+        """One training step on a batch drawn from ``[N, C, R, R]`` uint8; returns the loss."""
+        recipe, draw = self.recipe, keyed_generator(self.recipe.seed, self.step)
+        images = from_uint8(images_uint8[torch.randint(len(images_uint8), (recipe.batch_size,), generator=draw)])
+        mean, log_variance = self.vae.posterior(images)
+        latents = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=draw)
+        loss = negative_elbo(self.vae.logits(latents), to_unit(images), mean, log_variance, recipe.kl_weight)
+        self.optimizer.param_groups[0]["lr"] = recipe.lr * min(1.0, 2 * (1 - self.step / recipe.steps))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return {"nats": loss.item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {"step": self.step, "vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a run where :meth:`state_dict` left it."""
+        self.step = state["step"]
+        self.vae.load_state_dict(state["vae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
 def train_vae(
     images_uint8: Tensor,
     out: str | Path,
@@ -89,49 +120,25 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = VAE(**{**(network or {}), "img_channels": channels, "img_resolution": resolution})
-    vae.requires_grad_(True)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.lr, fused=True)
+    training = VAETraining(vae, recipe)
     identity = {
         "recipe": asdict(recipe),
         "network": vae.arguments(),
         "images": hub.tensors_sha256({"images": images_uint8[::64]}),
     }
-    step = 0
     if (state := read_checkpoint(out, identity)) is not None:
-        step = state["step"]
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-    with tqdm(initial=step, total=recipe.steps, desc="train", unit="step", disable=None if progress else True) as bar:
-        while step < recipe.steps:
-            loss = _advance(vae, optimizer, images_uint8, recipe, step)
-            step += 1
-            bar.update()
-            if step % checkpoint_every == 0 or step == recipe.steps:
-                bar.set_postfix(nats=f"{loss:.2f}")
-                state = {
-                    "identity": identity,
-                    "step": step,
-                    "vae": vae.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                write_checkpoint(out, state, _sheet(vae, from_uint8(images_uint8[:32])))
+        training.load_state_dict(state)
+    steps = checkpoints_due(
+        training, recipe.steps, lambda: training.advance(images_uint8), every=checkpoint_every, progress=progress
+    )
+    for losses, bar in steps:
+        bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
+        state = {"identity": identity, **training.state_dict()}
+        write_checkpoint(out, state, _sheet(vae, from_uint8(images_uint8[:32])))
     vae.freeze()
     vae.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
     vae.save_pretrained(out)
     return VAE.from_pretrained(out)
-
-
-def _advance(vae: VAE, optimizer: torch.optim.Optimizer, images_uint8: Tensor, recipe: VAERecipe, step: int) -> float:
-    draw = keyed_generator(recipe.seed, step)
-    images = from_uint8(images_uint8[torch.randint(len(images_uint8), (recipe.batch_size,), generator=draw)])
-    mean, log_variance = vae.posterior(images)
-    latents = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=draw)
-    loss = negative_elbo(vae.logits(latents), (images + 1) / 2, mean, log_variance, recipe.kl_weight)
-    optimizer.param_groups[0]["lr"] = recipe.lr * min(1.0, 2 * (1 - step / recipe.steps))
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
 
 
 @torch.no_grad()
