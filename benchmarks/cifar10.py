@@ -15,38 +15,36 @@ torchvision's files, images come from JPEGs, and the results say so.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import click
 import timm
 import torch
-from codes import Effort, Workshop, described, of_rows, refined, vae, vae_sharpened
-from experiment import Benchmark, Classifier, Images, Preset, claimed, json_bytes, run_all
+from codes import MAKERS, Effort, Workshop
 from methods import methods as fixed_methods
 from methods import torch_seeded
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
+from trials import RESULTS, Benchmark, Classifier, Preset, changed, run_all, run_options, split, stored_codes
 
-from latent_mixup import LatentBank, hub, invert, load_generator
-from latent_mixup.cli.shared import FOLDER, torchvision_dataset, uint8_images
+from latent_mixup import LatentBank, load_generator
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.comparison import Budget, Codes, Data, Method, Run
-from latent_mixup.generators import Generator
 from latent_mixup.images import from_uint8, to_uint8
-from latent_mixup.inversion import pixel_mse
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training import CompactRecipe, train_compact
 
-SPLIT_SEED, VALIDATION = 42, 10_000
 CROP = 28  # pixels: what the paper's augmentation leaves of 32
-NOT_HERE = ("gan_mixup_dcgan",)  # the paper's GAN for the MNIST family
-NETWORK = {"decoder_widths": (1024, 2048), "encoder_widths": (2048, 1024)}  # of the compact generator
-Z_DIM = 256
+COMPACT = {"z_dim": 256, "network": {"decoder_widths": (1024, 2048), "encoder_widths": (2048, 1024)}}
+METHODS = {  # all but the paper's GAN for the MNIST family; all images of a mix come from the generator
+    name: (how, codes) for name, (how, codes) in fixed_methods(1.0).items() if codes != "dcgan"
+}
+CODES = list(dict.fromkeys(codes for _, codes in METHODS.values() if codes))
 
 
 # ---- images ----------------------------------------------------------------------------------------
@@ -72,7 +70,7 @@ class JPEGs(torch.utils.data.Dataset[tuple[Any, int]]):
         return self.data[index].numpy(), int(self.targets[index])
 
 
-@functools.cache
+@cache
 def cifar10(root: Path, *, train: bool) -> Any:
     """CIFAR-10 as torchvision has it, or from JPEGs where ``root`` has no more.
 
@@ -82,29 +80,6 @@ def cifar10(root: Path, *, train: bool) -> Any:
     jpegs = root / "cifar10-jpeg" / ("train" if train else "test")
     original = (root / "cifar-10-batches-py").is_dir() or not jpegs.is_dir()
     return torchvision_dataset("cifar10", root, train=train) if original else JPEGs(jpegs)
-
-
-def read_images(root: Path, limit: int | None = None) -> Images:
-    """40,000 images to train on, 10,000 to validate on, 10,000 to test on, in [-1, 1]; split as in the paper.
-
-    Args:
-        root: Where the data set lies.
-        limit: Use the first so many images of the training set; None: all.
-    """
-    train, test = (cifar10(root, train=part) for part in (True, False))
-    images, labels = uint8_images(train), torch.as_tensor(train.targets)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    rows, held_out = order[:-VALIDATION], order[-VALIDATION:]
-    if limit is not None:
-        rows = rows[rows < limit]
-    own = from_uint8(images[rows]), labels[rows]
-    test_images, test_labels = from_uint8(uint8_images(test)), torch.as_tensor(test.targets)
-    return Images(
-        "cifar10",
-        Data(*own, test_images, test_labels),
-        Data(*own, from_uint8(images[held_out]), labels[held_out]),
-        rows,
-    )
 
 
 # ---- the classifier --------------------------------------------------------------------------------
@@ -204,62 +179,23 @@ def validation_loss(model: nn.Module, validation: Data, device: str) -> float:
 # ---- codes -----------------------------------------------------------------------------------------
 
 
-class Shop(Workshop):
-    """Makes codes of CIFAR-10."""
-
-    @property
-    def images(self) -> Any:
-        """The training images."""
-        return cifar10(self.data_root, train=True)
-
-
-def gan(shop: Workshop) -> Codes:
-    """A compact generator, and the images inverted into it."""
-    data = shop.images
-    recipe = CompactRecipe(steps=shop.effort.compact_steps)
-
-    def train(folder: Path) -> Generator:
-        images, labels = uint8_images(data), torch.as_tensor(data.targets)
-        return train_compact(images, labels, folder, recipe=recipe, z_dim=Z_DIM, network=NETWORK, facts=shop.facts())
-
-    generator = shop.generator("gan", train)
-    steps: dict[str, Any] = {} if shop.effort.steps is None else {"steps": shop.effort.steps}
-    bank = shop.bank("gan", lambda out: invert(shop.to_invert(), generator, out=out, loss=pixel_mse, **steps))
-    return Codes(generator, bank)
-
-
-_025 = refined(0.025, gan, "gan_0.025")
-MAKERS: dict[str, Callable[[Workshop], Codes]] = {
-    "gan": gan,
-    "gan_0.025": _025,
-    "gan_0.020": refined(0.020, _025, "gan_0.020"),
-    "vae": vae,
-    "vae_sharpened": vae_sharpened,
-}
-
-
 def given_codes(pairs: Iterable[str]) -> dict[str, tuple[str, str]]:
     """``NAME=GENERATOR:BANK`` to name, generator and bank.
 
     Raises:
-        click.BadParameter: A pair has another form, or a name is not one of :data:`MAKERS`.
+        click.BadParameter: A pair has another form, or a name is not one of :data:`CODES`.
     """
     found = {}
     for pair in pairs:
         name, equals, where = pair.partition("=")
         generator, colon, bank = where.partition(":")
-        if not (equals and colon and generator and bank) or name not in MAKERS:
-            raise click.BadParameter(f"expected NAME=GENERATOR:BANK with a name of {', '.join(MAKERS)}: got {pair!r}")
+        if not (equals and colon and generator and bank) or name not in CODES:
+            raise click.BadParameter(f"expected NAME=GENERATOR:BANK with a name of {', '.join(CODES)}: got {pair!r}")
         found[name] = (generator, bank)
     return found
 
 
 # ---- the command line ------------------------------------------------------------------------------
-
-
-def cifar_methods(_dataset: str) -> Any:
-    """The methods that CIFAR-10 has; all of the images of a mix come from the generator, as in the paper."""
-    return {name: how for name, how in fixed_methods(1.0).items() if name not in NOT_HERE}
 
 
 PLANS = {
@@ -276,15 +212,12 @@ PAPER_SEEDS = "42,4711,314159"
 @click.option("--work", type=FOLDER, help="For codes and classifiers; default: runs/cifar10.")
 @click.option("--out", type=FOLDER, help="For results; default: benchmarks/results/cifar10.")
 @click.option("--preset", "name", type=click.Choice(list(PLANS)), default="reduced", show_default=True)
-@click.option("--methods", help=f"With commas between; default: all of {', '.join(cifar_methods(''))}.")
+@click.option("--methods", help=f"With commas between; default: all of {', '.join(METHODS)}.")
 @click.option("--seeds", default=PAPER_SEEDS, show_default=True)
-@click.option("--epochs", type=click.IntRange(1), help="Default: the preset's.")
-@click.option("--batch-size", type=click.IntRange(1), help="Default: the preset's.")
 @click.option("--augment", is_flag=True, help="Flips, AutoAugment and crops: the lower half of table 1.")
 @click.option("--codes", multiple=True, metavar="NAME=GENERATOR:BANK", help="Instead of making the codes of that name.")
-@click.option("--grid", is_flag=True, help="Choose alpha on the validation images first, as the paper did.")
 @click.option("--device", default="cpu", show_default=True, help="Where to train; cuda under torchrun: a GPU each.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@run_options
 def main(
     data_root: Path,
     work: Path | None,
@@ -297,28 +230,25 @@ def main(
     grid: bool,
     device: str,
     threads: int | None,
-    **budget: int | None,
+    **given: int | None,
 ) -> None:
     """Train and score each method with each seed; several processes share the work."""
     if threads:
         torch.set_num_threads(threads)
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    settings, plan, effort = PLANS[name]
-    settings = replace(settings, **{key: value for key, value in budget.items() if value is not None})
-    plan = replace(plan, augment=augment, device=device)
+    budget, plan, effort = PLANS[name]
     bench = benchmark(
-        name + ("_augmented" if augment else ""),
-        settings,
-        plan,
+        f"{name}_augmented" if augment else name,
+        changed(budget, **given),
+        replace(plan, augment=augment, device=device),
         effort,
         data_root,
         work or Path("runs/cifar10"),
-        out or Path(__file__).parent / "results" / "cifar10",
+        out or RESULTS / "cifar10",
         given_codes(codes),
     )
-    chosen = methods.split(",") if methods else list(cifar_methods(""))
-    run_all(bench, chosen, [int(seed) for seed in seeds.split(",")], grid=grid)
+    run_all(bench, methods, seeds, grid=grid)
 
 
 def benchmark(
@@ -332,37 +262,29 @@ def benchmark(
     given: dict[str, tuple[str, str]],
 ) -> Benchmark:
     """The benchmark under a preset called ``name``; ``given``: generator and bank of codes that are not made here."""
-    images = read_images(data_root, effort.images)
-    shop = Shop("cifar10", data_root, work, effort)
+    train, test = (cifar10(data_root, train=part) for part in (True, False))
+    images = split("cifar10", train, test, effort.images)
+    shop = Workshop("cifar10", train, work, effort, COMPACT)
 
-    @functools.cache
-    def codes_named(wanted: str) -> Codes:
-        with claimed(work / f"{wanted}.lock", wait=True):
-            if wanted in given:
-                generator, bank = given[wanted]
-                whole = Codes(load_generator(generator), LatentBank.from_pretrained(bank))
-                whole.bank.check(whole.generator)
-            else:
-                whole = MAKERS[wanted](shop)
-            ours = of_rows(whole, images.train_rows)
-            facts = {"dataset": "cifar10", "codes": wanted, **described(ours)}
-            hub.write_folder(out / "codes", {f"{wanted}.json": json_bytes(facts)})
-        return ours
+    def make(wanted: str) -> Codes:
+        if wanted not in given:
+            return MAKERS[wanted](shop)
+        generator, bank = given[wanted]
+        codes = Codes(load_generator(generator), LatentBank.from_pretrained(bank))
+        codes.bank.check(codes.generator)
+        return codes
 
     classifier = Classifier(
-        functools.partial(resnet18, plan=plan),
-        functools.partial(train_resnet, plan=plan, validation=images.validation),
+        partial(resnet18, plan=plan), partial(train_resnet, plan=plan, validation=images.validation)
     )
-    source = "JPEG" if isinstance(cifar10(data_root, train=True), JPEGs) else "original"
-    preset = Preset(
-        budget,
-        cifar_methods,
-        effort,
-        classifier=classifier,
-        facts={"images": source, "classifier": f"ResNet-18, width {plan.width}", "augment": plan.augment},
-        scores={"deepfool_images": 1000 if name.startswith("reduced") else 5000},
-    )
-    return Benchmark(images, name, preset, codes_named, work, out)
+    facts = {
+        "images": "JPEG" if isinstance(train, JPEGs) else "original",
+        "classifier": f"ResNet-18, width {plan.width}",
+        "augment": plan.augment,
+    }
+    scores = {"deepfool_images": 1000 if name.startswith("reduced") else 5000}
+    preset = Preset(budget, METHODS, classifier, facts=facts, scores=scores)
+    return Benchmark(images, name, preset, stored_codes(make, images, out), work, out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Fashion-MNIST: table 3 of the paper, and the rows that it lacks.
 
-50,000 training images, the paper's small classifier; see ``experiment.py`` for the presets and ``methods.py`` for the
+50,000 training images, the paper's small classifier; see ``small_images.py`` for the presets and ``methods.py`` for the
 methods. One JSON file a (preset, method, seed) under --out; started again, finished ones are skipped, and several
 processes share the work. ``tables.py`` and ``figures.py`` draw from the files.
 
@@ -11,7 +11,7 @@ processes share the work. ``tables.py`` and ``figures.py`` draw from the files.
 
 from __future__ import annotations
 
-from experiment import command
+from small_images import command
 
 main = command("fashion-mnist")
 

@@ -8,18 +8,19 @@ fewer epochs. One JSON file a (way, seed) under --out; started again, finished o
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import click
 import torch
 from codes import of_rows
-from experiment import Benchmark, Methods, Preset, read_images, run_all
+from small_images import PAPER_CNN
 from torch import Tensor
+from trials import RESULTS, Benchmark, Methods, Preset, run_all, split
 
 from latent_mixup import LatentBank, RenderedMixupDataset, load_generator
-from latent_mixup.cli.shared import FOLDER
-from latent_mixup.comparison import Budget, Codes, Method, Run, latent_mixup, standard
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
+from latent_mixup.comparison import Budget, Codes, Method, Run, decoded_mixes, standard
 from latent_mixup.functional import soft_targets
 from latent_mixup.images import from_uint8
 from latent_mixup.rendering import render
@@ -49,10 +50,10 @@ def from_pool(folder: Path, size: int) -> Method:
     return lambda run: (batches(run), cross_entropy)
 
 
-def ways(work: Path, _dataset: str) -> Methods:
+def ways(work: Path) -> Methods:
     """Real images alone; live decoding; a pool of each size."""
     pools: Methods = {f"pool_{size}": (from_pool(work / "pool", size), "gan") for size in SIZES}
-    return {"standard": (standard, None), "live": (latent_mixup(PROB), "gan"), **pools}
+    return {"standard": (standard, None), "live": (decoded_mixes(PROB), "gan"), **pools}
 
 
 @click.command()
@@ -60,7 +61,7 @@ def ways(work: Path, _dataset: str) -> Methods:
 @click.option("--generator", default="fashion-mnist", show_default=True, help="Folder, bundled name or Hub id.")
 @click.option("--bank", required=True, help="Of all 60,000 training images: a folder or a Hub id.")
 @click.option("--work", type=FOLDER, default=Path("runs/pools"), show_default=True, help="For pools and classifiers.")
-@click.option("--out", type=FOLDER, default=Path(__file__).parent / "results" / "pools", help="For results.")
+@click.option("--out", type=FOLDER, default=RESULTS / "pools", help="For results.")
 @click.option("--seeds", default="0,1", show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
@@ -70,16 +71,16 @@ def main(
     """Train and score each way with each seed."""
     if threads:
         torch.set_num_threads(threads)
-    images = read_images("fashion-mnist", data_root)
+    train, test = (torchvision_dataset("fashion-mnist", data_root, train=part) for part in (True, False))
+    images = split("fashion-mnist", train, test)
 
     @cache
     def codes_named(_name: str) -> Codes:
-        return of_rows(Codes(load_generator(generator), LatentBank.from_pretrained(bank)), images.train_rows)
+        return of_rows(Codes(load_generator(generator), LatentBank.from_pretrained(bank)), images.rows)
 
     scores = {"deepfool_images": 1000, "pgd_images": 1000, "corruption_images": 0}
-    preset = Preset(Budget(epochs=epochs), partial(ways, work), scores=scores)
-    bench = Benchmark(images, "fashion-mnist", preset, codes_named, work, out)
-    run_all(bench, list(preset.methods("fashion-mnist")), [int(seed) for seed in seeds.split(",")])
+    preset = Preset(Budget(epochs=epochs), ways(work), PAPER_CNN, scores=scores)
+    run_all(Benchmark(images, "fashion-mnist", preset, codes_named, work, out), None, seeds)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def manifold_mixup(run: Run) -> tuple[Batches, Loss]:
     return run.real(), loss
 
 
-def latent_mixup(prob: float) -> Method:
+def decoded_mixes(prob: float) -> Method:
     """Mixes of codes: a share ``prob`` of each batch is decoded mixes."""
 
     def method(run: Run) -> tuple[Batches, Loss]:
@@ -153,7 +153,7 @@ def latent_mixup(prob: float) -> Method:
 
 
 def decoded(prob: float) -> Method:
-    """A control: the codes that :func:`latent_mixup` would mix, decoded without mixing, with their own labels."""
+    """A control: the codes that :func:`decoded_mixes` would mix, decoded without mixing, with their own labels."""
 
     def batches(run: Run) -> Batches:
         codes = run.needed_codes()
@@ -169,7 +169,7 @@ def decoded(prob: float) -> Method:
 
 
 def pixel_mix_of_decoded(prob: float) -> Method:
-    """A control: the pairs that :func:`latent_mixup` would mix, decoded one by one, their pixels mixed instead."""
+    """A control: the pairs that :func:`decoded_mixes` would mix, decoded one by one, their pixels mixed instead."""
 
     def batches(run: Run) -> Batches:
         codes, num_classes = run.needed_codes(), run.data.num_classes
@@ -192,8 +192,8 @@ def decode(generator: Generator, latents: Tensor) -> Tensor:
 REAL_METHODS: dict[str, Method] = {"standard": standard, "mixup": mixup, "manifold_mixup": manifold_mixup}
 CODE_METHODS: dict[str, Method] = {
     "decoded": decoded(1.0),
-    "latent_mixup": latent_mixup(1.0),
-    "latent_mixup_half_real": latent_mixup(0.5),
+    "latent_mixup": decoded_mixes(1.0),
+    "latent_mixup_half_real": decoded_mixes(0.5),
 }
 METHODS = {**REAL_METHODS, **CODE_METHODS}
 

@@ -9,6 +9,7 @@ import click
 import numpy as np
 import pytest
 import torch
+import trials
 from codes import Effort
 from PIL import Image
 from torch import nn
@@ -36,8 +37,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def images(root, monkeypatch):
-    monkeypatch.setattr(cifar10, "VALIDATION", 20)
-    return cifar10.read_images(root)
+    monkeypatch.setattr(trials, "VALIDATION", 20)
+    return split(root)
+
+
+def split(root, limit=None):
+    return trials.split("cifar10", *(cifar10.cifar10(root, train=part) for part in (True, False)), limit)
 
 
 def test_jpegs_are_read_in_torchvisions_form(root):
@@ -63,13 +68,13 @@ def test_neither_form(tmp_path):
 
 def test_the_split(images, root):
     order = torch.randperm(60, generator=torch.Generator().manual_seed(42))
-    assert images.train_rows.equal(order[:40])
+    assert images.rows.equal(order[:40])
     data = cifar10.cifar10(root, train=True)
     assert images.train.train_labels.equal(data.targets[order[:40]])
     assert images.validation.test_labels.equal(data.targets[order[40:]])
     assert images.train.train_images.abs().max() <= 1
-    fewer = cifar10.read_images(root, limit=30)
-    assert fewer.train_rows.tolist() == [row for row in order[:40].tolist() if row < 30]
+    fewer = split(root, limit=30)
+    assert fewer.rows.tolist() == [row for row in order[:40].tolist() if row < 30]
 
 
 def test_the_network_is_resnet18_with_a_small_stem():
@@ -166,9 +171,9 @@ def test_each_image_is_augmented_by_itself(images):
 
 
 def test_one_trial_from_the_codes_to_the_record(root, monkeypatch, tmp_path):
-    monkeypatch.setattr(cifar10, "VALIDATION", 20)
-    monkeypatch.setattr(cifar10, "Z_DIM", 8)
-    monkeypatch.setattr(cifar10, "NETWORK", {"decoder_widths": (16,), "encoder_widths": (16,)})
+    monkeypatch.setattr(trials, "VALIDATION", 20)
+    small = {"z_dim": 8, "network": {"decoder_widths": (16,), "encoder_widths": (16,)}}
+    monkeypatch.setattr(cifar10, "COMPACT", small)
     effort = Effort(compact_steps=2, steps=2, images=50)
     arguments = (
         "reduced",
@@ -183,7 +188,7 @@ def test_one_trial_from_the_codes_to_the_record(root, monkeypatch, tmp_path):
     bench.preset.scores.update(deepfool_images=2, pgd_images=2, pgd_steps=2, corruption_images=0)
     bench.run(bench.trial("gan_mixup", 42))
     record = json.loads((tmp_path / "o" / "reduced" / "gan_mixup-42.json").read_text())
-    rows = len(bench.images.train_rows)
+    rows = len(bench.images.rows)
     assert (record["dataset"], record["images"], record["train_images"], record["bank_rows"]) == (
         "cifar10",
         "JPEG",
@@ -209,7 +214,6 @@ def test_codes_that_are_given():
 
 
 def test_the_methods_are_table_ones_and_more():
-    assert {"standard", "mixup", "manifold_mixup", "gan_mixup", "gan_mixup_0.025", "gan_mixup_0.020"} <= set(
-        cifar10.cifar_methods("cifar10")
-    )
-    assert "gan_mixup_dcgan" not in cifar10.cifar_methods("cifar10")
+    table_one = {"standard", "mixup", "manifold_mixup", "gan_mixup", "gan_mixup_0.025", "gan_mixup_0.020"}
+    assert table_one <= set(cifar10.METHODS)
+    assert "gan_mixup_dcgan" not in cifar10.METHODS

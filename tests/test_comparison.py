@@ -20,7 +20,7 @@ from latent_mixup.comparison import (
     Run,
     circumstances,
     decoded,
-    latent_mixup,
+    decoded_mixes,
     paper_points,
     pixel_mix_of_decoded,
     score,
@@ -143,7 +143,7 @@ def test_decoded_images_come_with_their_own_labels(data, codes, prob):
 @pytest.mark.parametrize(("prob", "real"), [(0.0, 32), (0.5, 16), (1.0, 0)])
 def test_the_share_of_mixes_in_a_batch(data, codes, prob, real):
     run = view(data, codes)
-    for images, (own, labels) in zip((batch[0] for batch in latent_mixup(prob)(run)[0]), run.real(), strict=True):
+    for images, (own, labels) in zip((batch[0] for batch in decoded_mixes(prob)(run)[0]), run.real(), strict=True):
         same = (images == own).flatten(1).all(1)
         assert int(same.sum()) == real
         assert len(labels) == 32
@@ -153,7 +153,7 @@ def test_the_share_of_mixes_in_a_batch(data, codes, prob, real):
 def test_the_controls_draw_what_latent_mixup_draws(data, codes, prob):
     """Same places, rows, partners and weights: the targets of mixed pixels are those of mixed codes."""
     run = view(data, codes)
-    ways = [method(prob)(run)[0] for method in (latent_mixup, pixel_mix_of_decoded, decoded)]
+    ways = [method(prob)(run)[0] for method in (decoded_mixes, pixel_mix_of_decoded, decoded)]
     for number, ((mixed, targets), (pixels, pixel_targets), (plain, _)) in enumerate(zip(*ways, strict=True)):
         torch.testing.assert_close(pixel_targets, targets)
         *_, draw = next(found for place, found in enumerate(run.draws(prob)) if place == number)

@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import codes as codes_module
-import experiment
 import methods as methods_module
 import numpy as np
 import paper_code
 import pytest
 import rows as rows_module
+import small_images
 import torch
 import torch.nn.functional as F
+import trials
 from click.testing import CliRunner
 from torch.utils.data import random_split
 
@@ -26,6 +28,7 @@ from latent_mixup.bundled import BundledImages
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.comparison import Budget, Codes, Data, Run, paper_points
 from latent_mixup.generators import DCGAN, CompactGenerator
+from latent_mixup.sampling import draw_lam, keyed_generator
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -43,9 +46,8 @@ def fashion():
 @pytest.fixture
 def images(fashion, monkeypatch):
     """The first 240 to train on, 80 to choose on; the test images are the training images."""
-    monkeypatch.setattr(experiment, "VALIDATION", 80)
-    monkeypatch.setattr(experiment, "torchvision_dataset", lambda name, root, *, train: fashion)
-    return experiment.read_images("fashion-mnist", Path("nowhere"))
+    monkeypatch.setattr(trials, "VALIDATION", 80)
+    return trials.split("fashion-mnist", fashion, fashion)
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +72,21 @@ def view(images: Data, codes: Codes | None, seed: int = 0) -> Run:
 
 def test_the_split_is_the_papers(fashion, images):
     train, held_out = random_split(range(320), [240, 80], generator=torch.Generator().manual_seed(42))
-    assert images.train_rows.tolist() == list(train)
-    assert images.train.train_labels.equal(fashion.targets[images.train_rows])
+    assert images.rows.tolist() == list(train)
+    assert images.train.train_labels.equal(fashion.targets[images.rows])
     assert images.validation.test_labels.equal(fashion.targets[torch.tensor(list(held_out))])
-    assert images.train.train_images.equal(fashion.data[images.train_rows][:, None].float() / 127.5 - 1)
+    assert images.train.train_images.equal(fashion.data[images.rows][:, None].float() / 127.5 - 1)
     assert len(images.train.test_images) == 320
 
 
-def test_a_limit_takes_the_first_images_of_the_data_set(images):
-    fewer = experiment.read_images("fashion-mnist", Path("nowhere"), limit=100)
-    assert sorted(fewer.train_rows.tolist()) == sorted(row for row in images.train_rows.tolist() if row < 100)
+def test_a_limit_takes_the_first_images_of_the_data_set(images, fashion):
+    fewer = trials.split("fashion-mnist", fashion, fashion, limit=100)
+    assert sorted(fewer.rows.tolist()) == sorted(row for row in images.rows.tolist() if row < 100)
 
 
 def test_codes_of_the_training_images_alone(images, some_codes):
-    ours = codes_module.of_rows(some_codes, images.train_rows)
-    assert sorted(ours.bank.source_index.tolist()) == sorted(images.train_rows.tolist())
+    ours = codes_module.of_rows(some_codes, images.rows)
+    assert sorted(ours.bank.source_index.tolist()) == sorted(images.rows.tolist())
 
 
 # ---- methods ---------------------------------------------------------------------------------------
@@ -137,13 +139,13 @@ def test_timm_and_torchvision_mix_as_they_say(images):
 
 def test_the_mixed_branch_ends_in_two_softmaxes(images):
     run = view(images.train, None)
-    loss = paper_code.mixed_twice_softmaxed(run, [None])
+    loss = paper_code.twice_softmaxed(run, [None])
     batch, labels = next(iter(run.real()))
     run.model.eval()
     found = loss(run.model, batch, labels)
-    draw = paper_code.keyed_generator(run.seed, 0)
+    draw = keyed_generator(run.seed, 0)
     partner = torch.randperm(16, generator=draw)
-    lam = paper_code.draw_lam(16, 1.0, draw, "batch")[0]
+    lam = draw_lam(16, 1.0, draw, "batch")[0]
     mixed = lam * batch + (1 - lam) * batch[partner]
     targets = lam * F.one_hot(labels, 10) + (1 - lam) * F.one_hot(labels[partner], 10)
     twice = run.model(mixed).softmax(1).softmax(1)
@@ -152,7 +154,7 @@ def test_the_mixed_branch_ends_in_two_softmaxes(images):
 
 def test_hooks_are_gone_after_each_batch(images):
     run = view(images.train, None)
-    loss = paper_code.mixed_twice_softmaxed(run, run.points)
+    loss = paper_code.twice_softmaxed(run, run.points)
     for batch, labels in run.real():
         loss(run.model, batch, labels).backward()
     assert not any(module._forward_hooks for module in run.model.modules())
@@ -194,15 +196,16 @@ def test_batch_statistics_come_and_go():
     assert all(value.equal(state[name]) for name, value in generator.state_dict().items() if "num_batches" not in name)
 
 
-def test_the_best_half_is_kept(some_codes):
-    assert paper_code.kept(some_codes, 0.5).bank.source_index.tolist() == list(range(160))
+def test_the_best_half_is_kept(some_codes, monkeypatch):
+    monkeypatch.setattr(codes_module, "dcgan", lambda shop: some_codes)
+    assert codes_module.dcgan_kept(None).bank.source_index.tolist() == list(range(160))
 
 
 def test_a_pool_fills_the_places_that_live_decoding_fills(images, some_codes, tmp_path, monkeypatch):
     import pools
 
     monkeypatch.setattr(pools, "SIZES", (5, 40))
-    ways = pools.ways(tmp_path, "fashion-mnist")
+    ways = pools.ways(tmp_path)
     assert list(ways) == ["standard", "live", "pool_5", "pool_40"]
     for size in (5, 40):
         run = view(images.train, some_codes)
@@ -221,12 +224,13 @@ def test_a_pool_fills_the_places_that_live_decoding_fills(images, some_codes, tm
 
 @pytest.fixture
 def bench(images, some_codes, tmp_path):
-    preset = experiment.Preset(
+    preset = trials.Preset(
         BUDGET,
-        lambda dataset: methods_module.methods(0.5),
+        methods_module.methods(0.5),
+        small_images.PAPER_CNN,
         scores={"deepfool_images": 2, "pgd_images": 2, "pgd_steps": 2, "corruption_images": 2, "severities": (3,)},
     )
-    return experiment.Benchmark(images, "fixed", preset, lambda name: some_codes, tmp_path / "work", tmp_path / "out")
+    return trials.Benchmark(images, "fixed", preset, lambda name: some_codes, tmp_path / "work", tmp_path / "out")
 
 
 def test_a_trial_is_trained_once_and_scored_once(bench, monkeypatch):
@@ -249,7 +253,7 @@ def test_a_trial_is_trained_once_and_scored_once(bench, monkeypatch):
     untrained = dataclasses.replace(bench.preset.classifier, train=None)
     bench = dataclasses.replace(bench, preset=dataclasses.replace(bench.preset, classifier=untrained))
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "evaluate", None)
+        patch.setattr(trials, "evaluate", None)
         bench.run(trial)  # nothing is left to do
     path.unlink()
     bench.run(trial)  # the classifier is there: only its scores are found again
@@ -283,24 +287,43 @@ def test_the_grid_chooses_by_validation(bench, monkeypatch):
         tried.append(trial.budget.alpha)
         return trial.budget.alpha, {}
 
-    monkeypatch.setattr(experiment.Benchmark, "trained", trained)
-    monkeypatch.setattr(experiment, "accuracy", lambda model, loader: scores[model])
+    monkeypatch.setattr(trials.Benchmark, "trained", trained)
+    monkeypatch.setattr(trials, "accuracy", lambda model, loader: scores[model])
     assert bench.best_alpha(bench.trial("mixup", 0)) == 0.5
     assert bench.best_alpha(bench.trial("mixup", 0)) == 0.5
     assert tried == [0.2, 0.5, 1.0, 2.0]
     assert json.loads((bench.out / "fixed" / "grid-mixup.json").read_text())["validation_accuracy"]["1.0"] == 0.3
 
 
+def test_a_method_that_is_not_there(bench):
+    with pytest.raises(click.BadParameter, match="no method is called 'mixupp': expected some of standard, mixup, "):
+        trials.run_all(bench, "standard,mixupp", "0")
+    assert not bench.out.exists()
+
+
+@pytest.mark.parametrize("left", ["standard-0.json", "standard-0.training.json"])
+def test_what_another_budget_made_is_not_taken(bench, left):
+    bench.run(bench.trial("standard", 0))
+    if left == "standard-0.training.json":
+        (bench.out / "fixed" / "standard-0.json").unlink()
+    budget = dataclasses.replace(BUDGET, epochs=2)
+    longer = dataclasses.replace(bench, preset=dataclasses.replace(bench.preset, budget=budget))
+    trial = longer.trial("standard", 0)
+    with pytest.raises(ValueError, match=rf"{left} is of another budget: expected .*'epochs': 2.* found .*'epochs': 1"):
+        longer.run(trial)
+
+
 def test_the_90_epoch_row_is_in_the_unit_range():
-    mnist = SimpleNamespace(name="mnist")
-    bench = experiment.Benchmark(mnist, "paper_code", experiment.PRESETS["paper_code"], None, Path(), Path())
+    preset = small_images.preset("paper_code", "mnist")
+    bench = trials.Benchmark(None, "paper_code", preset, None, Path(), Path())
     row, other = bench.trial("standard_90_epochs", 0), bench.trial("standard", 0)
     assert (row.budget.epochs, row.bounds) == (90, (0.0, 1.0))
     assert (other.budget.epochs, other.budget.batch_size, other.bounds) == (50, 16, (-1.0, 1.0))
+    assert "standard_90_epochs" not in paper_code.methods("fashion-mnist")
 
 
 def test_the_command_line_says_what_there_is():
-    shown = CliRunner().invoke(experiment.command("mnist"), ["--help"]).output
+    shown = CliRunner().invoke(small_images.command("mnist"), ["--help"]).output
     for word in ("--data-root", "--preset", "--grid", "gan_mixup_0.025", "runs/mnist"):
         assert word in shown
 
@@ -308,11 +331,10 @@ def test_the_command_line_says_what_there_is():
 # ---- codes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:no row is left of class")  # of twenty images half are kept
 def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypatch):
-    small = SimpleNamespace(data=fashion.data[:48], targets=fashion.targets[:48], __len__=lambda: 48)
-
     class Small:
-        data, targets = small.data, small.targets
+        data, targets = fashion.data[:48], fashion.targets[:48]
 
         def __len__(self):
             return 48
@@ -320,17 +342,27 @@ def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypa
         def __getitem__(self, index):
             return self.data[index].numpy(), int(self.targets[index])
 
-    monkeypatch.setattr(codes_module, "torchvision_dataset", lambda name, root, *, train: Small())
-    monkeypatch.setattr(codes_module, "DCGANRecipe", lambda epochs: codes_module_recipe(epochs=epochs, batch_size=16))
+    recipe = codes_module.DCGANRecipe
+    monkeypatch.setattr(codes_module, "DCGANRecipe", lambda epochs: recipe(epochs=epochs, batch_size=16))
     monkeypatch.setattr(
         codes_module, "train_encoder", lambda generator, out, arch: lambda images: torch.zeros(len(images), 1024)
     )
-    effort = codes_module.Effort(2, 2, 2, 1, steps=2, refine_steps=2, paper_steps=2, paper_images=20)
-    shop = codes_module.Workshop("fashion-mnist", tmp_path, tmp_path / "work", effort)
+    effort = codes_module.Effort(
+        compact_steps=2,
+        feature_steps=2,
+        vae_steps=2,
+        dcgan_epochs=1,
+        steps=2,
+        refine_steps=2,
+        paper_steps=2,
+        paper_images=20,
+    )
+    shop = codes_module.Workshop("fashion-mnist", Small(), tmp_path / "work", effort)
     made = {name: shop.codes(name) for name in codes_module.MAKERS}
     assert {name: len(codes.bank) for name, codes in made.items()} == {
         **dict.fromkeys(codes_module.MAKERS, 48),
         "dcgan": 20,
+        "dcgan_kept": 10,
     }
     assert made["vae"].generator.digest() == made["vae_sharpened"].generator.digest()
     assert made["vae_sharpened"].generator.sharpen == 1.0
@@ -346,9 +378,6 @@ def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypa
     assert {name: codes.bank.digest() for name, codes in again.items()} == {
         name: codes.bank.digest() for name, codes in made.items()
     }
-
-
-codes_module_recipe = codes_module.DCGANRecipe
 
 
 # ---- rows, tables, figures -------------------------------------------------------------------------
@@ -448,7 +477,9 @@ def test_figures_are_drawn_from_the_files(results):
     assert figures.png(drawn["mnist-codes.png"]).startswith(b"\x89PNG")
 
 
-def test_every_method_has_a_name_and_a_place():
-    for preset in experiment.PRESETS.values():
-        for dataset in ("mnist", "fashion-mnist"):
-            assert set(preset.methods(dataset)) <= set(rows_module.NAMES)
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("name", small_images.EFFORTS)
+def test_every_method_has_a_name_and_its_codes_a_maker(name, dataset):
+    methods = small_images.preset(name, dataset).methods
+    assert set(methods) <= set(rows_module.NAMES)
+    assert {codes for _, codes in methods.values() if codes} <= set(codes_module.MAKERS)

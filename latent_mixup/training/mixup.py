@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup.functional import mix_latents, mix_targets
-from latent_mixup.sampling import draw_lam, keyed_generator
+from latent_mixup.functional import Criterion, mix_latents, mix_targets
+from latent_mixup.sampling import Mode, draw_lam, keyed_generator
 from latent_mixup.training.classifier import Batches, Loss
 
 
@@ -30,14 +30,22 @@ def mixup_batches(batches: Batches, num_classes: int, *, alpha: float = 1.0, see
 
 
 def manifold_mixup_loss(
-    points: Sequence[nn.Module | None], num_classes: int, *, alpha: float = 1.0, seed: int = 0
+    points: Sequence[nn.Module | None],
+    num_classes: int,
+    *,
+    alpha: float = 1.0,
+    mode: Mode = "elem",
+    criterion: Criterion = F.cross_entropy,
+    seed: int = 0,
 ) -> Loss:
     """A loss that mixes the output of one module of the network, drawn anew for each batch.
 
     Args:
         points: Modules of the network whose output may be mixed; None is the network's input.
         num_classes: Width of the soft targets.
-        alpha: ``lam`` is drawn from Beta(alpha, alpha), one an image.
+        alpha: ``lam`` is drawn from Beta(alpha, alpha).
+        mode: ``"elem"``, one ``lam`` an image, or ``"batch"``, one for the batch.
+        criterion: ``(logits, soft targets) -> scalar``.
         seed: A batch's draws depend on (seed, its number) alone.
 
     Returns:
@@ -49,22 +57,22 @@ def manifold_mixup_loss(
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         nonlocal number
-        partner, lam = _pairing(len(images), alpha, seed, number)
+        partner, lam = _pairing(len(images), alpha, seed, number, mode)
         chosen = int(torch.randint(len(points), (), generator=keyed_generator(seed, number, 1)))
         number += 1
         targets = mix_targets(labels, labels[partner], lam, num_classes)
         point = points[chosen]
         if point is None:
-            return F.cross_entropy(model(mix_latents(images, partner, lam)), targets)
+            return criterion(model(mix_latents(images, partner, lam)), targets)
         hook = point.register_forward_hook(lambda _module, _inputs, output: mix_latents(output, partner, lam))
         try:
-            return F.cross_entropy(model(images), targets)
+            return criterion(model(images), targets)
         finally:
             hook.remove()
 
     return loss
 
 
-def _pairing(size: int, alpha: float, seed: int, number: int) -> tuple[Tensor, Tensor]:
+def _pairing(size: int, alpha: float, seed: int, number: int, mode: Mode = "elem") -> tuple[Tensor, Tensor]:
     draw = keyed_generator(seed, number)
-    return torch.randperm(size, generator=draw), draw_lam(size, alpha, draw)
+    return torch.randperm(size, generator=draw), draw_lam(size, alpha, draw, mode)

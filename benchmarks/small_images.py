@@ -1,0 +1,93 @@
+"""The presets and the command line of MNIST's and Fashion-MNIST's benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import paper_code
+import torch
+from codes import Effort, Workshop
+from methods import methods as fixed_methods
+from torch import nn
+from trials import RESULTS, Benchmark, Classifier, Preset, changed, run_all, run_options, split, stored_codes
+
+from latent_mixup.classifiers import PaperCNN
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
+from latent_mixup.comparison import Budget, train_paper_cnn
+
+GENERATED = {"mnist": 1.0, "fashion-mnist": 0.5}  # share of the training images that the generator makes in the paper
+EFFORTS = {
+    "fixed": Effort(),
+    "paper_code": Effort(paper_images=5000),
+    "quick": Effort(
+        compact_steps=400,
+        feature_steps=200,
+        vae_steps=400,
+        dcgan_epochs=1,
+        steps=20,
+        refine_steps=20,
+        paper_steps=20,
+        paper_images=500,
+        images=6000,
+    ),
+}
+QUICK_SCORES = {"deepfool_images": 200, "pgd_images": 200, "corruption_images": 200, "severities": (3,)}
+
+
+def paper_cnn(num_classes: int) -> nn.Module:
+    """The paper's small network, laid out as it is trained."""
+    return PaperCNN(num_classes).to(memory_format=torch.channels_last)
+
+
+PAPER_CNN = Classifier(paper_cnn, train_paper_cnn)
+
+
+def preset(name: str, dataset: str, **given: int | None) -> Preset:
+    """The preset of that name for a data set; ``given``: what differs of its budget."""
+    if name == "paper_code":
+        budget = changed(Budget(epochs=50, batch_size=16), **given)
+        odd = {paper_code.BEFORE_NORMALISATION: (replace(budget, epochs=90), True)}
+        unit_range = dataset == "fashion-mnist"
+        return Preset(budget, paper_code.methods(dataset), PAPER_CNN, unit_range=unit_range, odd=odd)
+    methods = fixed_methods(GENERATED[dataset])
+    if name == "quick":
+        return Preset(changed(Budget(epochs=3), **given), methods, PAPER_CNN, scores=QUICK_SCORES)
+    return Preset(changed(Budget(epochs=20), **given), methods, PAPER_CNN)
+
+
+def command(dataset: str) -> click.Command:
+    """The command line of one data set's benchmark."""
+    names = ", ".join(fixed_methods(GENERATED[dataset]))
+
+    @click.command(help=f"{dataset}: train and score each method with each seed; several processes share the work.")
+    @click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
+    @click.option("--work", type=FOLDER, help=f"For codes and classifiers; default: runs/{dataset}.")
+    @click.option("--out", type=FOLDER, help=f"For results; default: benchmarks/results/{dataset}.")
+    @click.option("--preset", "name", type=click.Choice(list(EFFORTS)), default="fixed", show_default=True)
+    @click.option("--methods", help=f"With commas between; default: all of {names}.")
+    @click.option("--seeds", default="0,1,2", show_default=True)
+    @run_options
+    def main(
+        data_root: Path,
+        work: Path | None,
+        out: Path | None,
+        name: str,
+        methods: str | None,
+        seeds: str,
+        grid: bool,
+        threads: int | None,
+        **given: int | None,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        runs, results = work or Path("runs", dataset), out or RESULTS / dataset
+        runs = runs / "quick" if name == "quick" else runs
+        train, test = (torchvision_dataset(dataset, data_root, train=part) for part in (True, False))
+        images = split(dataset, train, test, EFFORTS[name].images)
+        codes = stored_codes(Workshop(dataset, train, runs, EFFORTS[name]).codes, images, results)
+        bench = Benchmark(images, name, preset(name, dataset, **given), codes, runs, results)
+        run_all(bench, methods, seeds, grid=grid)
+
+    return main
