@@ -23,7 +23,7 @@ from latent_mixup.comparison import (
     standard,
 )
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.classifier import Batches, cross_entropy
+from latent_mixup.training.classifier import Batches, Loss, cross_entropy
 
 PairMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -57,7 +57,7 @@ def methods(prob: float) -> dict[str, tuple[Method, str | None]]:
 def timm_mixup(*, cutmix: bool) -> Method:
     """Timm's own ``Mixup``, its defaults but for label smoothing: mixup or CutMix with one ``lam`` a batch."""
 
-    def method(run: Run) -> tuple[Batches, Any]:
+    def method(run: Run) -> tuple[Batches, Loss]:
         alpha = run.budget.alpha
         mixes: dict[str, float] = {"mixup_alpha": 0.0 if cutmix else alpha, "cutmix_alpha": alpha if cutmix else 0.0}
         mixer: PairMixer = Mixup(**mixes, label_smoothing=0.0, num_classes=run.data.num_classes)
@@ -69,7 +69,7 @@ def timm_mixup(*, cutmix: bool) -> Method:
 def torchvision_mixup(kind: type[v2.MixUp] | type[v2.CutMix]) -> Method:
     """Torchvision's own ``v2.MixUp`` or ``v2.CutMix``."""
 
-    def method(run: Run) -> tuple[Batches, Any]:
+    def method(run: Run) -> tuple[Batches, Loss]:
         return _mixed(run, kind(alpha=run.budget.alpha, num_classes=run.data.num_classes), torch_seeded), cross_entropy
 
     return method
