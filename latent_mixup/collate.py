@@ -15,6 +15,7 @@ from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import Moments
 from latent_mixup.labels import hard_labels
 from latent_mixup.mixer import Mixer, MixSettings, TargetFormat, Transform
+from latent_mixup.policies import Policy
 from latent_mixup.sampling import Mode
 
 NUM_PROBES = 4096
@@ -37,6 +38,7 @@ class LatentMixupCollate:
         prob: Share of the batch that becomes mixes.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`.
         num_classes: Width of the targets; None for the bank's.
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -76,6 +78,7 @@ class LatentMixupCollate:
         prob: float = 1.0,
         mode: Mode = "elem",
         path: PathName | None = None,
+        policy: Policy | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,
@@ -89,6 +92,7 @@ class LatentMixupCollate:
             prob=prob,
             mode=mode,
             path=path,
+            policy=policy,
             num_classes=num_classes,
             label_smoothing=label_smoothing,
             transform=transform,

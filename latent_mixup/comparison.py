@@ -22,8 +22,9 @@ from latent_mixup.functional import mix_targets, soft_targets
 from latent_mixup.generators.base import Generator
 from latent_mixup.interpolation import lerp
 from latent_mixup.loader import LatentMixupLoader
+from latent_mixup.policies import Beta, Draw, Policy, Rows
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
-from latent_mixup.sampling import Draw, draw_mixes, keyed_generator
+from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy, shuffled_batches, train_classifier
 from latent_mixup.training.mixup import manifold_mixup_loss, mixup_batches
 
@@ -115,10 +116,9 @@ class Run:
 
     def draws(self, prob: float) -> Iterator[tuple[Tensor, Tensor, Draw]]:
         """The real batches, and what :class:`LatentMixupLoader` draws for them with the same seed and ``prob``."""
-        rows, alpha = len(self.needed_codes().bank), self.budget.alpha
+        rows, policy = Rows(self.needed_codes().bank), Policy(Beta(self.budget.alpha))
         for number, (images, labels) in enumerate(self.real()):
-            key = keyed_generator(self.seed, 0, 0, number)
-            yield images, labels, draw_mixes(len(images), rows, alpha=alpha, prob=prob, mode="elem", generator=key)
+            yield images, labels, policy.draw_batch(len(images), prob, rows, keyed_generator(self.seed, 0, 0, number))
 
 
 Method: TypeAlias = Callable[[Run], tuple[Batches, Loss]]

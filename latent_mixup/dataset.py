@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence, Sized
 from itertools import product
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +16,8 @@ from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import MIN_IMAGES, Moments, check_size
 from latent_mixup.labels import MISSING, read_label
 from latent_mixup.mixer import Mixer, MixSettings, Target, TargetFormat, Transform
+from latent_mixup.policies import Draw, Policy
 from latent_mixup.sampling import Mode
-
-Plan: TypeAlias = tuple[int, int, float]  # row, partner, lam
 
 NUM_PROBES = 16
 
@@ -41,6 +40,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             without one.
         mode: ``"elem"`` only: a sample does not know its batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`.
         num_classes: Width of the targets; None for the bank's.
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -75,6 +75,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         prob: float = 1.0,
         mode: Mode = "elem",
         path: PathName | None = None,
+        policy: Policy | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,
@@ -88,6 +89,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             prob=prob,
             mode=mode,
             path=path,
+            policy=policy,
             num_classes=num_classes,
             label_smoothing=label_smoothing,
             transform=transform,
@@ -96,7 +98,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             seed=seed,
             rank=rank,
         )
-        if mode == "batch":
+        if settings.followed.by_batch:
             raise ValueError(
                 'mode="batch" needs a batch, and a data set gives one sample at a time: '
                 "use LatentMixupLoader or LatentMixupCollate"
@@ -156,23 +158,21 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             raise IndexError(f"sample {number} is out of range for a data set of {len(self)}")
         return number % len(self)
 
-    def _plan(self, index: int) -> Plan | None:
+    def _plan(self, index: int) -> Draw | None:
         """What becomes of sample ``index``; None where the data set's own comes through."""
-        row = int(self._row_of[index])
-        if row < 0:
+        row = self._row_of[[index]]
+        if int(row) < 0:
             return None
-        draw = self._mixer.draw(1, self._mixer.key(index))
-        if len(draw.slots):
-            return row, int(draw.partners[0]), float(draw.lam[0])
-        return None if self.dataset is not None else (row, row, 1.0)
+        draw = self._mixer.draw(1, self._mixer.key(index), row)
+        if len(draw):
+            return draw
+        return None if self.dataset is not None else Draw.alone(row, self._mixer.policy.num_sources)
 
-    def _decode(self, plans: Sequence[Plan]) -> list[tuple[Tensor, Any]]:
+    def _decode(self, plans: Sequence[Draw]) -> list[tuple[Tensor, Any]]:
         if not plans:
             return []
-        rows, partners = torch.tensor([plan[:2] for plan in plans], device="cpu").unbind(1)
-        lam = torch.tensor([plan[2] for plan in plans], dtype=torch.float32, device="cpu")
-        images, y_a, y_b = self._mixer.decode_rows(rows, partners, lam)
-        return list(zip(images.cpu(), split_targets(self._mixer.targets(y_a, y_b, lam)), strict=True))
+        images, parts = self._mixer.decode(Draw.cat(plans))
+        return list(zip(images.cpu(), split_targets(self._mixer.targets(*parts)), strict=True))
 
     def _real(self, index: int) -> tuple[Tensor, Any]:
         image, label = read_sample(self.dataset, index)
@@ -190,7 +190,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             return
         rows = self._row_of[self._probes]
         with torch.random.fork_rng(devices=[]):  # a look that leaves no trace in the data set's augmentation
-            decoded = self._mixer.decode_rows(rows, rows, torch.ones(len(rows), device="cpu"))[0].cpu()
+            decoded = self._mixer.decode(Draw.alone(rows, self._mixer.policy.num_sources))[0].cpu()
             images = [read_sample(self.dataset, index)[0] for index in self._probes.tolist()]
         for image in images:
             check_size(image[None], decoded)

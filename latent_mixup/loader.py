@@ -16,6 +16,7 @@ from latent_mixup.decoding import Decoder
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import Moments
 from latent_mixup.mixer import Mixer, MixSettings, Target, TargetFormat, Transform
+from latent_mixup.policies import Policy
 from latent_mixup.sampling import Mode
 
 Batch: TypeAlias = tuple[Tensor, Any]
@@ -54,6 +55,7 @@ class LatentMixupLoader:
         prob: Share of the batch that becomes mixes.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`.
         num_classes: Width of the targets; None for the bank's.
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -97,6 +99,7 @@ class LatentMixupLoader:
         prob: float = 1.0,
         mode: Mode = "elem",
         path: PathName | None = None,
+        policy: Policy | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,
@@ -110,6 +113,7 @@ class LatentMixupLoader:
             prob=prob,
             mode=mode,
             path=path,
+            policy=policy,
             num_classes=num_classes,
             label_smoothing=label_smoothing,
             transform=transform,

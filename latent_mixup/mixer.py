@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -27,6 +27,8 @@ from latent_mixup.images import (
 )
 from latent_mixup.interpolation import path_named
 from latent_mixup.labels import check_labels
+from latent_mixup.policies import Beta, Draw, Policy, Rows
+from latent_mixup.policies.policy import Parts
 from latent_mixup.sampling import Mode
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
@@ -44,6 +46,7 @@ class MixSettings:
         prob: Share of samples that are decoded mixes, in [0, 1]; the rest are the data set's own.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch as in the paper.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        policy: How a mix is made; None: as ``alpha``, ``mode`` and ``path`` say.
         num_classes: Width of the targets; None for the bank's, and not another where that has soft labels.
         label_smoothing: Share of a target that is spread over all classes, in [0, 1):
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -55,15 +58,17 @@ class MixSettings:
             ``torch.manual_seed``.
         rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
             them: they draw the same.
+        followed: The policy in use.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of its range, or is given beside a policy that has one of its own.
     """
 
     alpha: float = 1.0
     prob: float = 1.0
     mode: Mode = "elem"
     path: PathName | None = None
+    policy: Policy | None = None
     num_classes: int | None = None
     label_smoothing: float = 0.0
     transform: Transform | None = None
@@ -71,13 +76,18 @@ class MixSettings:
     target_format: TargetFormat = "soft"
     seed: int | None = None
     rank: int | None = None
+    followed: Policy = field(init=False)
 
     def __post_init__(self) -> None:
-        sampling.check_alpha(self.alpha)
         sampling.check_prob(self.prob)
-        sampling.check_mode(self.mode)
-        if self.path is not None:
-            path_named(self.path)
+        own = Policy(Beta(self.alpha, self.mode), path=self.path)
+        object.__setattr__(self, "followed", own if self.policy is None else self.policy)
+        if self.policy is not None and (self.alpha, self.mode, self.path) != (1.0, "elem", None):
+            given = f"alpha={self.alpha}, mode={self.mode!r}, path={self.path!r}"
+            raise ValueError(
+                f"alpha, mode and path are parts of a policy: got {given} beside policy=; "
+                "say Policy(weights=Beta(alpha, mode), path=path)"
+            )
         if self.num_classes is not None and self.num_classes < 1:
             raise ValueError(f"num_classes needs to be at least 1: got {self.num_classes}")
         if not 0 <= self.label_smoothing < 1:
@@ -109,8 +119,8 @@ class Mixer:
         num_classes: Width of the targets.
 
     Raises:
-        ValueError: The bank is empty, is another generator's, or has a row without a label, or one outside
-            ``num_classes``.
+        ValueError: The bank is empty, is another generator's, has a row without a label, or one outside
+            ``num_classes``, or the policy cannot be followed with it.
     """
 
     def __init__(
@@ -125,7 +135,9 @@ class Mixer:
         self._moments = None if settings.normalize is None else moments_of(settings.normalize)
         self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
         check_labels(bank.labels, self.num_classes)
-        self.path = path_named(settings.path or generator.preferred_path)
+        self.policy, self._rows = settings.followed, Rows(bank)
+        self.policy.check(self._rows)
+        self.path = path_named(self.policy.path or generator.preferred_path)
         self.seed = torch.initial_seed() if settings.seed is None else settings.seed
         self._rank = settings.rank
         # Shared with worker processes, persistent ones included: [epoch, whether the range was checked, on or off].
@@ -159,41 +171,41 @@ class Mixer:
         """A spawned worker does not know its rank: it is told by the process that pickles this."""
         return {**self.__dict__, "_rank": sampling.default_rank() if self._rank is None else self._rank}
 
-    def draw(self, batch_size: int, key: Sequence[int]) -> sampling.Draw:
-        """What happens to a batch: see :func:`latent_mixup.sampling.draw_mixes`."""
-        return sampling.draw_mixes(
-            batch_size,
-            len(self.bank),
-            alpha=self.settings.alpha,
-            prob=self.settings.prob,
-            mode=self.settings.mode,
-            generator=sampling.keyed_generator(*key),
-        )
+    def draw(self, batch_size: int, key: Sequence[int], rows: Tensor | None = None) -> Draw:
+        """What happens to a batch, decided before anything is decoded.
 
-    def decode_rows(self, rows: Tensor, partners: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        Args:
+            batch_size: Number of samples in it.
+            key: Names the draw, as :meth:`key` does.
+            rows: The samples' own rows of the bank, ``[batch_size]``; None: they are drawn.
+        """
+        generator = sampling.keyed_generator(*key)
+        return self.policy.draw_batch(batch_size, self.settings.prob, self._rows, generator, epoch=key[1], rows=rows)
+
+    def decode(self, draw: Draw) -> tuple[Tensor, Parts]:
         """Decode mixes of bank rows, without gradients.
 
         Args:
-            rows: ``[k]`` int64, at least one.
-            partners: ``[k]`` int64, the rows they are mixed with.
-            lam: ``[k]``, weight of ``rows``.
+            draw: What was decided about them; at least one.
 
         Returns:
-            Images after the transform, ``[k, C, H, W]`` on the generator's device; labels of ``rows`` and of
-            ``partners``, ``[k]`` int64 or soft, ``[k, num_classes]``.
+            Images after the transform, ``[k, C, H, W]`` on the generator's device; two labels of each, ``[k]`` int64 or
+            soft, ``[k, num_classes]``, and the weight of the first, ``[k]``.
 
         Raises:
             RuntimeError: A worker process would have to decode on an accelerator.
             ValueError: A code is NaN or infinite, or the transform does not return equal-sized tensors.
         """
         _refuse_in_worker(self.generator.device)
-        codes, labels = self.bank[torch.cat([rows, partners])]
-        (own, other), (labels_a, labels_b) = codes.chunk(2), labels.chunk(2)
-        latents = self.path(own, other, lam)
+        codes, labels = self.bank[draw.sources.T.flatten()]
+        by_source = (draw.sources.shape[1], len(draw))
+        codes, labels = (each.unflatten(0, by_source).transpose(0, 1) for each in (codes, labels))
+        latents = self.policy.mix(codes, draw, self._rows, self.path)
         if not latents.isfinite().all():
             raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
-        images = finished(self.decoder(latents), self.settings.transform, self._moments)
-        return images, labels_a, labels_b
+        decoded = self.policy.finish(self.decoder(latents), draw)
+        parts = self.policy.label(labels, draw, self.num_classes, decoded)
+        return finished(decoded, self.settings.transform, self._moments), parts
 
     def blend(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Target]:
         """Replace a share ``prob`` of a batch by decoded mixes drawn from the bank.
@@ -223,10 +235,7 @@ class Mixer:
         sizes = [len(draw.slots) for draw in draws]
         if not any(sizes):
             return [self.unmixed(images, labels) for images, labels, _ in batches]
-        rows, partners, lam = (
-            torch.cat(parts) for parts in zip(*((draw.rows, draw.partners, draw.lam) for draw in draws), strict=True)
-        )
-        decoded, labels_a, labels_b = self.decode_rows(rows, partners, lam)
+        decoded, (labels_a, labels_b, lam) = self.decode(Draw.cat(draws))
         targets: list[Target]
         if self.settings.target_format == "soft":
             soft = mix_targets(labels_a, labels_b, lam, self.num_classes, self.settings.label_smoothing)
@@ -240,7 +249,7 @@ class Mixer:
         ]
 
     def _place(
-        self, images: Tensor, labels: Tensor, draw: sampling.Draw, decoded: Tensor, targets: Target
+        self, images: Tensor, labels: Tensor, draw: Draw, decoded: Tensor, targets: Target
     ) -> tuple[Tensor, Target]:
         """One batch with its mixes in their slots."""
         decoded = decoded.to(images.device, images.dtype)
@@ -277,8 +286,8 @@ class Mixer:
         )
 
     def _is_soft(self, labels: Tensor) -> bool:
-        """Whether a pair has soft labels: where the bank or the batch has."""
-        return self.bank.labels.is_floating_point() or labels.is_floating_point()
+        """Whether a pair has soft labels: where the bank or the batch has, or the policy makes them."""
+        return self.policy.soft or self.bank.labels.is_floating_point() or labels.is_floating_point()
 
     def _real_targets(self, labels: Tensor, *, soft: bool) -> Target:
         return self.targets(labels, labels, torch.ones(len(labels), device=labels.device), soft=soft)
@@ -293,7 +302,7 @@ class Mixer:
         self._shared[1] = 1
         if len(decoded) < MIN_IMAGES:
             rows = torch.linspace(0, len(self.bank) - 1, MIN_IMAGES, device="cpu").long()
-            decoded = self.decode_rows(rows, rows, torch.ones(MIN_IMAGES, device="cpu"))[0]
+            decoded = self.decode(Draw.alone(rows, self.policy.num_sources))[0]
         message = range_mismatch(real, decoded)
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=3)

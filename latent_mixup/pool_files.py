@@ -2,9 +2,9 @@
 
 A pool is a folder of three files. ``pool.images`` holds nothing but the images, one after the other, uint8
 ``[N, C, R, R]``. ``pool.safetensors`` holds ``labels_a`` and ``labels_b``, int64 ``[N]`` or soft, float32
-``[N, num_classes]``; ``lam``, float32 ``[N]``, the weight of ``labels_a``; and the bank rows that were mixed, ``rows``
-and ``partners``, int64 ``[N]``. ``pool.index.json`` names the two with size and SHA-256; in ``made_with``
-it says what decided the images.
+``[N, num_classes]``; ``lam``, float32 ``[N]``, the weight of ``labels_a``; and the bank rows that were mixed,
+``sources``, int64 ``[N, num_sources]``. ``pool.index.json`` names the two with size and SHA-256; in ``made_with`` it
+says what decided the images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from latent_mixup import hub
 FORMAT_VERSION = 1
 INDEX_FILE, IMAGES_FILE, COLUMNS_FILE = "pool.index.json", "pool.images", "pool.safetensors"
 LABEL_DTYPES = {"int64": torch.int64, "float32": torch.float32}
-MADE_WITH = {"seed", "alpha", "path", "autocast", "generator", "bank"}
+MADE_WITH = {"seed", "policy", "path", "autocast", "generator", "bank"}
 DTYPES = {torch.int64: "I64", torch.float32: "F32"}
 
 
@@ -40,8 +40,9 @@ class PoolIndex:
         num_images: How many mixes there are.
         img_shape: ``[C, R, R]``.
         num_classes: Of the bank.
-        label_dtype: ``"int64"``, or ``"float32"`` where the bank has soft labels.
-        made_with: ``seed``, ``alpha``, ``path``, ``autocast``, and the digests of ``generator`` and ``bank``.
+        label_dtype: ``"int64"``, or ``"float32"`` where bank or policy has soft labels.
+        num_sources: How many bank rows a mix is made of.
+        made_with: ``seed``, ``policy``, ``path``, ``autocast``, and the digests of ``generator`` and ``bank``.
         files: Size and SHA-256 of the two other files.
         versions: Of what made it.
     """
@@ -51,6 +52,7 @@ class PoolIndex:
     img_shape: tuple[int, int, int]
     num_classes: int
     label_dtype: str
+    num_sources: int
     made_with: dict[str, Any]
     files: dict[str, dict[str, Any]]
     versions: dict[str, Any]
@@ -85,8 +87,8 @@ class PoolIndex:
         """Name => dtype and shape of each tensor in ``pool.safetensors``."""
         n, label_dtype = self.num_images, LABEL_DTYPES[self.label_dtype]
         label = (label_dtype, [n, self.num_classes] if label_dtype == torch.float32 else [n])
-        row = (torch.int64, [n])
-        return {"labels_a": label, "labels_b": label, "lam": (torch.float32, [n]), "rows": row, "partners": row}
+        sources = (torch.int64, [n, self.num_sources])
+        return {"labels_a": label, "labels_b": label, "lam": (torch.float32, [n]), "sources": sources}
 
 
 def _wrong(path: Path, field: str, expected: str, found: object) -> PoolFormatError:
@@ -111,6 +113,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     ),
     "num_classes": (lambda v: hub.is_count(v) and v < 2**32, "a positive integer"),
     "label_dtype": (lambda v: isinstance(v, str) and v in LABEL_DTYPES, " or ".join(LABEL_DTYPES)),
+    "num_sources": (lambda v: hub.is_count(v) and v < 2**16, "a positive integer"),
     "made_with": (
         lambda v: isinstance(v, dict) and v.keys() == MADE_WITH,
         f"an object with {', '.join(sorted(MADE_WITH))}",

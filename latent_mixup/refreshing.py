@@ -21,6 +21,7 @@ from latent_mixup.ahead import THREAD_NAME, own_stream
 from latent_mixup.bank import LatentBank
 from latent_mixup.decoding import Decoder
 from latent_mixup.generators.base import Generator
+from latent_mixup.policies import from_config
 from latent_mixup.pool_files import Pool
 from latent_mixup.rendering import Recipe
 
@@ -131,7 +132,8 @@ def _recipe_of(pool: Pool, generator: Generator, bank: LatentBank) -> Recipe:
     """How the pool was made, where it was made with these two."""
     said = pool.index.made_with
     autocast = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[said["autocast"]]
-    recipe = Recipe(Decoder(generator, autocast=autocast), bank, said["alpha"], said["path"], said["seed"], 256)
+    decoder = Decoder(generator, autocast=autocast)
+    recipe = Recipe(decoder, bank, from_config(said["policy"]), said["seed"], batch_size=256)
     for name, found in recipe.facts().items():
         if said[name] != found:
             raise ValueError(

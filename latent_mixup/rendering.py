@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_mixup import hub, sampling
+from latent_mixup import hub
 from latent_mixup.bank import LatentBank
 from latent_mixup.decoding import Decoder
 from latent_mixup.generators.base import Generator, PathName
@@ -25,9 +26,14 @@ from latent_mixup.images import to_uint8
 from latent_mixup.interpolation import path_named
 from latent_mixup.inversion.chunks import differences
 from latent_mixup.inversion.runs import check_shard, stoppable
+from latent_mixup.mixer import MixSettings
+from latent_mixup.policies import Draw, Policy, Rows, to_config
 from latent_mixup.pool_files import COLUMNS_FILE, FORMAT_VERSION, IMAGES_FILE, INDEX_FILE, PoolIndex
+from latent_mixup.sampling import keyed_generator
 
 RUN_FILE = "rendering.json"
+POOL_BLOCK = 1024  # entries that share a stream; another number is another pool
+POOL_KEY = -1  # where other keys have the epoch, so that they never share a stream
 CHUNK_BYTES = 4 * 1024**2  # of images that are written at a time: what a kill loses
 
 
@@ -38,55 +44,70 @@ class Recipe:
     Attributes:
         decoder: Decodes the mixes.
         bank: Codes and labels.
-        alpha: ``lam`` is drawn from Beta(alpha, alpha).
-        path: Between two codes.
+        policy: How a mix is made.
         seed: Names the draws.
         batch_size: Mixes that are decoded in one call; changes images by rounding alone.
     """
 
     decoder: Decoder
     bank: LatentBank
-    alpha: float
-    path: PathName
+    policy: Policy
     seed: int
     batch_size: int
+
+    @property
+    def path(self) -> PathName:
+        """Between two codes."""
+        return self.policy.path or self.decoder.generator.preferred_path
 
     def facts(self) -> dict[str, Any]:
         """What decides the images, as JSON can say it."""
         autocast = self.decoder.autocast
         return {
             "seed": self.seed,
-            "alpha": self.alpha,
+            "policy": to_config(self.policy),
             "path": self.path,
             "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
             "generator": self.decoder.generator.digest(),
             "bank": self.bank.digest(),
         }
 
-    def draw(self, entries: range, turn: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, partners and ``lam`` of some entries: see :func:`latent_mixup.sampling.draw_pool`."""
-        return sampling.draw_pool(entries, len(self.bank), alpha=self.alpha, seed=self.seed, turn=turn)
+    @cached_property
+    def rows(self) -> Rows:
+        """What is known of the bank."""
+        return Rows(self.bank)
+
+    def draw(self, entries: range, turn: int = 0) -> Draw:
+        """What some entries are made of: an entry's draw depends on seed, turn and its number alone.
+
+        Args:
+            entries: Consecutive entry numbers.
+            turn: How many times they were drawn anew.
+        """
+        first, end = entries.start // POOL_BLOCK, -(-entries.stop // POOL_BLOCK)
+        streams = [keyed_generator(self.seed, POOL_KEY, turn, block) for block in range(first, end)]
+        drawn = Draw.cat([self.policy.draw(POOL_BLOCK, self.rows, stream) for stream in streams])
+        before, after = entries.start - first * POOL_BLOCK, end * POOL_BLOCK - entries.stop
+        return drawn.split([before, len(entries), after])[1]
 
     def columns(self, entries: range, turn: int = 0) -> dict[str, Tensor]:
         """What a pool says of some entries beside their images."""
-        rows, partners, lam = self.draw(entries, turn)
-        labels = self.bank.labels
-        return {
-            "labels_a": labels[rows],
-            "labels_b": labels[partners],
-            "lam": lam,
-            "rows": rows,
-            "partners": partners,
-        }
+        blocks = [entries[start : start + POOL_BLOCK] for start in range(0, len(entries), POOL_BLOCK)]
+        parts = [self._columns(self.draw(block, turn)) for block in blocks]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _columns(self, draw: Draw) -> dict[str, Tensor]:
+        labels_a, labels_b, lam = self.policy.label(self.bank.labels[draw.sources], draw, self.bank.num_classes)
+        return {"labels_a": labels_a, "labels_b": labels_b, "lam": lam, "sources": draw.sources}
 
     def images(self, entries: range, turn: int = 0) -> Iterator[Tensor]:
         """The images of some entries, uint8 ``[k, C, R, R]`` on the CPU, a batch at a time."""
-        mix = path_named(self.path)
-        for rows, partners, lam in zip(
-            *(part.split(self.batch_size) for part in self.draw(entries, turn)), strict=True
-        ):
-            own, other = self.bank[torch.cat([rows, partners])][0].chunk(2)
-            yield to_uint8(self.decoder(mix(own, other, lam))).cpu().contiguous()
+        path, whole = path_named(self.path), [self.batch_size] * (len(entries) // self.batch_size)
+        rest = len(entries) - sum(whole)
+        for draw in self.draw(entries, turn).split([*whole, rest] if rest else whole):
+            codes = self.bank[draw.sources.flatten()][0].unflatten(0, draw.sources.shape)
+            latents = self.policy.mix(codes, draw, self.rows, path)
+            yield to_uint8(self.policy.finish(self.decoder(latents), draw)).cpu().contiguous()
 
 
 def render(
@@ -97,6 +118,7 @@ def render(
     n: int,
     alpha: float = 1.0,
     path: PathName | None = None,
+    policy: Policy | None = None,
     seed: int = 0,
     batch_size: int = 256,
     autocast: torch.dtype | None = None,
@@ -118,6 +140,7 @@ def render(
         n: How many mixes.
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        policy: How a mix is made, in place of ``alpha`` and ``path``; with a schedule, as in its first epoch.
         seed: Names all draws.
         batch_size: Mixes that are decoded in one call.
         autocast: See :class:`latent_mixup.decoding.Decoder`, as for the next two.
@@ -134,14 +157,15 @@ def render(
             with other settings.
         OSError: The folder cannot be written to, or has no room; finished chunks stay.
     """
-    sampling.check_alpha(alpha)
+    followed = MixSettings(alpha=alpha, path=path, policy=policy).followed
     check_shard(shard, resume=True)
     if n < 1 or batch_size < 1:
         raise ValueError(f"a pool needs at least one image, and a batch as well: got n={n}, batch_size={batch_size}")
     bank.check(generator)
     bank.check_labelled()
     decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
-    recipe = Recipe(decoder, bank, alpha, path or generator.preferred_path, seed, batch_size)
+    recipe = Recipe(decoder, bank, followed, seed, batch_size)
+    followed.check(recipe.rows)
     img_shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
     run = PoolRun(Path(out), recipe, n, img_shape)
     mine = range(shard[0], len(run.chunks), shard[1])
@@ -173,7 +197,7 @@ class PoolRun:
 
     def __init__(self, folder: Path, recipe: Recipe, n: int, img_shape: tuple[int, int, int]) -> None:
         self.folder, self.recipe, self.n, self.img_shape = folder, recipe, n, img_shape
-        per_chunk = max(1, CHUNK_BYTES // (prod(img_shape) * sampling.POOL_BLOCK)) * sampling.POOL_BLOCK
+        per_chunk = max(1, CHUNK_BYTES // (prod(img_shape) * POOL_BLOCK)) * POOL_BLOCK
         self.chunks = [range(start, min(start + per_chunk, n)) for start in range(0, n, per_chunk)]
         self._made_with = recipe.facts()
         facts = {"num_images": n, "images_a_chunk": per_chunk, **self._made_with}
@@ -254,6 +278,7 @@ class PoolRun:
                 img_shape=self.img_shape,
                 num_classes=self.recipe.bank.num_classes,
                 label_dtype=str(labels.dtype).removeprefix("torch."),
+                num_sources=self.recipe.policy.num_sources,
                 made_with=self._made_with,
                 files={file.name: {"size": file.stat().st_size, "sha256": hub.sha256(file)} for file in files},
                 versions={name: metadata.version(name) for name in ("latent-mixup", "torch")},

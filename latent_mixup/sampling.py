@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,25 +17,6 @@ Mode: TypeAlias = Literal["elem", "batch"]
 
 NUM_PROPOSALS = 16  # each is accepted with probability > 0.95: all refused once in 1e20 draws
 FIRST_PROPOSALS = 4  # are looked at first: all refused once in 1e5 draws
-POOL_BLOCK = 1024  # entries of a pool that share a stream; another number is another pool
-POOL_KEY = -1  # where other keys have the epoch, so that they never share a stream
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What happens to one batch, decided before anything is decoded.
-
-    Attributes:
-        slots: Positions in the batch that become mixes, ``[k]``, int64, sorted.
-        rows: Bank row of each mix, ``[k]``, int64.
-        partners: Bank row it is mixed with, ``[k]``, int64.
-        lam: Weight of ``rows``, ``[k]``, float32 in [0, 1].
-    """
-
-    slots: Tensor
-    rows: Tensor
-    partners: Tensor
-    lam: Tensor
 
 
 def keyed_generator(*key: int) -> torch.Generator:
@@ -105,76 +85,57 @@ def _log_gamma(n: int, alpha: float, generator: torch.Generator) -> Tensor:
     return math.log(d) + log_v.gather(1, first).squeeze(1) + torch.log1p(-boost) / alpha
 
 
-def draw_mixes(
-    batch_size: int,
-    num_rows: int,
-    *,
-    alpha: float,
-    prob: float,
-    mode: Mode,
-    generator: torch.Generator,
-) -> Draw:
-    """Decide which samples of a batch become mixes, and of which bank rows.
+def draw_simplex(k: int, n: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """Weights of ``n`` from a symmetric Dirichlet(alpha) distribution: normalised Gamma(alpha) variables.
 
-    The number of mixes is ``prob * batch_size`` rounded up or down at random, so that the mean share is
-    ``prob`` for any batch size, one included. Rows and partners are uniform over the bank and independent.
+    Args:
+        k: Number of rows.
+        n: Number of weights in each.
+        alpha: As of :func:`draw_lam`, which is the first of two.
+        generator: The stream drawn from.
+
+    Returns:
+        ``[k, n]`` float32, each row from 0 and summing to 1.
+
+    Raises:
+        ValueError: ``alpha`` is not above 0.
+
+    Example:
+        >>> draw_simplex(64, 3, 1.0, keyed_generator(0)).shape
+        torch.Size([64, 3])
+    """
+    check_alpha(alpha)
+    return torch.softmax(_log_gamma(n * k, alpha, generator).view(n, k).T, 1).float()
+
+
+def draw_slots(batch_size: int, prob: float, generator: torch.Generator) -> Tensor:
+    """Positions in a batch that become mixes: int64 ``[k]``, sorted.
+
+    ``k`` is ``prob * batch_size`` rounded up or down at random, so that the mean share is ``prob`` for any batch size,
+    one included.
 
     Args:
         batch_size: Number of samples in the batch.
-        num_rows: Rows in the bank, at least 1.
-        alpha: See :func:`draw_lam`.
         prob: Share of the batch that becomes mixes, in [0, 1].
-        mode: See :func:`draw_lam`.
         generator: The stream drawn from.
 
     Raises:
-        ValueError: ``alpha``, ``prob`` or ``mode`` is out of range, or there are no rows.
+        ValueError: ``prob`` is out of range.
 
     Example:
-        >>> draw_mixes(8, 50, alpha=1.0, prob=0.5, mode="elem", generator=keyed_generator(0)).rows.shape
+        >>> draw_slots(8, 0.5, keyed_generator(0)).shape
         torch.Size([4])
     """
     check_prob(prob)
-    if num_rows < 1:
-        raise ValueError("a mix needs at least one row in the bank: got 0")
+    return draw_some(batch_size, prob, generator)
+
+
+def draw_some(k: int, share: float, generator: torch.Generator) -> Tensor:
+    """``share * k`` of the numbers below ``k``, rounded up or down at random: int64, sorted."""
     device = generator.device
     u = torch.rand((), generator=generator, dtype=torch.float64, device=device).item()
-    k = min(math.floor(prob * batch_size + u), batch_size)
-    slots = torch.randperm(batch_size, generator=generator, device=device)[:k].sort().values
-    rows, partners = torch.randint(num_rows, (2, k), generator=generator, device=device)
-    return Draw(slots, rows, partners, draw_lam(k, alpha, generator, mode))
-
-
-def draw_pool(
-    entries: range, num_rows: int, *, alpha: float, seed: int, turn: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the entries of a pool of mixes are made of: an entry's draw depends on seed, turn and its number alone.
-
-    Args:
-        entries: Consecutive entry numbers.
-        num_rows: Rows in the bank, at least 1.
-        alpha: See :func:`draw_lam`.
-        seed: Names the draws.
-        turn: How many times the entry was drawn anew.
-
-    Returns:
-        ``rows`` and ``partners``, int64, and ``lam``, the weight of ``rows``, float32; ``[len(entries)]`` each.
-
-    Example:
-        >>> draw_pool(range(2000, 2010), 50, alpha=1.0, seed=0)[0].shape
-        torch.Size([10])
-    """
-    if num_rows < 1:
-        raise ValueError("a mix needs at least one row in the bank: got 0")
-    first, end = entries.start // POOL_BLOCK, -(-entries.stop // POOL_BLOCK)
-    blocks = []
-    for block in range(first, end):
-        generator = keyed_generator(seed, POOL_KEY, turn, block)
-        rows, partners = torch.randint(num_rows, (2, POOL_BLOCK), generator=generator)
-        blocks.append((rows, partners, draw_lam(POOL_BLOCK, alpha, generator)))
-    ours = slice(entries.start - first * POOL_BLOCK, entries.stop - first * POOL_BLOCK)
-    rows, partners, lam = (torch.cat(parts)[ours] for parts in zip(*blocks, strict=True))
-    return rows, partners, lam
+    count = min(math.floor(share * k + u), k)
+    return torch.randperm(k, generator=generator, device=device)[:count].sort().values
 
 
 def check_alpha(alpha: float) -> None:

@@ -46,7 +46,7 @@ def test_one_sample(wrap):
 
 def test_equals_the_slow_reference(wrap, linear_generator, toy_bank):
     dataset = wrap()
-    plans = [dataset._plan(i) for i in range(50)]
+    plans = [(int(plan.rows), int(plan.partners), float(plan.lam)) for plan in map(dataset._plan, range(50))]
     expected = mix_one_by_one(
         linear_generator.decode, *toy_bank[:], [plan[1] for plan in plans], [plan[2] for plan in plans], 3
     )
@@ -152,8 +152,8 @@ def test_soft_samples_are_mixed_or_come_through_as_they_are(soft_dataset, linear
             assert torch.equal(image, soft_dataset.images[i])
             assert torch.equal(target, soft_dataset.labels[i])
         else:
-            assert plan[0] == i
-            mixed = plan[2] * soft_bank.labels[i] + (1 - plan[2]) * soft_bank.labels[plan[1]]
+            assert int(plan.rows) == i
+            mixed = plan.lam * soft_bank.labels[i] + (1 - plan.lam) * soft_bank.labels[int(plan.partners)]
             torch.testing.assert_close(target, mixed)
 
 

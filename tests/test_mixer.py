@@ -13,6 +13,7 @@ from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.images import RangeMismatchWarning
 from latent_mixup.mixer import Mixer, MixSettings
+from latent_mixup.policies import Draw
 
 KEY = (1, 2, 3)
 
@@ -79,7 +80,7 @@ def test_nan_codes_are_refused(linear_generator):
     bank._codes[1, 4] = torch.nan  # as from a damaged file
     rows = torch.tensor([0, 1])
     with pytest.raises(ValueError, match="NaN or infinite"):
-        Mixer(linear_generator, bank, MixSettings()).decode_rows(rows, rows, torch.ones(2))
+        Mixer(linear_generator, bank, MixSettings()).decode(Draw.alone(rows))
 
 
 def test_seed_is_torchs_own_where_none_is_given(linear_generator, toy_bank):
@@ -153,10 +154,10 @@ def test_pair_and_soft_are_one_loss(mixer, batch, prob):
 def test_path_comes_from_the_generator(linear_generator, toy_bank):
     own = Mixer(linear_generator, toy_bank, MixSettings())
     linear_generator.preferred_path = "slerp"
-    rows, partners, half = torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5])
-    slerped = Mixer(linear_generator, toy_bank, MixSettings()).decode_rows(rows, partners, half)[0]
-    lerped = Mixer(linear_generator, toy_bank, MixSettings(path="lerp")).decode_rows(rows, partners, half)[0]
-    assert torch.equal(own.decode_rows(rows, partners, half)[0], lerped)
+    half = Draw.of_pairs(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))
+    slerped = Mixer(linear_generator, toy_bank, MixSettings()).decode(half)[0]
+    lerped = Mixer(linear_generator, toy_bank, MixSettings(path="lerp")).decode(half)[0]
+    assert torch.equal(own.decode(half)[0], lerped)
     assert not torch.allclose(slerped, lerped)
 
 
@@ -215,7 +216,9 @@ def test_soft_rows_are_mixed_one_by_one(linear_generator, soft_bank, soft_datase
     mixed, targets = mixer.blend(images, labels, KEY)
     draw = mixer.draw(12, KEY)
     expected = list(labels)
-    for slot, row, partner, lam in zip(*(part.tolist() for part in vars(draw).values()), strict=True):
+    for slot, row, partner, lam in zip(
+        *(part.tolist() for part in (draw.slots, draw.rows, draw.partners, draw.lam)), strict=True
+    ):
         expected[slot] = lam * soft_bank.labels[row] + (1 - lam) * soft_bank.labels[partner]
         code = lam * soft_bank[row][0] + (1 - lam) * soft_bank[partner][0]
         torch.testing.assert_close(mixed[slot], linear_generator.decode(code[None])[0])
@@ -385,4 +388,4 @@ def test_a_worker_does_not_decode_on_an_accelerator(toy_bank, monkeypatch):
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: object())
     rows = torch.tensor([0])
     with pytest.raises(RuntimeError, match="a DataLoader worker cannot decode on meta: use LatentMixupLoader"):
-        mixer.decode_rows(rows, rows, torch.ones(1))
+        mixer.decode(Draw.alone(rows))

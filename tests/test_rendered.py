@@ -20,12 +20,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import latent_mixup as lm
-from latent_mixup import rendered, rendering, sampling
+from latent_mixup import rendered, rendering
+from latent_mixup.bank import LatentBank
 from latent_mixup.cli import main
 from latent_mixup.images import RangeMismatchWarning, from_uint8, to_uint8
+from latent_mixup.policies import Beta, Channels, Dirichlet, Policy
 from latent_mixup.pool_files import COLUMNS_FILE, IMAGES_FILE, INDEX_FILE, Pool, PoolFormatError, PoolIndex
 from latent_mixup.refreshing import Refreshed
-from latent_mixup.rendering import render
+from latent_mixup.rendering import Recipe, render
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def make(linear_generator, toy_bank, tmp_path):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Blocks of 8 entries, chunks of 16 images."""
-    monkeypatch.setattr(sampling, "POOL_BLOCK", 8)
+    monkeypatch.setattr(rendering, "POOL_BLOCK", 8)
     monkeypatch.setattr(rendering, "CHUNK_BYTES", 16 * 16)
 
 
@@ -54,33 +56,38 @@ def pull(dataset, **options):
     return torch.cat([images for images, _ in batches]), torch.cat([targets for _, targets in batches])
 
 
+def draw_pool(entries, num_rows=50, alpha=1.0, seed=0, turn=0):
+    """Rows, partners and lam of some entries."""
+    bank = LatentBank(torch.zeros(num_rows, 2), torch.zeros(num_rows, dtype=torch.int64))
+    draw = Recipe(None, bank, Policy(Beta(alpha)), seed, 256).draw(entries, turn)
+    return draw.rows, draw.partners, draw.lam
+
+
 # ---- what is rendered ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 3000), (5, 6), (1023, 1025), (1024, 2048), (2500, 3000)])
 def test_an_entrys_draw_depends_on_its_number_alone(first, last):
-    whole = sampling.draw_pool(range(3000), 50, alpha=0.5, seed=3)
-    part = sampling.draw_pool(range(first, last), 50, alpha=0.5, seed=3)
+    whole = draw_pool(range(3000), 50, alpha=0.5, seed=3)
+    part = draw_pool(range(first, last), 50, alpha=0.5, seed=3)
     for of_whole, of_part in zip(whole, part, strict=True):
         assert torch.equal(of_whole[first:last], of_part)
 
 
 def test_draws_of_a_pool():
-    rows, partners, lam = sampling.draw_pool(range(20_000), 50, alpha=1.0, seed=0)
+    rows, partners, lam = draw_pool(range(20_000), 50, alpha=1.0, seed=0)
     for drawn in (rows, partners):
         assert drawn.bincount(minlength=50).float().std() < 3 * 400**0.5
     assert torch.corrcoef(torch.stack([rows.float(), partners.float(), lam])).triu(1).abs().max() < 0.03
     assert lam.mean() == pytest.approx(0.5, abs=0.01)
     assert lam.var() == pytest.approx(1 / 12, abs=0.005)
-    others = [sampling.draw_pool(range(100), 50, alpha=1.0, **key)[2] for key in ({"seed": 1}, {"seed": 0, "turn": 1})]
+    others = [draw_pool(range(100), 50, alpha=1.0, **key)[2] for key in ({"seed": 1}, {"seed": 0, "turn": 1})]
     assert len({tuple(draw.tolist()) for draw in [lam[:100], *others]}) == 3
-    with pytest.raises(ValueError, match="at least one row in the bank: got 0"):
-        sampling.draw_pool(range(3), 0, alpha=1.0, seed=0)
 
 
 def test_a_pool_equals_the_slow_reference(make, linear_generator, toy_bank):
     pool = Pool(make(n=60, alpha=0.4, seed=9))
-    rows, partners, lam = sampling.draw_pool(range(60), 50, alpha=0.4, seed=9)
+    rows, partners, lam = draw_pool(range(60), 50, alpha=0.4, seed=9)
     own = toy_bank.subset(torch.arange(50))[rows]
     codes, labels = toy_bank[:]
     for i in range(60):
@@ -89,8 +96,22 @@ def test_a_pool_equals_the_slow_reference(make, linear_generator, toy_bank):
         assert (pool.images[i].int() - expected.int()).abs().max() <= 1
     assert torch.equal(pool.columns["labels_a"], own[1])
     assert torch.equal(pool.columns["labels_b"], labels[partners])
-    for name, drawn in (("rows", rows), ("partners", partners), ("lam", lam)):
-        assert torch.equal(pool.columns[name], drawn)
+    assert torch.equal(pool.columns["sources"], torch.stack([rows, partners], 1))
+    assert torch.equal(pool.columns["lam"], lam)
+
+
+def test_a_pool_follows_a_policy(make, linear_generator, toy_bank):
+    policy = Policy(Dirichlet(1.0, 3), blend=Channels(), unmixed=0.3)
+    pool = Pool(make(policy=policy, seed=4))
+    draw = Recipe(None, toy_bank, policy, 4, 256).draw(range(60))
+    codes, labels = toy_bank[draw.sources.flatten()]
+    decoded = to_uint8(linear_generator.decode((draw.shares * codes.view(60, 3, -1)).sum(1)))
+    assert (pool.images.int() - decoded.int()).abs().max() <= 1
+    soft = (draw.label_weights[..., None] * F.one_hot(labels.view(60, 3), 3)).sum(1)
+    torch.testing.assert_close(pool.columns["labels_a"], soft)
+    assert (pool.columns["lam"] == 1).all()
+    assert torch.equal(pool.columns["sources"], draw.sources)
+    assert lm.RenderedMixupDataset(pool.folder)[3][1].equal(soft[3])
 
 
 def test_a_larger_pool_starts_with_the_smaller_one(make, small_chunks):
@@ -136,7 +157,9 @@ def test_what_is_finished_is_not_done_again(make, small_chunks, tmp_path, monkey
     monkeypatch.setattr(rendering.Recipe, "images", failing)
     with pytest.raises(OSError, match=r"disk gone; 2 of 4 chunks lie finished in .*run it again to go on"):
         make("stopped")
-    with pytest.raises(ValueError, match=r"holds a pool with other settings \(alpha: 1.0 there, 2.0 here\)"):
+    with pytest.raises(
+        ValueError, match=r"holds a pool with other settings \(policy.weights.alpha: 1.0 there, 2.0 here\)"
+    ):
         make("stopped", alpha=2.0)
     (out / "chunks" / "chunk-00000.safetensors").write_bytes(b"broken")
     make("stopped")
@@ -150,8 +173,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import torch
         from conftest import LinearGenerator
-        from latent_mixup import LatentBank, rendering, sampling
-        sampling.POOL_BLOCK, rendering.CHUNK_BYTES = 8, 16 * 16
+        from latent_mixup import LatentBank, rendering
+        rendering.POOL_BLOCK, rendering.CHUNK_BYTES = 8, 16 * 16
         bank = LatentBank.from_pretrained(sys.argv[1])
         replace, renamed = os.replace, []
         def killing(*names):
@@ -205,7 +228,10 @@ def test_the_command(tmp_path):
     assert found.output == "shard 1/2 is done; the pool is put together by the shard that is last\n"
     found = call(tmp_path / "pool", "--n", 6000, "--alpha", 0.5)
     assert found.exit_code == 1
-    assert "other settings (alpha: 1.0 there, 0.5 here): choose another folder, or remove this one" in found.output
+    assert (
+        "other settings (policy.weights.alpha: 1.0 there, 0.5 here): choose another folder, or remove this one"
+        in found.output
+    )
     found = call(tmp_path / "pool", "--n", 6000)
     assert found.output == f"{tmp_path / 'pool'}: 6,000 mixes, 5 MB\n"
     images, targets = pull(lm.RenderedMixupDataset(tmp_path / "pool", verify=True))
@@ -337,7 +363,7 @@ def test_pools_that_are_none(make, tmp_path):
         ("num_images", True, "'num_images' needs a positive integer, found True"),
         ("img_shape", [1, 4], "'img_shape' needs three positive integers"),
         ("label_dtype", "float16", "'label_dtype' needs int64 or float32"),
-        ("made_with", {}, "'made_with' needs an object with alpha"),
+        ("made_with", {}, "'made_with' needs an object with autocast"),
         ("files", {"../x": {}}, "'files' needs size and sha256 of pool.images and pool.safetensors"),
         ("versions", None, "'versions' needs an object"),
         ("more", 1, "'more' is unknown"),
@@ -449,13 +475,13 @@ def refreshed(make, linear_generator, toy_bank):
 
 def expected_at(epoch: int, dataset, generator, bank) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and lam of the sixty entries in three parts, part (e - 1) % 3 drawn anew at epoch e."""
-    images, lam = dataset.images_uint8.clone(), sampling.draw_pool(range(60), 50, alpha=1.0, seed=0)[2]
+    images, lam = dataset.images_uint8.clone(), draw_pool(range(60), 50, alpha=1.0, seed=0)[2]
     turns = [0, 0, 0]
     for past in range(1, epoch + 1):
         turns[(past - 1) % 3] += 1
     for part, turn in enumerate(turns):
         span = slice(20 * part, 20 * part + 20)
-        rows, partners, weights = sampling.draw_pool(range(span.start, span.stop), 50, alpha=1.0, seed=0, turn=turn)
+        rows, partners, weights = draw_pool(range(span.start, span.stop), 50, alpha=1.0, seed=0, turn=turn)
         codes = weights[:, None] * bank[rows][0] + (1 - weights[:, None]) * bank[partners][0]
         if turn:
             images[span], lam[span] = to_uint8(generator.decode(codes)), weights

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from latent_mixup import sampling
-from latent_mixup.sampling import draw_lam, draw_mixes, keyed_generator
+from latent_mixup.bank import LatentBank
+from latent_mixup.policies import Beta, Policy, Rows
+from latent_mixup.sampling import draw_lam, draw_slots, keyed_generator
 
 N = 20_000
 KEYS = [
@@ -24,9 +26,12 @@ KEYS = [
 ]
 
 
-def mixes(batch_size=64, num_rows=50, key=(0,), **changes):
-    settings = {"alpha": 1.0, "prob": 1.0, "mode": "elem", **changes}
-    return draw_mixes(batch_size, num_rows, generator=keyed_generator(*key), **settings)
+def rows_of(num_rows):
+    return Rows(LatentBank(torch.zeros(num_rows, 2), torch.zeros(num_rows, dtype=torch.int64)))
+
+
+def mixes(batch_size=64, rows=None, key=(0,), alpha=1.0, prob=1.0):
+    return Policy(Beta(alpha)).draw_batch(batch_size, prob, rows or rows_of(50), keyed_generator(*key))
 
 
 # ---- keys ------------------------------------------------------------------------------------------
@@ -58,9 +63,10 @@ def test_global_random_state_is_untouched():
 
 
 def test_a_default_device_does_not_matter():
-    expected = mixes()
+    rows = rows_of(50)
+    expected = mixes(rows=rows)
     with torch.device("meta"):
-        draw = mixes()
+        draw = mixes(rows=rows)
     assert torch.equal(draw.lam, expected.lam)
 
 
@@ -145,36 +151,33 @@ def test_slots_are_distinct_and_sorted():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_mean_share_is_prob(batch_size):
-    share = [len(mixes(batch_size, key=(i,), prob=0.3).slots) / batch_size for i in range(1500)]
+    share = [len(draw_slots(batch_size, 0.3, keyed_generator(i))) / batch_size for i in range(1500)]
     assert abs(sum(share) / len(share) - 0.3) < 0.04
 
 
 def test_each_slot_is_as_likely():
     counts = torch.zeros(5)
     for i in range(1000):
-        counts[mixes(5, key=(i,), prob=0.4).slots] += 1
+        counts[draw_slots(5, 0.4, keyed_generator(i))] += 1
     assert (counts / 1000 - 0.4).abs().max() < 0.07
 
 
 def test_rows_and_partners_are_uniform_and_independent():
-    draw = mixes(N, num_rows=4)
+    draw = mixes(N, rows_of(4))
     table = torch.zeros(4, 4).index_put((draw.rows, draw.partners), torch.tensor(1.0), accumulate=True)
     assert (table / N - 1 / 16).abs().max() < 0.01
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prob": 1.5}, r"prob needs to be in \[0, 1\]: got 1.5"),
-        ({"prob": math.nan}, r"prob needs to be in \[0, 1\]: got nan"),
-        ({"mode": "pair"}, r'mode needs to be "elem" or "batch": got \'pair\''),
-        ({"alpha": 0.0}, "alpha needs to be above 0"),
-        ({"num_rows": 0}, "at least one row"),
-    ],
-)
-def test_bad_settings(changes, message):
-    with pytest.raises(ValueError, match=message):
-        mixes(**changes)
+@pytest.mark.parametrize("prob", [1.5, -0.1, math.nan])
+def test_bad_prob(prob):
+    with pytest.raises(ValueError, match=rf"prob needs to be in \[0, 1\]: got {prob}"):
+        draw_slots(3, prob, keyed_generator(0))
+
+
+@pytest.mark.parametrize("mode", ["pair", None])
+def test_bad_mode(mode):
+    with pytest.raises(ValueError, match='mode needs to be "elem" or "batch"'):
+        draw_lam(3, 1.0, keyed_generator(0), mode)
 
 
 def test_rank_from_the_environment(monkeypatch):

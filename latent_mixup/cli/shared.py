@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latent_mixup.generators import Generator
     from latent_mixup.inversion.losses import Loss
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 IMAGE_FOLDER = "imagefolder"

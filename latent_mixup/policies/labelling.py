@@ -1,0 +1,82 @@
+"""What label a mix has: the weights of its code, a curve of them, or what a classifier says of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Label weights as a curve of the code's weights: a code half-way need not look half-way.
+
+    Linear between points at equal distances in [0, 1]; where there are more than two sources, the curve of each weight
+    is divided by their sum.
+
+    Args:
+        points: Label weight at ``lam`` = 0, ..., 1: from 0 to 1, never falling.
+
+    Raises:
+        ValueError: They are not.
+
+    Example:
+        >>> Curve((0.0, 0.1, 0.5, 0.9, 1.0))(torch.tensor([[0.3, 0.7]])).shape
+        torch.Size([1, 2])
+    """
+
+    points: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", tuple(map(float, self.points)))
+        rising = all(a <= b for a, b in pairwise(self.points))
+        if len(self.points) < 2 or self.points[0] != 0 or self.points[-1] != 1 or not rising:
+            raise ValueError(f"a curve needs points from 0 to 1 that never fall: got {self.points}")
+
+    def at(self, lam: Tensor) -> Tensor:
+        """The curve at each ``lam`` in [0, 1]."""
+        points = torch.tensor(self.points, dtype=lam.dtype, device=lam.device)
+        place = lam * (len(points) - 1)
+        left = place.long().clamp_max(len(points) - 2)
+        return torch.lerp(points[left], points[left + 1], place - left)
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """Weights ``[k, n]`` to label weights ``[k, n]``, rows that sum to 1."""
+        if weights.shape[1] == 2:
+            own = self.at(weights[:, :1])
+            return torch.cat([own, 1 - own], 1)
+        curved = self.at(weights)
+        return curved / curved.sum(1, keepdim=True)
+
+
+class Teacher:
+    """Soft labels of a frozen classifier for the images that are mixes; a code with weight 1 keeps its own label.
+
+    Args:
+        model: Images ``[k, C, H, W]`` in [-1, 1] to logits ``[k, num_classes]``; on the generator's device. It is put
+            in eval mode and frozen.
+        temperature: The logits are divided by it; above 0.
+
+    Raises:
+        ValueError: ``temperature`` is not above 0.
+
+    Reference: Hinton et al. 2015 (arXiv 1503.02531), equation 1.
+
+    Example:
+        >>> Teacher(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)))(torch.rand(5, 3, 4, 4)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature needs to be above 0: got {temperature}")
+        self.model = model.eval().requires_grad_(False)
+        self.temperature = temperature
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images ``[k, C, H, W]`` to soft labels ``[k, num_classes]``."""
+        probabilities: Tensor = torch.softmax(self.model(images) / self.temperature, 1)
+        return probabilities

@@ -1,0 +1,220 @@
+"""How the weights of a mix are drawn: rows of ``[k, num_sources]`` that sum to 1, the sample's own weight first.
+
+Each is drawn from an explicit stream, and says in ``num_sources`` how many codes it mixes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from latent_mixup import sampling
+from latent_mixup.sampling import Mode
+
+
+class Weights(Protocol):
+    """What a policy asks of its weights."""
+
+    @property
+    def num_sources(self) -> int:
+        """How many codes are mixed."""
+
+    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
+        """``[k, num_sources]`` float32, each row from 0 and summing to 1."""
+
+
+def of_two(lam: Tensor) -> Tensor:
+    """Weights ``lam`` of the sample itself, ``[k]``, as weights of two: ``[k, 2]``."""
+    return torch.stack([lam, 1 - lam], 1)
+
+
+def on_own(weights: Tensor) -> Tensor:
+    """All the weight on the sample itself; of the shape of ``weights``, ``[k, n]``."""
+    own = torch.zeros_like(weights)
+    own[:, 0] = 1
+    return own
+
+
+@dataclass(frozen=True)
+class Beta:
+    """``lam`` from Beta(alpha, alpha): the paper's, and mixup's.
+
+    Args:
+        alpha: Both parameters, above 0; 1 is uniform, below it most weights are near 0 and 1.
+        mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch as in the paper.
+
+    Raises:
+        ValueError: ``alpha`` or ``mode`` is not one of those.
+
+    Reference: Latent-Mixup, section 1.1.3; Zhang et al. 2018 (arXiv 1710.09412).
+
+    Example:
+        >>> Beta(0.4).draw(5, torch.Generator(), epoch=0).shape
+        torch.Size([5, 2])
+    """
+
+    alpha: float = 1.0
+    mode: Mode = "elem"
+    num_sources = 2
+
+    def __post_init__(self) -> None:
+        sampling.check_alpha(self.alpha)
+        sampling.check_mode(self.mode)
+
+    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
+        """``[k, 2]``; the same in every epoch's stream."""
+        return of_two(sampling.draw_lam(k, self.alpha, generator, self.mode))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """``lam`` uniform between two numbers.
+
+    Args:
+        low: From 0.
+        high: From ``low`` to 1; the same number: ``lam`` is fixed.
+        mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
+
+    Raises:
+        ValueError: The numbers are not in this order, or ``mode`` is not one of those.
+
+    Example:
+        >>> Uniform(0.5, 1.0).draw(5, torch.Generator(), epoch=0).shape
+        torch.Size([5, 2])
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    mode: Mode = "elem"
+    num_sources = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"Uniform needs 0 <= low <= high <= 1: got low={self.low}, high={self.high}")
+        sampling.check_mode(self.mode)
+
+    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
+        """``[k, 2]``; the same in every epoch's stream."""
+        u = torch.rand(k if self.mode == "elem" else 1, generator=generator, device=generator.device)
+        return of_two((self.low + (self.high - self.low) * u).clamp(self.low, self.high).expand(k))
+
+
+@dataclass(frozen=True)
+class NearEnds:
+    """``lam`` uniform in ``[0, width]`` or ``[1 - width, 1]``, either with probability 1/2: no mix is half and half.
+
+    Args:
+        width: Above 0, up to 1/2.
+        mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
+
+    Raises:
+        ValueError: ``width`` or ``mode`` is not one of those.
+
+    Example:
+        >>> NearEnds(0.2).draw(5, torch.Generator(), epoch=0).shape
+        torch.Size([5, 2])
+    """
+
+    width: float = 0.25
+    mode: Mode = "elem"
+    num_sources = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 0.5:
+            raise ValueError(f"width needs to be above 0, and at most 0.5: got {self.width}")
+        sampling.check_mode(self.mode)
+
+    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
+        """``[k, 2]``; the same in every epoch's stream."""
+        count = k if self.mode == "elem" else 1
+        side, u = torch.rand(2, count, generator=generator, device=generator.device)
+        small = self.width * u
+        return of_two(torch.where(side < 0.5, small, 1 - small).expand(k))
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Weights of several codes from a symmetric Dirichlet distribution; of two it is :class:`Beta`.
+
+    Args:
+        alpha: Its parameter, above 0: 1 is uniform over the simplex.
+        num_sources: How many codes are mixed, from 2.
+
+    Raises:
+        ValueError: One is out of its range.
+
+    Reference: mixup's generalisation, Zhang et al. 2018 (arXiv 1710.09412), section 3.1.
+
+    Example:
+        >>> Dirichlet(1.0, num_sources=3).draw(5, torch.Generator(), epoch=0).shape
+        torch.Size([5, 3])
+    """
+
+    alpha: float = 1.0
+    num_sources: int = 3
+
+    def __post_init__(self) -> None:
+        sampling.check_alpha(self.alpha)
+        if self.num_sources < 2:
+            raise ValueError(f"num_sources needs to be at least 2: got {self.num_sources}")
+
+    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
+        """``[k, num_sources]``; the same in every epoch's stream."""
+        return sampling.draw_simplex(k, self.num_sources, self.alpha, generator)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Other weights, moved towards the sample itself by how far training is.
+
+    With strength s, a weight w of another code becomes ``s * w``, and the sample's own ``1 - s * (1 - w)``: 0 is no
+    mixing, 1 the weights as they were drawn.
+
+    Args:
+        weights: What is drawn.
+        epochs: At which the strengths hold, ascending; between them it is linear, outside them constant.
+        strengths: One an epoch, in [0, 1].
+
+    Raises:
+        ValueError: Epochs do not ascend, a strength is out of range, or there is not one an epoch.
+
+    Example:
+        >>> warmed_up = Scheduled(Beta(1.0), epochs=(0, 10), strengths=(0.0, 1.0))
+        >>> warmed_up.draw(5, torch.Generator(), epoch=3).shape
+        torch.Size([5, 2])
+    """
+
+    weights: Beta | Uniform | NearEnds | Dirichlet
+    epochs: tuple[int, ...] = (0, 10)
+    strengths: tuple[float, ...] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not self.epochs or len(self.epochs) != len(self.strengths):
+            raise ValueError(f"a schedule needs one strength an epoch: got {self.epochs} and {self.strengths}")
+        if any(a >= b for a, b in pairwise(self.epochs)):
+            raise ValueError(f"epochs need to ascend: got {self.epochs}")
+        if not all(0 <= strength <= 1 for strength in self.strengths):
+            raise ValueError(f"strengths need to be in [0, 1]: got {self.strengths}")
+
+    @property
+    def num_sources(self) -> int:
+        """As many as the weights are of."""
+        return self.weights.num_sources
+
+    def strength(self, epoch: int) -> float:
+        """Of the mixing in an epoch, in [0, 1]."""
+        points = list(zip(self.epochs, self.strengths, strict=True))
+        for (start, before), (end, after) in pairwise([(-math.inf, self.strengths[0]), *points]):
+            if epoch < end:
+                return before if math.isinf(start) else before + (after - before) * (epoch - start) / (end - start)
+        return self.strengths[-1]
+
+    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
+        """``[k, num_sources]``; the stream is used as ``weights`` does."""
+        scaled = self.strength(epoch) * self.weights.draw(k, generator, epoch)[:, 1:]
+        return torch.cat([1 - scaled.sum(1, keepdim=True), scaled], 1)
