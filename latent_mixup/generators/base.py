@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -81,9 +82,8 @@ class Generator(SavedNetwork, ABC):
     @property
     def device(self) -> torch.device:
         """Where the parameters live; the CPU for a generator without any."""
-        for tensor in self.state_dict().values():
-            return torch.device(tensor.device)
-        return torch.device("cpu")
+        first = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     def forward(self, latents: Tensor) -> Tensor:
         """The same as :meth:`decode`."""
