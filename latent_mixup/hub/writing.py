@@ -98,6 +98,8 @@ def _locked(folder: Path) -> Iterator[bool]:
             alone = True
         yield alone
     finally:
+        if alone:  # a child that was forked meanwhile holds a copy of the descriptor, which would keep the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
