@@ -50,6 +50,8 @@ from latent_mixup.training.encoder import encoder_sheet
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NETWORK = {"channels": [32, 64, 128, 256], "layers": [1, 1, 1, 1]}  # of the encoder: a ResNet-18 for a CPU
+HALF_AS_WIDE = {"decoder_widths": (256, 512), "encoder_widths": (256, 128)}
+GENERATOR_NETWORK = {"mnist": HALF_AS_WIDE, "fashion-mnist": {}}  # digits are simpler, and both fit into one wheel
 PROBES, MUCH_BETTER = 256, 0.5  # so many codes are decoded first; their MSE is at most this share of that of others
 PAIRS = 16  # columns of a sheet of mixes
 PICTURES = {
@@ -207,7 +209,14 @@ def make_generator(shop: Workshop, artefact: Artefact) -> Path:
     images = shop.images(artefact.data_set)
     facts = {"name": artefact.data_set, "dataset": images.facts}
     run = shop.runs / artefact.name
-    generator = train_compact(images.pixels, images.train.targets, run, recipe=shop.effort.generator, facts=facts)
+    generator = train_compact(
+        images.pixels,
+        images.train.targets,
+        run,
+        recipe=shop.effort.generator,
+        network=GENERATOR_NETWORK[artefact.data_set],
+        facts=facts,
+    )
     return shop.write(artefact, generator, torch.float16, samples=sample_sheet(generator))
 
 
