@@ -12,7 +12,7 @@ from latent_mixup.networks import SavedNetwork
 
 
 class PaperCNN(nn.Module):
-    """Conv 1-16, ReLU, conv 16-32, ReLU, max-pool 2; dropout 0.5 between fc 4608-128 and fc 128-10.
+    """Conv 1-16, ReLU, conv 16-32, max-pool 2, ReLU; dropout 0.5 between fc 4608-128 and fc 128-10.
 
     596,042 parameters (the paper says 575 k). ``features`` is the part whose output its inversion compares.
 
@@ -42,6 +42,9 @@ class PaperCNN(nn.Module):
 class PaperFeatures(SavedNetwork, nn.Sequential):
     """The convolutional half of :class:`PaperCNN`: ``[B, 1, 28, 28]`` to ``[B, 32, 12, 12]``.
 
+    The paper's second ReLU stands before its max-pool. Behind it, outputs and gradients are the same, at a quarter of
+    the ReLU's work.
+
     Example:
         >>> PaperFeatures()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 32, 12, 12])
@@ -50,7 +53,7 @@ class PaperFeatures(SavedNetwork, nn.Sequential):
     hub_kind: ClassVar[hub.Kind] = "features"
 
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
+        super().__init__(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.MaxPool2d(2), nn.ReLU())
         self.metadata: dict[str, Any] = {}
 
     def arguments(self) -> dict[str, Any]:

@@ -130,6 +130,17 @@ def test_the_papers_classifier_has_596042_parameters():
     assert sum(parameter.numel() for parameter in PaperCNN().parameters()) == 596_042
 
 
+def test_pooling_before_the_second_relu_changes_neither_outputs_nor_gradients():
+    features = PaperCNN().features
+    papers = nn.Sequential(*(features[i] for i in (0, 1, 2, 4, 3)))  # conv, ReLU, conv, ReLU, pool
+    images = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    outputs = [network(images) for network in (features, papers)]
+    assert outputs[0].equal(outputs[1])
+    weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.autograd.grad((output * weights).sum(), [*features.parameters()]) for output in outputs)
+    assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
 # ---- mixup and manifold mixup ----------------------------------------------------------------------
 
 
