@@ -111,12 +111,16 @@ def our_lines(prefetcher: bool) -> tuple[list[str], str]:
 @pytest.mark.parametrize("prefetcher", [True, False])
 def test_our_lines_at_their_places(timm_loader, prefetcher):
     imports, line = our_lines(prefetcher)
-    here = {"args": Namespace(mean=list(MEAN), std=list(STD)), "loader_train": timm_loader(use_prefetcher=prefetcher)}
+    arguments = Namespace(mean=list(MEAN), std=list(STD), smoothing=0.1)
+    loader = timm_loader(use_prefetcher=prefetcher)
+    here = {"args": arguments, "device": torch.device("cpu"), "loader_train": loader, "mixup_active": False}
     exec("\n".join([*imports, line.strip()]), here)
+    assert here["mixup_active"]
     for images, targets in here["loader_train"]:
         if not prefetcher:
             images, targets = here["mixup_fn"](images, targets)
         assert targets.shape == (len(images), 10)
+        assert targets.min() == pytest.approx(0.01)
 
 
 def with_our_lines(script: str, prefetcher: bool) -> str:
@@ -143,21 +147,23 @@ def fashion_mnist(tmp_path):
 )
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
-    "options",
+    ("options", "loss"),
     [
-        ["--mixup-off-epoch", "1"],
-        ["--no-prefetcher", "--mixup-off-epoch", "1", "--batch-size", "63"],
-        ["--bce-loss", "--bce-target-thresh", "0.2"],
-        ["--mixup", "0.2", "--cutmix", "1.0", "--mixup-off-epoch", "1"],
+        (["--mixup-off-epoch", "1"], SoftTargetCrossEntropy),
+        (["--no-prefetcher", "--mixup-off-epoch", "1", "--batch-size", "63"], SoftTargetCrossEntropy),
+        (["--bce-loss", "--bce-target-thresh", "0.2"], BinaryCrossEntropy),
+        (["--mixup", "0.2", "--cutmix", "1.0", "--mixup-off-epoch", "1", "--smoothing", "0"], SoftTargetCrossEntropy),
     ],
     ids=["prefetcher", "no-prefetcher", "bce", "with timm's mixup"],
 )
-def test_train_py(options, fashion_mnist, monkeypatch):
+def test_train_py(options, loss, fashion_mnist, monkeypatch):
+    taken, forward = [], loss.forward
+    monkeypatch.setattr(loss, "forward", lambda self, x, target: taken.append(target) or forward(self, x, target))
     script = fashion_mnist / "train.py"
     script.write_text(with_our_lines(Path(os.environ["TIMM_TRAIN"]).read_text(), "--no-prefetcher" not in options))
     command = ["train.py", "--data-dir", str(fashion_mnist), "--dataset", "torch/fashion_mnist", "--num-classes", "10"]
     command += ["--input-size", "1", "28", "28", "--mean", "0.286", "--std", "0.353", "--model", "test_resnet"]
-    command += ["--smoothing", "0", "--epochs", "2", "--warmup-epochs", "0", "--cooldown-epochs", "0", "--workers", "0"]
+    command += ["--epochs", "2", "--warmup-epochs", "0", "--cooldown-epochs", "0", "--workers", "0"]
     command += ["--opt", "adamw", "--lr", "2e-3", "--device", "cpu", "--batch-size", "128", "--no-aug"]
     command += ["--output", str(fashion_mnist), "--experiment", "run", *options]
     monkeypatch.setattr(sys, "argv", command)
@@ -165,5 +171,7 @@ def test_train_py(options, fashion_mnist, monkeypatch):
         runpy.run_path(str(script), run_name="__main__")
     summary = (fashion_mnist / "run" / "summary.csv").read_text().splitlines()
     assert len(summary) == 3
+    assert all(targets.shape[1] == 10 for targets in taken)
+    assert len(taken) == 2 * (10_000 // (63 if "63" in options else 128))
     accuracy = dict(zip(summary[0].split(","), summary[-1].split(","), strict=True))["eval_top1"]
     assert float(accuracy) > 60
