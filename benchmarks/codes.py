@@ -15,7 +15,7 @@ import torch
 from locks import claimed
 from torch.utils.data import Subset
 
-from latent_mixup import LatentBank, invert, load_generator, refine
+from latent_mixup import LatentBank, hub, invert, load_generator, refine
 from latent_mixup.bank import fingerprint
 from latent_mixup.cli.shared import uint8_images
 from latent_mixup.comparison import Codes
@@ -42,7 +42,7 @@ class Effort:
     """How much work goes into the codes.
 
     Attributes:
-        compact_steps: Of training our generator.
+        compact_steps: Of training our generator, where none comes with the package.
         feature_steps: Of training the feature networks, ours and the one that codes of the paper's GAN are found by.
         vae_steps: Of training the VAE.
         dcgan_epochs: Of training the paper's GAN.
@@ -109,14 +109,15 @@ class Workshop:
 
 
 def gan(shop: Workshop) -> Codes:
-    """Our generator, and every image inverted into it."""
+    """Our generator, the one that comes with the package where it has one, and every image inverted into it."""
     recipe = CompactRecipe(steps=shop.effort.compact_steps, feature_steps=shop.effort.feature_steps)
 
     def train(folder: Path) -> Generator:
         images, labels = uint8_images(shop.images), torch.as_tensor(shop.images.targets)
         return train_compact(images, labels, folder, recipe=recipe, facts=shop.facts(), **shop.compact)
 
-    generator = shop.generator("gan", train)
+    bundled = shop.dataset in hub.bundled_names()
+    generator = load_generator(shop.dataset) if bundled else shop.generator("gan", train)
     steps: dict[str, Any] = {} if shop.effort.steps is None else {"steps": shop.effort.steps}
     bank = shop.bank("gan", lambda out: invert(shop.to_invert(), generator, out=out, loss=pixel_mse, **steps))
     return Codes(generator, bank)

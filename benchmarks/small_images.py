@@ -22,7 +22,6 @@ EFFORTS = {
     "fixed": Effort(),
     "paper_code": Effort(paper_images=5000),
     "quick": Effort(
-        compact_steps=400,
         feature_steps=200,
         vae_steps=400,
         dcgan_epochs=1,

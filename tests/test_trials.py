@@ -23,7 +23,7 @@ import trials
 from click.testing import CliRunner
 from torch.utils.data import random_split
 
-from latent_mixup import LatentBank
+from latent_mixup import LatentBank, load_generator
 from latent_mixup.bundled import BundledImages
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.comparison import Budget, Codes, Data, Run, paper_points
@@ -357,7 +357,7 @@ def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypa
         paper_steps=2,
         paper_images=20,
     )
-    shop = codes_module.Workshop("fashion-mnist", Small(), tmp_path / "work", effort)
+    shop = codes_module.Workshop("garments", Small(), tmp_path / "work", effort)
     made = {name: shop.codes(name) for name in codes_module.MAKERS}
     assert {name: len(codes.bank) for name, codes in made.items()} == {
         **dict.fromkeys(codes_module.MAKERS, 48),
@@ -378,6 +378,16 @@ def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypa
     assert {name: codes.bank.digest() for name, codes in again.items()} == {
         name: codes.bank.digest() for name, codes in made.items()
     }
+
+
+def test_the_generator_that_comes_with_the_package_is_not_trained_again(tmp_path):
+    images = BundledImages("fashion-mnist", train=False)
+    some = [(images.data[i, 0].numpy(), int(images.targets[i])) for i in range(8)]
+    shop = codes_module.Workshop("fashion-mnist", some, tmp_path, codes_module.Effort(steps=2))
+    codes = shop.codes("gan")
+    assert codes.generator.digest() == load_generator("fashion-mnist").digest()
+    assert len(codes.bank) == 8
+    assert float(codes.bank.mse.max()) < 0.1
 
 
 # ---- rows, tables, figures -------------------------------------------------------------------------
