@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from settings import Setting
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torchvision.transforms import v2
@@ -22,20 +23,24 @@ from latent_mixup.comparison import (
     pixel_mix_of_decoded,
     standard,
 )
-from latent_mixup.sampling import keyed_generator
+from latent_mixup.policies import LowPass
+from latent_mixup.sampling import draw_slots, keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy
 
+BEST = "latent_mixup_best"
 PairMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def methods(prob: float) -> dict[str, tuple[Method, str | None]]:
+def methods(prob: float, best: Setting | None = None) -> dict[str, tuple[Method, str | None]]:
     """Each method and the name of the codes that it decodes.
 
     Args:
         prob: Share of a batch that comes from the generator, for the methods that have one. The paper: all of it on
             MNIST and CIFAR-10, half on Fashion-MNIST.
+        best: What a search chose: a row of its own, one for each of its parts, and one that has real images where it
+            has decoded ones; None: no such rows.
     """
-    return {
+    named: dict[str, tuple[Method, str | None]] = {
         "standard": (standard, None),
         "mixup": (mixup, None),
         "manifold_mixup": (manifold_mixup, None),
@@ -52,6 +57,24 @@ def methods(prob: float) -> dict[str, tuple[Method, str | None]]:
         "torchvision_mixup": (torchvision_mixup(v2.MixUp), None),
         "gan_mixup_dcgan": (decoded_mixes(prob), "dcgan"),
     }
+    if best is not None:
+        named[BEST] = (best.method(), "gan")
+        named |= {f"{BEST}_{part}": (setting.method(), "gan") for part, setting in best.parts().items()}
+        if best.policy.low_pass is not None:
+            named[f"{BEST}_low_pass_of_real"] = (low_pass_of_real(best.prob, best.policy.low_pass), None)
+    return named
+
+
+def low_pass_of_real(prob: float, low_pass: LowPass) -> Method:
+    """A control: a share of the real images blurred as the decoded ones would be; nothing is decoded."""
+
+    def batches(run: Run) -> Batches:
+        for number, (images, labels) in enumerate(run.real()):
+            draw = keyed_generator(run.seed, number)
+            slots = draw_slots(len(images), prob, draw)
+            yield images.index_copy(0, slots, low_pass(images[slots], low_pass.draw(len(slots), draw))), labels
+
+    return lambda run: (batches(run), cross_entropy)
 
 
 def timm_mixup(*, cutmix: bool) -> Method:

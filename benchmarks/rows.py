@@ -33,6 +33,12 @@ NAMES = {
     "gan_mixup_dcgan": "GAN-MIXUP, the paper's GAN",
     "vae_mixup": "VAE-MIXUP",
     "vae_mixup_sharpened": "VAE-MIXUP, sharpened",
+    "latent_mixup_best": "latent mixup, the policy that was searched",
+    "latent_mixup_best_without_mixing": "the same without mixing",
+    "latent_mixup_best_without_noise": "the same without noise on the code",
+    "latent_mixup_best_without_low_pass": "the same without the low-pass",
+    "latent_mixup_best_decoded_alone": "the same, decoded and nothing else",
+    "latent_mixup_best_low_pass_of_real": "real images through the same low-pass (control)",
     "latent_mixup": "latent mixup, all decoded",
     "latent_mixup_half_real": "latent mixup, half real",
 }

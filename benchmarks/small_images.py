@@ -10,6 +10,7 @@ import paper_code
 import torch
 from codes import Effort, Workshop
 from methods import methods as fixed_methods
+from settings import searched
 from torch import nn
 from trials import RESULTS, Benchmark, Classifier, Preset, changed, run_all, run_options, split, stored_codes
 
@@ -18,6 +19,7 @@ from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.comparison import Budget, train_paper_cnn
 
 GENERATED = {"mnist": 1.0, "fashion-mnist": 0.5}  # share of the training images that the generator makes in the paper
+SEARCHED = "fashion-mnist"  # the data set that a policy was searched on, for both
 EFFORTS = {
     "fixed": Effort(),
     "paper_code": Effort(paper_images=5000),
@@ -50,7 +52,7 @@ def preset(name: str, dataset: str, **given: int | None) -> Preset:
         odd = {paper_code.BEFORE_NORMALISATION: (replace(budget, epochs=90), True)}
         unit_range = dataset == "fashion-mnist"
         return Preset(budget, paper_code.methods(dataset), PAPER_CNN, unit_range=unit_range, odd=odd)
-    methods = fixed_methods(GENERATED[dataset])
+    methods = fixed_methods(GENERATED[dataset], searched(RESULTS / SEARCHED))
     if name == "quick":
         return Preset(changed(Budget(epochs=3), **given), methods, PAPER_CNN, scores=QUICK_SCORES)
     return Preset(changed(Budget(epochs=20), **given), methods, PAPER_CNN)

@@ -141,12 +141,15 @@ def manifold_mixup(run: Run) -> tuple[Batches, Loss]:
     return run.real(), loss
 
 
-def decoded_mixes(prob: float) -> Method:
-    """Mixes of codes: a share ``prob`` of each batch is decoded mixes."""
+def decoded_mixes(prob: float, policy: Policy | None = None) -> Method:
+    """Mixes of codes: a share ``prob`` of each batch is decoded mixes, made as ``policy`` says.
+
+    Without a policy they are the paper's, with the budget's ``alpha``.
+    """
 
     def method(run: Run) -> tuple[Batches, Loss]:
-        codes, alpha = run.needed_codes(), run.budget.alpha
-        loader = LatentMixupLoader(run.real(), codes.generator, codes.bank, prob=prob, alpha=alpha, seed=run.seed)
+        codes, followed = run.needed_codes(), Policy(Beta(run.budget.alpha)) if policy is None else policy
+        loader = LatentMixupLoader(run.real(), codes.generator, codes.bank, prob=prob, policy=followed, seed=run.seed)
         return iter(loader), cross_entropy
 
     return method

@@ -1,0 +1,232 @@
+"""Choose a policy on the validation images, with a stated budget; the test images are not looked at.
+
+A trial trains the paper's small CNN with one setting and scores it on the 10,000 validation images. What is maximised
+is said by :func:`value`: robustness as a gain over standard training, as long as accuracy stays within a margin of it.
+Optuna proposes (TPE); its journal under --work makes a search resumable, and lets any number of processes share one.
+The log of all trials, and the setting that won, are written to OUT/search.json, which the row ``latent_mixup_best`` of
+``mnist.py`` and ``fashionmnist.py`` is trained from.
+
+    python benchmarks/search.py fashion-mnist --data-root data --bank runs/fashion-mnist/gan-bank --trials 32
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import optuna
+import torch
+from codes import of_rows
+from locks import claimed
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from settings import SEARCH_FILE, Setting
+from small_images import PAPER_CNN
+from trials import RESULTS, Images, json_bytes, split
+
+from latent_mixup import LatentBank, hub, load_generator
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
+from latent_mixup.comparison import Budget, Codes, Method, standard
+from latent_mixup.policies import Anyone, Beta, LowPass, Noise, OtherClass, Policy, SameClass
+from latent_mixup.robustness import evaluate
+
+SEARCH_SEED = 1000  # of the trainings; the final seeds are others
+MARGIN = 0.002  # how much accuracy may be lost against standard training
+PRICE = 100.0  # of a point of accuracy beyond that: one per cent costs as much as a factor e of robustness
+PARTNERS = {"anyone": Anyone(), "same_class": SameClass(), "other_class": OtherClass()}
+FIRST: list[dict[str, Any]] = [  # parts and wholes, so that the search starts from each
+    {"prob": 0.5, "unmixed": 1.0, "noise": 0.0, "blur": 0.0},
+    {"prob": 0.5, "unmixed": 1.0, "noise": 0.3, "blur": 0.0},
+    {"prob": 0.5, "unmixed": 0.0, "noise": 0.0, "blur": 0.0, "partners": "anyone", "alpha": 1.0},
+    {"prob": 0.5, "unmixed": 0.0, "noise": 0.3, "blur": 0.0, "partners": "same_class", "alpha": 1.0},
+    {"prob": 0.5, "unmixed": 1.0, "noise": 0.3, "blur": 2.0},
+]
+
+
+def suggested(trial: optuna.trial.BaseTrial) -> Setting:
+    """A setting of the space that is searched."""
+    prob = trial.suggest_float("prob", 0.1, 1.0, step=0.1)
+    unmixed = trial.suggest_float("unmixed", 0.0, 1.0, step=0.25)
+    noise = trial.suggest_float("noise", 0.0, 1.0, step=0.1)
+    blur = trial.suggest_float("blur", 0.0, 4.0, step=0.5)
+    mixing: dict[str, Any] = {}
+    if unmixed < 1:
+        mixing["partners"] = PARTNERS[trial.suggest_categorical("partners", list(PARTNERS))]
+        mixing["weights"] = Beta(trial.suggest_float("alpha", 0.2, 4.0, log=True))
+    policy = Policy(
+        unmixed=unmixed,
+        noise=Noise(noise) if noise else None,
+        low_pass=LowPass(0.0, blur) if blur else None,
+        **mixing,
+    )
+    return Setting(round(prob, 1), policy)
+
+
+def value(scores: dict[str, float], reference: dict[str, float]) -> float:
+    """What is maximised: how much robustness is won against ``reference``, and what accuracy is lost for it.
+
+    The logarithms of the two ratios, of DeepFool scores and of blurred accuracies, less :data:`PRICE` times the
+    accuracy that is lost beyond :data:`MARGIN`.
+    """
+    gain = sum(math.log(scores[name] / reference[name]) for name in ("deepfool_score", "blurred_accuracy"))
+    lost = reference["accuracy"] - MARGIN - scores["accuracy"]
+    return gain - PRICE * max(0.0, lost)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A data set, its codes and what a trial gets.
+
+    Attributes:
+        images: Trained on, and scored on, which are the validation images.
+        codes: Of the images to train on.
+        budget: Of a trial.
+        deepfool_images: The first so many validation images get a DeepFool score.
+        work: Folder for the journal and the reference.
+    """
+
+    images: Images
+    codes: Codes
+    budget: Budget
+    deepfool_images: int
+    work: Path
+
+    def scores(self, method: Method) -> dict[str, float]:
+        """Train and score on the validation images."""
+        data = self.images.validation
+        model = PAPER_CNN.train(method, data, self.codes, self.budget, seed=SEARCH_SEED)
+        found = evaluate(
+            model,
+            data.test_images,
+            data.test_labels,
+            deepfool_images=self.deepfool_images,
+            sigmas=(),
+            pgd_images=0,
+            corruption_images=0,
+        )
+        return {name: float(found[name]) for name in ("accuracy", "blurred_accuracy", "deepfool_score")}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a journal belongs to."""
+        return {
+            "dataset": self.images.name,
+            "budget": asdict(self.budget),
+            "seed": SEARCH_SEED,
+            "deepfool_images": self.deepfool_images,
+            "validation_images": len(self.images.validation.test_labels),
+            "generator_digest": self.codes.generator.digest(),
+            "bank_digest": self.codes.bank.digest(),
+        }
+
+    def reference(self) -> dict[str, float]:
+        """Standard training with the same budget, trained by whoever comes first."""
+        path = self.work / "standard.json"
+        with claimed(self.work / "standard.lock", wait=True):
+            if not path.is_file():
+                record = {"identity": self.identity, "scores": self.scores(standard)}
+                hub.write_folder(self.work, {path.name: json_bytes(record)})
+        found = json.loads(path.read_text())
+        if found["identity"] != self.identity:
+            raise click.ClickException(
+                f"{self.work} holds another search: expected {self.identity}, found {found['identity']}; "
+                "choose another --work, or remove it"
+            )
+        scores: dict[str, float] = found["scores"]
+        return scores
+
+    def run(self, trials: int) -> optuna.Study:
+        """Go on until so many trials are done, in all processes together."""
+        reference = self.reference()
+        storage = JournalStorage(JournalFileBackend(str(self.work / "journal.log")))
+        sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=len(FIRST) + 6, constant_liar=True)
+        study = optuna.create_study(
+            storage=storage, sampler=sampler, study_name="policy", direction="maximize", load_if_exists=True
+        )
+        for first in FIRST:
+            study.enqueue_trial(first, skip_if_exists=True)
+
+        def objective(trial: optuna.Trial) -> float:
+            started = time.perf_counter()
+            setting = suggested(trial)
+            scores = self.scores(setting.method())
+            trial.set_user_attr("scores", scores)
+            trial.set_user_attr("setting", setting.to_dict())
+            trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
+            return value(scores, reference)
+
+        enough: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] = optuna.study.MaxTrialsCallback(
+            trials, states=(optuna.trial.TrialState.COMPLETE,)
+        )
+        if len(_complete(study)) < trials:
+            study.optimize(objective, callbacks=[enough])
+        return study
+
+
+def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+
+
+def record(search: Search, study: optuna.Study) -> dict[str, Any]:
+    """All trials and the best: what is committed."""
+    done = _complete(study)
+    best = max(done, key=lambda trial: float(trial.value or -math.inf))
+    return {
+        **search.identity,
+        "margin": MARGIN,
+        "price": PRICE,
+        "standard": search.reference(),
+        "trials": [
+            {"number": each.number, "value": each.value, "params": each.params, **each.user_attrs} for each in done
+        ],
+        "chosen": {"number": best.number, **best.user_attrs["setting"]},
+    }
+
+
+@click.command()
+@click.argument("dataset", type=click.Choice(["mnist", "fashion-mnist"]))
+@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
+@click.option("--generator", help="Folder, bundled name or Hub id; default: DATASET.")
+@click.option("--bank", required=True, help="Of the training images: a folder or a Hub id.")
+@click.option("--work", type=FOLDER, help="For the journal; default: runs/DATASET/search.")
+@click.option("--out", type=FOLDER, help="For search.json; default: benchmarks/results/DATASET.")
+@click.option("--trials", type=click.IntRange(1), default=32, show_default=True, help="In all processes together.")
+@click.option("--epochs", type=click.IntRange(1), default=6, show_default=True, help="Of a trial.")
+@click.option("--deepfool-images", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--limit", type=click.IntRange(100), help="Of training images: to see that it runs.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+def main(
+    dataset: str,
+    data_root: Path,
+    generator: str | None,
+    bank: str,
+    work: Path | None,
+    out: Path | None,
+    trials: int,
+    epochs: int,
+    deepfool_images: int,
+    limit: int | None,
+    threads: int | None,
+) -> None:
+    """Search, and write search.json."""
+    if threads:
+        torch.set_num_threads(threads)
+    train, test = (torchvision_dataset(dataset, data_root, train=part) for part in (True, False))
+    images = split(dataset, train, test, limit)
+    codes = of_rows(Codes(load_generator(generator or dataset), LatentBank.from_pretrained(bank)), images.rows)
+    folder = work or Path("runs", dataset, "search")
+    search = Search(images, codes, Budget(epochs=epochs), deepfool_images, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = record(search, search.run(trials))
+    hub.write_folder(out or RESULTS / dataset, {SEARCH_FILE: json_bytes(found)})
+    click.echo(json.dumps(found["chosen"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A policy with the share of a batch that it makes: what a search chooses, and each part of it left out in turn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latent_mixup.comparison import Method, decoded_mixes
+from latent_mixup.policies import Policy, from_config, to_config
+
+SEARCH_FILE = "search.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method tries.
+
+    Attributes:
+        prob: Share of a batch that is decoded.
+        policy: How it is made.
+    """
+
+    prob: float
+    policy: Policy
+
+    def method(self) -> Method:
+        """What trains with it."""
+        return decoded_mixes(self.prob, self.policy)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON says it."""
+        return {"prob": self.prob, "policy": to_config(self.policy)}
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> Setting:
+        """What :meth:`to_dict` said."""
+        return cls(said["prob"], from_config(said["policy"]))
+
+    def parts(self) -> dict[str, Setting]:
+        """The same with a part left out, by what is left out, and decoding alone; only what makes a difference."""
+        changes: dict[str, dict[str, Any]] = {
+            "without_mixing": {"unmixed": 1.0},
+            "without_noise": {"noise": None},
+            "without_low_pass": {"low_pass": None},
+            "decoded_alone": {"unmixed": 1.0, "noise": None, "low_pass": None, "truncation": None},
+        }
+        made = {name: replace(self, policy=replace(self.policy, **change)) for name, change in changes.items()}
+        return {name: setting for name, setting in made.items() if setting != self}
+
+
+def searched(folder: Path) -> Setting | None:
+    """What the search of a data set chose, from the folder of its results; None where nothing was searched."""
+    path = folder / SEARCH_FILE
+    return Setting.from_dict(json.loads(path.read_text())["chosen"]) if path.is_file() else None
