@@ -83,7 +83,9 @@ def test_a_run_writes_its_record(tmp_path, monkeypatch):
     for path in (Path(str(resources.files("latent_mixup"))) / "assets/fashion-mnist/data").glob("*.xz"):
         (raw / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
     bank = LatentBank.from_pretrained("fashion-mnist")
-    LatentBank(*bank[:], source_index=torch.arange(len(bank)), metadata=bank.metadata).save_pretrained(tmp_path / "bank")
+    LatentBank(*bank[:], source_index=torch.arange(len(bank)), metadata=bank.metadata).save_pretrained(
+        tmp_path / "bank"
+    )
     monkeypatch.setattr(label_truth, "split", lambda *given: SimpleNamespace(**_parts()))
     arguments = ["fashion-mnist", "--data-root", tmp_path, "--bank", tmp_path / "bank", "--out", tmp_path / "out"]
     found = CliRunner().invoke(label_truth.main, [*map(str, arguments), "--pairs", "40", "--epochs", "1"])
