@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from locks import claimed
 from torch.utils.data import Subset
 
 from latent_mixup import LatentBank, hub, invert, load_generator, refine
 from latent_mixup.bank import fingerprint
-from latent_mixup.cli.shared import uint8_images
+from latent_mixup.cli.shared import FOLDER, several, uint8_images
 from latent_mixup.comparison import Codes
 from latent_mixup.generators import VAE, Generator
 from latent_mixup.images import from_uint8
@@ -218,3 +219,13 @@ def described(codes: Codes) -> dict[str, Any]:
         "bank_digest": codes.bank.digest(),
         "made": {name: codes.bank.metadata.get(name) for name in ("inversion", "refined", "versions")},
     }
+
+
+code_options = several(
+    click.argument("dataset", type=click.Choice(["mnist", "fashion-mnist"])),
+    click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set."),
+    click.option("--generator", help="Folder, bundled name or Hub id; default: DATASET."),
+    click.option("--bank", required=True, help="Of the training images: a folder or a Hub id."),
+    click.option("--limit", type=click.IntRange(100), help="Of training images: to see that it runs."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores."),
+)

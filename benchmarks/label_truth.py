@@ -18,6 +18,7 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
+from codes import code_options
 from reconstruction import reference_classifier
 from torch import Tensor, nn
 from trials import RESULTS, json_bytes, split
@@ -115,15 +116,10 @@ def looked_at(
 
 
 @click.command()
-@click.argument("dataset", type=click.Choice(["mnist", "fashion-mnist"]))
-@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
-@click.option("--generator", help="Folder, bundled name or Hub id; default: DATASET.")
-@click.option("--bank", required=True, help="Of the training images: a folder or a Hub id.")
+@code_options
 @click.option("--out", type=FOLDER, help="For the JSON file; default: benchmarks/results/DATASET.")
 @click.option("--pairs", type=click.IntRange(1), default=5000, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="That the judge is trained for.")
-@click.option("--limit", type=click.IntRange(100), help="Of training images: to see that it runs.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
 def main(
     dataset: str,
     data_root: Path,

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import optuna
 import torch
-from codes import of_rows
+from codes import code_options, of_rows
 from locks import claimed
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -190,17 +190,12 @@ def record(search: Search, study: optuna.Study) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("dataset", type=click.Choice(["mnist", "fashion-mnist"]))
-@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
-@click.option("--generator", help="Folder, bundled name or Hub id; default: DATASET.")
-@click.option("--bank", required=True, help="Of the training images: a folder or a Hub id.")
+@code_options
 @click.option("--work", type=FOLDER, help="For the journal; default: runs/DATASET/search.")
 @click.option("--out", type=FOLDER, help="For search.json; default: benchmarks/results/DATASET.")
 @click.option("--trials", type=click.IntRange(1), default=32, show_default=True, help="In all processes together.")
 @click.option("--epochs", type=click.IntRange(1), default=6, show_default=True, help="Of a trial.")
 @click.option("--deepfool-images", type=click.IntRange(1), default=1000, show_default=True)
-@click.option("--limit", type=click.IntRange(100), help="Of training images: to see that it runs.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
 def main(
     dataset: str,
     data_root: Path,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import signal
 from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +164,25 @@ def unlabelled_bank(toy_bank: LatentBank) -> LatentBank:
 def toy_bank(linear_generator: LinearGenerator, toy_dataset: LabelledImages) -> LatentBank:
     """The exact codes of ``toy_dataset``."""
     return LatentBank(linear_generator.encode(toy_dataset.images), toy_dataset.labels, source_index=torch.arange(50))
+
+
+@pytest.fixture
+def bundled_root(tmp_path: Path) -> Path:
+    """A folder with the bundled images of Fashion-MNIST as torchvision lays them out."""
+    raw = tmp_path / "root" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (Path(str(resources.files("latent_mixup"))) / "assets/fashion-mnist/data").glob("*.xz"):
+        (raw / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def bundled_bank(tmp_path: Path) -> Path:
+    """The bundled bank of Fashion-MNIST, its rows numbered as the images of ``bundled_root`` are."""
+    bank = LatentBank.from_pretrained("fashion-mnist")
+    numbered = LatentBank(*bank[:], source_index=torch.arange(len(bank)), metadata=bank.metadata)
+    numbered.save_pretrained(tmp_path / "bundled-bank")
+    return tmp_path / "bundled-bank"
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
 import runpy
 import sys
 from argparse import Namespace
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -131,16 +129,6 @@ def with_our_lines(script: str, prefetcher: bool) -> str:
     return script.replace("\nimport torch\n", "\n".join(["", "import torch", *imports, ""]), 1)
 
 
-@pytest.fixture
-def fashion_mnist(tmp_path):
-    """The bundled images as torchvision lays Fashion-MNIST out."""
-    folder = tmp_path / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    for path in (Path(str(resources.files("latent_mixup"))) / "assets/fashion-mnist/data").glob("*.xz"):
-        (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
-    return tmp_path
-
-
 @pytest.mark.skipif(
     "TIMM_TRAIN" not in os.environ,
     reason="neither timm's wheel nor its sdist has train.py: let $TIMM_TRAIN name that of a clone of its repository",
@@ -156,20 +144,20 @@ def fashion_mnist(tmp_path):
     ],
     ids=["prefetcher", "no-prefetcher", "bce", "with timm's mixup"],
 )
-def test_train_py(options, loss, fashion_mnist, monkeypatch):
+def test_train_py(options, loss, bundled_root, monkeypatch):
     taken, forward = [], loss.forward
     monkeypatch.setattr(loss, "forward", lambda self, x, target: taken.append(target) or forward(self, x, target))
-    script = fashion_mnist / "train.py"
+    script = bundled_root / "train.py"
     script.write_text(with_our_lines(Path(os.environ["TIMM_TRAIN"]).read_text(), "--no-prefetcher" not in options))
-    command = ["train.py", "--data-dir", str(fashion_mnist), "--dataset", "torch/fashion_mnist", "--num-classes", "10"]
+    command = ["train.py", "--data-dir", str(bundled_root), "--dataset", "torch/fashion_mnist", "--num-classes", "10"]
     command += ["--input-size", "1", "28", "28", "--mean", "0.286", "--std", "0.353", "--model", "test_resnet"]
     command += ["--epochs", "2", "--warmup-epochs", "0", "--cooldown-epochs", "0", "--workers", "0"]
     command += ["--opt", "adamw", "--lr", "2e-3", "--device", "cpu", "--batch-size", "128", "--no-aug"]
-    command += ["--output", str(fashion_mnist), "--experiment", "run", *options]
+    command += ["--output", str(bundled_root), "--experiment", "run", *options]
     monkeypatch.setattr(sys, "argv", command)
     with torch.random.fork_rng(devices=[]):
         runpy.run_path(str(script), run_name="__main__")
-    summary = (fashion_mnist / "run" / "summary.csv").read_text().splitlines()
+    summary = (bundled_root / "run" / "summary.csv").read_text().splitlines()
     assert len(summary) == 3
     assert all(targets.shape[1] == 10 for targets in taken)
     assert len(taken) == 2 * (10_000 // (63 if "63" in options else 128))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import lzma
 import math
-from importlib import resources
-from pathlib import Path
 from types import SimpleNamespace
 
 import label_truth
@@ -77,17 +74,9 @@ def test_at_the_ends_a_mix_is_a_reconstruction():
     )
 
 
-def test_a_run_writes_its_record(tmp_path, monkeypatch):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for path in (Path(str(resources.files("latent_mixup"))) / "assets/fashion-mnist/data").glob("*.xz"):
-        (raw / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
-    bank = LatentBank.from_pretrained("fashion-mnist")
-    LatentBank(*bank[:], source_index=torch.arange(len(bank)), metadata=bank.metadata).save_pretrained(
-        tmp_path / "bank"
-    )
+def test_a_run_writes_its_record(tmp_path, bundled_root, bundled_bank, monkeypatch):
     monkeypatch.setattr(label_truth, "split", lambda *given: SimpleNamespace(**_parts()))
-    arguments = ["fashion-mnist", "--data-root", tmp_path, "--bank", tmp_path / "bank", "--out", tmp_path / "out"]
+    arguments = ["fashion-mnist", "--data-root", bundled_root, "--bank", bundled_bank, "--out", tmp_path / "out"]
     found = CliRunner().invoke(label_truth.main, [*map(str, arguments), "--pairs", "40", "--epochs", "1"])
     assert found.exit_code == 0, found.output
     record = json.loads((tmp_path / "out" / "label-truth.json").read_text())

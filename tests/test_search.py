@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import lzma
 import math
-from importlib import resources
-from pathlib import Path
 from types import SimpleNamespace
 
 import methods as methods_module
@@ -20,7 +17,6 @@ import trials
 from click.testing import CliRunner
 from settings import Setting, searched
 
-from latent_mixup import LatentBank
 from latent_mixup.comparison import Budget
 from latent_mixup.policies import Anyone, Beta, LowPass, Noise, Policy, SameClass
 
@@ -110,15 +106,7 @@ def test_another_search_in_the_same_folder_is_refused(made):
         other.reference()
 
 
-def test_the_command_searches_on_the_validation_images_alone(tmp_path, monkeypatch):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for path in (Path(str(resources.files("latent_mixup"))) / "assets/fashion-mnist/data").glob("*.xz"):
-        (raw / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
-    bank = LatentBank.from_pretrained("fashion-mnist")
-    LatentBank(*bank[:], source_index=torch.arange(len(bank)), metadata=bank.metadata).save_pretrained(
-        tmp_path / "bank"
-    )
+def test_the_command_searches_on_the_validation_images_alone(tmp_path, bundled_root, bundled_bank, monkeypatch):
     monkeypatch.setattr(trials, "VALIDATION", 300)
     given = []
     evaluate = search.evaluate
@@ -128,14 +116,14 @@ def test_the_command_searches_on_the_validation_images_alone(tmp_path, monkeypat
         return evaluate(model, images, *rest, **more)
 
     monkeypatch.setattr(search, "evaluate", looked_at)
-    arguments = ["fashion-mnist", "--data-root", tmp_path, "--bank", tmp_path / "bank", "--work", tmp_path / "work"]
+    arguments = ["fashion-mnist", "--data-root", bundled_root, "--bank", bundled_bank, "--work", tmp_path / "work"]
     arguments += ["--out", tmp_path / "out", "--trials", 1, "--epochs", 1, "--deepfool-images", 10, "--limit", 1000]
     found = CliRunner().invoke(search.main, [*map(str, arguments)])
     assert found.exit_code == 0, found.output
     record = json.loads((tmp_path / "out" / "search.json").read_text())
     assert (record["validation_images"], len(record["trials"])) == (300, 1)
     assert searched(tmp_path / "out") == Setting(0.5, Policy(unmixed=1.0))
-    test = search.torchvision_dataset("fashion-mnist", tmp_path, train=False).data
+    test = search.torchvision_dataset("fashion-mnist", bundled_root, train=False).data
     known = {image.numpy().tobytes() for image in test}
     assert [len(images) for images in given] == [300, 300]
     for images in given:
