@@ -32,6 +32,7 @@ from latent_mixup.robustness import accuracy, evaluate
 RESULTS = Path(__file__).parent / "results"
 SPLIT_SEED, VALIDATION = 42, 10_000
 ALPHAS = (0.2, 0.5, 1.0, 2.0)  # what --grid chooses from
+REFINED = {"gan_mixup_0.025": "gan_mixup", "gan_mixup_0.020": "gan_mixup_0.025"}  # methods, and that before refining
 UNMIXED = ("standard", "standard_90_epochs", "decoded")  # and what has no alpha to choose
 
 Methods = dict[str, tuple[Method, str | None]]
@@ -195,6 +196,14 @@ class Benchmark:
             if (folder / trial.file).is_file():
                 trial.check_budget(folder / trial.file)
                 return
+            twin = self.twin(trial)
+            if twin is not None:
+                self.run(twin)
+                if (folder / twin.file).is_file():  # else another process is at it
+                    found = twin.check_budget(folder / twin.file)
+                    record = {**found, "method": trial.method, "same_as": twin.method}
+                    hub.write_folder(folder, {trial.file: json_bytes(record)})
+                return
             model, training = self.trained(trial)
             started = time.perf_counter()
             test = trial.in_range(self.images.train)
@@ -211,6 +220,16 @@ class Benchmark:
                 "scoring_seconds": round(time.perf_counter() - started, 1),
             }
             hub.write_folder(folder, {trial.file: json_bytes(record)})
+
+    def twin(self, trial: Trial) -> Trial | None:
+        """The same trial before codes were refined, where no code changed: training it again would change nothing."""
+        before = REFINED.get(trial.method)
+        if before is None or trial.codes is None:
+            return None
+        twin = self.trial(before, trial.seed)
+        assert twin.codes is not None
+        digests = [self.codes_named(name).bank.digest() for name in (trial.codes, twin.codes)]
+        return replace(twin, budget=trial.budget) if digests[0] == digests[1] else None
 
     def trained(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
         """The trial's classifier, from its file where that is there, and the circumstances of its training."""

@@ -262,6 +262,32 @@ def test_a_trial_is_trained_once_and_scored_once(bench, monkeypatch):
         assert again[name] == record[name]
 
 
+def test_codes_that_refining_left_as_they_were_are_not_trained_on_again(bench, some_codes, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        trials.Benchmark, "trained", lambda bench, trial: trained.append(trial.method) or (None, {"budget": {}})
+    )
+    monkeypatch.setattr(trials, "evaluate", lambda *_, **more: {"accuracy": len(trained) / 10})
+    monkeypatch.setattr(trials.Trial, "check_budget", lambda trial, path: json.loads(path.read_text()))
+    bench.run(bench.trial("gan_mixup_0.020", 0))
+    assert trained == ["gan_mixup"]
+    found = {path.stem: json.loads(path.read_text()) for path in (bench.out / "fixed").iterdir()}
+    assert {name: (record["method"], record["accuracy"]) for name, record in found.items()} == {
+        "gan_mixup-0": ("gan_mixup", 0.1),
+        "gan_mixup_0.025-0": ("gan_mixup_0.025", 0.1),
+        "gan_mixup_0.020-0": ("gan_mixup_0.020", 0.1),
+    }
+    assert [found[f"gan_mixup_{above}-0"]["same_as"] for above in ("0.025", "0.020")] == [
+        "gan_mixup",
+        "gan_mixup_0.025",
+    ]
+    better = Codes(some_codes.generator, some_codes.bank.subset(range(300)))
+    other = dataclasses.replace(bench, codes_named=lambda name: better if name == "gan_0.025" else some_codes)
+    assert other.twin(other.trial("gan_mixup_0.025", 1)) is None
+    assert other.twin(other.trial("gan_mixup_0.020", 1)) is None
+    assert other.twin(other.trial("decoded", 1)) is None
+
+
 def test_what_another_process_is_doing_is_left_to_it(bench):
     lock = bench.work / "models" / "fixed" / "standard-0.lock"
     holder = (
