@@ -6,7 +6,7 @@ CIFAR-10, from the files of others: NVIDIA's StyleGAN2 and the authors' three ba
     python benchmarks/publish.py --data-root data
     python benchmarks/publish.py --data-root data --stylegan2-cifar10 stylegan2-cifar10-32x32.pkl \
         --grad-latents plain.npy refined-0.025.npy refined-0.020.npy
-    python benchmarks/publish.py --data-root data --only fashion-mnist-bank --assets latent_mixup/assets
+    python benchmarks/publish.py --data-root data --only mnist-bank --assets latent_mixup/assets
 
 Each stage goes on where it stopped. ``--runs`` keeps what is made on the way (a finished run of ``latent-mixup
 train-generator`` or ``invert`` in a folder of the artefact's name there is taken up), and NAME-reconstruction.json, the
@@ -52,6 +52,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NETWORK = {"channels": [32, 64, 128, 256], "layers": [1, 1, 1, 1]}  # of the encoder: a ResNet-18 for a CPU
 HALF_AS_WIDE = {"decoder_widths": (256, 512), "encoder_widths": (256, 128)}
 GENERATOR_NETWORK = {"mnist": HALF_AS_WIDE, "fashion-mnist": {}}  # digits are simpler, and both fit into one wheel
+SHIPPED = {"mnist": (400, 1000), "fashion-mnist": (1000, 2000)}  # codes of each class, and test images
 PROBES, MUCH_BETTER = 256, 0.5  # so many codes are decoded first; their MSE is at most this share of that of others
 PAIRS = 16  # columns of a sheet of mixes
 PICTURES = {
@@ -457,8 +458,8 @@ def stages(shop: Workshop, only: tuple[str, ...]) -> list[Artefact]:
 @click.option("--stylegan2-cifar10", "network", type=FILE, help="NVIDIA's stylegan2-cifar10-32x32.pkl.")
 @click.option("--grad-latents", "latents", type=FILE, nargs=3, help="The authors' files: plain, 0.025 and 0.020.")
 @click.option("--assets", type=FOLDER, help="Write what ships with the package as well, of banks that are made.")
-@click.option("--per-class", type=click.IntRange(1), default=1000, show_default=True, help="--assets: codes of each.")
-@click.option("--test-images", type=click.IntRange(1), default=2000, show_default=True, help="--assets: of them.")
+@click.option("--per-class", type=click.IntRange(1), help="--assets: codes of each class; default: as many as ship.")
+@click.option("--test-images", type=click.IntRange(1), help="--assets: how many; default: as many as ship.")
 @click.option("--organisation", default=ORGANISATION, show_default=True, help="On the Hub.")
 @click.option("--push", is_flag=True, help="Push it all to the Hub afterwards.")
 @click.option("--table", is_flag=True, help="Print the table of the docs, and do nothing.")
@@ -474,8 +475,8 @@ def main(
     network: Path | None,
     latents: tuple[Path, Path, Path] | None,
     assets: Path | None,
-    per_class: int,
-    test_images: int,
+    per_class: int | None,
+    test_images: int | None,
     organisation: str,
     push: bool,
     table: bool,
@@ -498,7 +499,8 @@ def main(
         owner = str(out / artefact.generator) if artefact.generator and artefact.kind != "features" else None
         click.echo(f"{folder}: {check(folder, artefact.kind, owner)}")
         if assets and artefact.kind == "bank" and artefact.data_set in TRAINED_ON:
-            bundle(shop, artefact.data_set, assets, per_class, test_images)
+            shipped = SHIPPED[artefact.data_set]
+            bundle(shop, artefact.data_set, assets, per_class or shipped[0], test_images or shipped[1])
     if push:
         push_all(shop, chosen)
 

@@ -24,7 +24,7 @@ class BundledImages(Dataset[tuple[Any, int]]):
 
     For training, the images that the bundled bank of the same name has codes of, row for row, the best inverted ones
     of each class (``bank.source_index`` is their index in all 60,000); for testing, the first test images. Of
-    ``"fashion-mnist"`` these are 10,000 and 2,000. Terms: see NOTICE.
+    ``"fashion-mnist"`` these are 10,000 and 2,000, of ``"mnist"`` 4,000 and 1,000. Terms: see NOTICE.
 
     Args:
         name: One of :func:`bundled_image_names`.
