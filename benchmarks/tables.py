@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -121,19 +122,89 @@ def reconstruction_table() -> str:
     return markdown(["", "mean", "median", "95 %"], body)
 
 
+def published_codes_table() -> str:
+    """How good the codes of the published banks are, in units of [-1, 1] squared."""
+    body = []
+    for dataset in ("mnist", "fashion-mnist"):
+        found = json.loads((RESULTS / "published" / f"{dataset}-reconstruction.json").read_text())
+        for part in ("train", "test"):
+            errors = [f"{found[f'{part}_mse'][name]:.4f}" for name in ("mean", "median", "p95")]
+            judged = ("classifier_accuracy_on_real_test_images", "classifier_accuracy_on_reconstructions")
+            kept = [f"{found[name]:.4f}" for name in judged] if part == "test" else ["", ""]
+            body.append([f"{dataset}, {part}", *errors, *kept])
+    heads = ["images", "MSE, mean", "median", "95 %", "a classifier is right on real ones", "on decoded ones"]
+    return markdown(heads, body)
+
+
 def step_time_table() -> str:
-    """The time of a training step."""
+    """The time of a training step, and the ratio where decode and step multiply at one speed."""
     found = json.loads((RESULTS / "step_time.json").read_text())
     names = {
         "standard": "standard",
-        "latent_mixup": "latent mixup, `LatentMixupLoader`",
-        "latent_mixup_prefetch_2": "the same, `prefetch=2`: decoded ahead by a thread",
+        "live": "live, `LatentMixupLoader`",
+        "live_half": "live, `prob=0.5`",
+        "live_batch_by_batch": "live, `decode_batches=1`",
+        "live_prefetch_2": "live, `prefetch=2`",
+        "pool": "`RenderedMixupDataset`",
+        "arithmetic_alone": "standard, and the decode's multiplications alone",
     }
+    body = []
+    for part in ("bundled", "bundled_channels_last", "stylegan2"):
+        record = found[part]
+        floors = {"live": "ratio", "live_half": "ratio_half", "arithmetic_alone": "ratio"}
+        for name, label in names.items():
+            if name in record["rows"]:
+                row = record["rows"][name]
+                floor = f"{record['floor'][floors[name]]:.2f}" if name in floors else ""
+                first = f"{record['case']}, batch {record['batch_size']}" if name == "standard" else ""
+                cells = [f"{row['median_ms']:.1f} ms", f"{row['median_ratio_to_standard']:.2f}", floor]
+                body.append([first, label, *cells, str(record["blocks"])])
+    return markdown(["training step", "", "median", "ratio to standard", "by multiply-adds", "n"], body)
+
+
+def step_memory_table() -> str:
+    """The greatest memory of a process after a tenth of its steps, and after all of them."""
+    found = json.loads((RESULTS / "step_time.json").read_text())["memory"]["runs"]
     body = [
-        [label, f"{found[name]['median_ms']:.1f} ms", f"{found[name]['median_ratio_to_standard']:.2f}"]
-        for name, label in names.items()
+        [run["kind"], str(run["steps"]), f"{run['peak_mib'][0]:.0f} MiB", f"{run['peak_mib'][-1]:.0f} MiB"]
+        for run in found
     ]
-    return markdown(["training step, batch 64", "median", "ratio to standard"], body)
+    return markdown(["training on", "steps", "after a tenth", "at the end"], body)
+
+
+def decode_time_table() -> str:
+    """The time of a decode by images a call, and by option at the smallest call."""
+    found = json.loads((RESULTS / "decode_time.json").read_text())["generators"]
+    body = []
+    for name, rows in found.items():
+        for place, row in enumerate(rows):
+            moved = f"{row['moves_an_image_by']:.1g}" if row["option"] != "none" else ""
+            option = "" if row["option"] == "none" else f"`{row['option']}`"
+            cells = [f"{row['ms_an_image']:.3g} ms", f"{row['ratio']:.2f}", moved, str(row["n"])]
+            body.append(["" if place else name, str(row["images_a_call"]), option, *cells])
+    return markdown(["generator", "images a call", "option", "an image", "ratio", "moves a pixel by", "n"], body)
+
+
+def pools_table() -> str:
+    """Scores by the size of the pool that half of each batch came from, and the differences from live decoding."""
+    trials = [json.loads(path.read_text()) for path in sorted((RESULTS / "pools").glob("*/*.json"))]
+    of: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        of.setdefault(trial["method"], []).append(trial)
+    sizes = sorted((name for name in of if name.startswith("pool_")), key=lambda name: int(name.split("_")[1]))
+    labels = {"standard": "real images alone", "live": "decoded live"}
+    labels |= {name: f"pool of {int(name.split('_')[1]):,}" for name in sizes}
+    body = []
+    for name, label in labels.items():
+        cells = []
+        for score, digits in DIGITS.items():
+            values, live = ([trial[score] for trial in of[each]] for each in (name, "live"))
+            mean, deviation = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+            cells.append(_value(mean, deviation, digits))
+            cells.append("" if name == "live" else f"{mean - statistics.fmean(live):+.{digits}f}")
+        body.append([label, *cells, str(len(of[name]))])
+    heads = [head for name in ("accuracy", "DeepFool", "blurred") for head in (name, "minus live")]
+    return markdown(["half of each batch", *heads, "seeds"], body)
 
 
 def stylegan2_table() -> str:
@@ -239,7 +310,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison": comparison_table,
     "demo": demo_table,
     "reconstruction": reconstruction_table,
+    "published-codes": published_codes_table,
     "step-time": step_time_table,
+    "step-memory": step_memory_table,
+    "decode-time": decode_time_table,
+    "pools": pools_table,
     "inversion": inversion_table,
     "stylegan2": stylegan2_table,
     "stylegan2-speed": stylegan2_speed_table,

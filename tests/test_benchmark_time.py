@@ -54,6 +54,11 @@ def test_a_quick_run_compares_all_kinds(step_time, tmp_path):
     assert part["hardware"]["threads"] == torch.get_num_threads()
 
 
+def test_each_kind_is_first_in_turn(step_time):
+    turns = [step_time.rotated(["a", "b", "c"], turn) for turn in range(4)]
+    assert turns == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
 def test_the_floor_is_counted(step_time, bundled):
     """By hand: three linear layers and the skip; convolutions and linear layers, but for the gradient of the images."""
     found = step_time.floor(bundled)
@@ -121,3 +126,48 @@ def test_a_quick_run_of_decodes(script, tmp_path):
     assert rows[0]["ratio"] == 1.0
     assert rows[0]["moves_an_image_by"] == 0
     assert all(row["ms_an_image"] > 0 for row in rows)
+
+
+def test_the_table_is_drawn_from_the_record(script, tmp_path, monkeypatch):
+    tables = script("tables")
+    row = {"median_ms": 12.345, "median_ratio_to_standard": 1.0789}
+    part = {"case": "net", "batch_size": 32, "blocks": 11, "floor": {"ratio": 3.5, "ratio_half": 2.25}}
+    record = {"bundled": {**part, "rows": {"standard": row, "live_half": row}}, "stylegan2": {**part, "rows": {}}}
+    record["bundled_channels_last"] = record["stylegan2"]
+    record["memory"] = {"runs": [{"kind": "live", "steps": 1000, "peak_mib": [410.2, 410.4, 411.0]}]}
+    (tmp_path / "step_time.json").write_text(json.dumps(record))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.step_time_table().splitlines()[2:] == [
+        "| net, batch 32 | standard | 12.3 ms | 1.08 |  | 11 |",
+        "|  | live, `prob=0.5` | 12.3 ms | 1.08 | 2.25 | 11 |",
+    ]
+    assert tables.step_memory_table().splitlines()[2:] == ["| live | 1000 | 410 MiB | 411 MiB |"]
+
+
+def test_the_tables_of_decodes_and_pools_are_drawn_from_their_files(script, tmp_path, monkeypatch):
+    tables = script("tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    row = {"images_a_call": 64, "ms_an_image": 0.0712, "ratio": 1.0, "moves_an_image_by": 0.0, "n": 101}
+    half = {**row, "option": "autocast=torch.bfloat16", "ratio": 3.456, "moves_an_image_by": 0.0123}
+    (tmp_path / "decode_time.json").write_text(json.dumps({"generators": {"net": [{**row, "option": "none"}, half]}}))
+    assert tables.decode_time_table().splitlines()[2:] == [
+        "| net | 64 |  | 0.0712 ms | 1.00 |  | 101 |",
+        "|  | 64 | `autocast=torch.bfloat16` | 0.0712 ms | 3.46 | 0.01 | 101 |",
+    ]
+    folder = tmp_path / "pools" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    for method, accuracies in {
+        "standard": [0.92],
+        "live": [0.9, 0.91],
+        "pool_10000": [0.8],
+        "pool_2000": [0.7],
+    }.items():
+        for seed, accuracy in enumerate(accuracies):
+            scores = {"accuracy": accuracy, "deepfool_score": 1.0, "blurred_accuracy": 0.5}
+            (folder / f"{method}-{seed}.json").write_text(json.dumps({"method": method, **scores}))
+    assert tables.pools_table().splitlines()[2:] == [
+        "| real images alone | 0.9200 | +0.0150 | 1.000 | +0.000 | 0.500 | +0.000 | 1 |",
+        "| decoded live | 0.9050 ± 0.0071 |  | 1.000 ± 0.000 |  | 0.500 ± 0.000 |  | 2 |",
+        "| pool of 2,000 | 0.7000 | -0.2050 | 1.000 | +0.000 | 0.500 | +0.000 | 1 |",
+        "| pool of 10,000 | 0.8000 | -0.1050 | 1.000 | +0.000 | 0.500 | +0.000 | 1 |",
+    ]
