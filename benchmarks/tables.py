@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,13 @@ def published_codes_table() -> str:
     return markdown(heads, body)
 
 
-def step_time_table() -> str:
-    """The time of a training step, and the ratio where decode and step multiply at one speed."""
+def step_time_table(parts: Sequence[str], kinds: Sequence[str] | None = None) -> str:
+    """The time of a training step, and the ratio where decode and step multiply at one speed.
+
+    Args:
+        parts: Of the measurement.
+        kinds: Rows of each; None: all.
+    """
     found = json.loads((RESULTS / "step_time.json").read_text())
     names = {
         "standard": "standard",
@@ -149,11 +154,11 @@ def step_time_table() -> str:
         "arithmetic_alone": "standard, and the decode's multiplications alone",
     }
     body = []
-    for part in ("bundled", "bundled_channels_last", "stylegan2"):
+    for part in parts:
         record = found[part]
         floors = {"live": "ratio", "live_half": "ratio_half", "arithmetic_alone": "ratio"}
         for name, label in names.items():
-            if name in record["rows"]:
+            if name in record["rows"] and (kinds is None or name in kinds):
                 row = record["rows"][name]
                 floor = f"{record['floor'][floors[name]]:.2f}" if name in floors else ""
                 first = f"{record['case']}, batch {record['batch_size']}" if name == "standard" else ""
@@ -311,7 +316,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo_table,
     "reconstruction": reconstruction_table,
     "published-codes": published_codes_table,
-    "step-time": step_time_table,
+    "step-time": partial(step_time_table, ("bundled", "stylegan2"), ("standard", "live", "live_half", "pool")),
+    "step-time-all": partial(step_time_table, ("bundled", "bundled_channels_last", "stylegan2")),
     "step-memory": step_memory_table,
     "decode-time": decode_time_table,
     "pools": pools_table,

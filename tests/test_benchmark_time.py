@@ -137,9 +137,12 @@ def test_the_table_is_drawn_from_the_record(script, tmp_path, monkeypatch):
     record["memory"] = {"runs": [{"kind": "live", "steps": 1000, "peak_mib": [410.2, 410.4, 411.0]}]}
     (tmp_path / "step_time.json").write_text(json.dumps(record))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert tables.step_time_table().splitlines()[2:] == [
+    assert tables.TABLES["step-time-all"]().splitlines()[2:] == [
         "| net, batch 32 | standard | 12.3 ms | 1.08 |  | 11 |",
         "|  | live, `prob=0.5` | 12.3 ms | 1.08 | 2.25 | 11 |",
+    ]
+    assert tables.step_time_table(["bundled"], ["standard"]).splitlines()[2:] == [
+        "| net, batch 32 | standard | 12.3 ms | 1.08 |  | 11 |"
     ]
     assert tables.step_memory_table().splitlines()[2:] == ["| live | 1000 | 410 MiB | 411 MiB |"]
 
