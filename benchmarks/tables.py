@@ -167,6 +167,17 @@ def step_time_table(parts: Sequence[str], kinds: Sequence[str] | None = None) ->
     return markdown(["training step", "", "median", "ratio to standard", "by multiply-adds", "n"], body)
 
 
+def step_floor_table() -> str:
+    """The multiply-adds of a step and of a decode, and the ratio that follows."""
+    found = json.loads((RESULTS / "step_time.json").read_text())
+    body = []
+    for part in ("bundled", "stylegan2"):
+        record, floor = found[part], found[part]["floor"]
+        counts = [f"{floor[f'{name}_multiply_adds'] / 1e6:,.0f} M" for name in ("step", "decode")]
+        body.append([f"{record['case']}, batch {record['batch_size']}", *counts, f"{floor['ratio']:.2f}"])
+    return markdown(["multiply-adds", "a standard step", "a decode", "1 + decode / step"], body)
+
+
 def step_memory_table() -> str:
     """The greatest memory of a process after a tenth of its steps, and after all of them."""
     found = json.loads((RESULTS / "step_time.json").read_text())["memory"]["runs"]
@@ -318,6 +329,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "published-codes": published_codes_table,
     "step-time": partial(step_time_table, ("bundled", "stylegan2"), ("standard", "live", "live_half", "pool")),
     "step-time-all": partial(step_time_table, ("bundled", "bundled_channels_last", "stylegan2")),
+    "step-floor": step_floor_table,
     "step-memory": step_memory_table,
     "decode-time": decode_time_table,
     "pools": pools_table,

@@ -132,6 +132,7 @@ def test_the_table_is_drawn_from_the_record(script, tmp_path, monkeypatch):
     tables = script("tables")
     row = {"median_ms": 12.345, "median_ratio_to_standard": 1.0789}
     part = {"case": "net", "batch_size": 32, "blocks": 11, "floor": {"ratio": 3.5, "ratio_half": 2.25}}
+    part["floor"] |= {"step_multiply_adds": 2_000_000, "decode_multiply_adds": 5_000_000_000}
     record = {"bundled": {**part, "rows": {"standard": row, "live_half": row}}, "stylegan2": {**part, "rows": {}}}
     record["bundled_channels_last"] = record["stylegan2"]
     record["memory"] = {"runs": [{"kind": "live", "steps": 1000, "peak_mib": [410.2, 410.4, 411.0]}]}
@@ -144,6 +145,7 @@ def test_the_table_is_drawn_from_the_record(script, tmp_path, monkeypatch):
     assert tables.step_time_table(["bundled"], ["standard"]).splitlines()[2:] == [
         "| net, batch 32 | standard | 12.3 ms | 1.08 |  | 11 |"
     ]
+    assert tables.step_floor_table().splitlines()[2] == "| net, batch 32 | 2 M | 5,000 M | 3.50 |"
     assert tables.step_memory_table().splitlines()[2:] == ["| live | 1000 | 410 MiB | 411 MiB |"]
 
 
