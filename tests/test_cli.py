@@ -109,7 +109,7 @@ def test_generator_that_is_not_there(tmp_path, data_root):
         "invert", "fashion", "--dataset", "fashion-mnist", "--data-root", data_root, "--out", tmp_path / "bank"
     )
     assert code == 1
-    assert "no generator is called 'fashion': expected a folder, a bundled name (fashion-mnist)" in output
+    assert "no generator is called 'fashion': expected a folder, a bundled name (fashion-mnist, mnist)" in output
 
 
 def test_train_generator_runs_and_says_what_it_made(tmp_path, data_root, monkeypatch):

@@ -205,7 +205,7 @@ def test_without_the_self_test(broken):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nothing",), "no generator is called 'nothing': expected a folder, a bundled name (fashion-mnist)"),
+        (("nothing",), "no generator is called 'nothing': expected a folder, a bundled name (fashion-mnist, mnist)"),
         (("fashion-mnist", "--no-self-test", "--steps", "3"), "--images and --steps belong to the self test"),
     ],
 )
