@@ -70,9 +70,10 @@ def measure(generator: Generator, sizes: tuple[int, ...], options: list[str], tu
 
 @click.command()
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file.")
+@click.option("--part", "parts", type=click.Choice(list(SIZES)), multiple=True, help="Repeatable; default: all.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
 @click.option("--quick", is_flag=True, help="Small decodes of the bundled generator: to see that it runs.")
-def main(out: Path, threads: int | None, quick: bool) -> None:
+def main(out: Path, parts: tuple[str, ...], threads: int | None, quick: bool) -> None:
     """Time decodes in turn; print and write medians and ratios."""
     from step_time import circumstances
 
@@ -82,7 +83,7 @@ def main(out: Path, threads: int | None, quick: bool) -> None:
     options = ["none", "channels_last=True"] if quick else list(OPTIONS)
     rows = {
         name: measure(generator, sizes[name], options, 3 if quick or name != "bundled" else 101)
-        for name, generator in generators(list(sizes)).items()
+        for name, generator in generators([name for name in sizes if not parts or name in parts]).items()
     }
     record = {"generators": rows, **circumstances()}
     hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
