@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from settings import Setting, searched
 
 from latent_mixup.comparison import Budget
-from latent_mixup.policies import Anyone, Beta, LowPass, Noise, Policy, SameClass
+from latent_mixup.policies import Beta, LowPass, Noise, Policy, SameClass
 
 STANDARD = {"accuracy": 0.92, "deepfool_score": 1.0, "blurred_accuracy": 0.65}
 FULL = Setting(0.4, Policy(Beta(0.5), SameClass(), unmixed=0.5, noise=Noise(0.3), low_pass=LowPass(0, 2)))
@@ -158,7 +158,3 @@ def test_real_images_through_the_same_low_pass():
     assert images[changed].equal(LowPass(1, 1)(real[changed], torch.ones(4)))
     (same, _), *_ = methods_module.low_pass_of_real(1.0, LowPass(0, 0))(run)[0]
     assert same.equal(real)
-
-
-def test_without_a_policy_mixes_are_the_papers():
-    assert Policy() == Policy(Beta(1.0), Anyone())
