@@ -35,10 +35,11 @@ class LatentMixupCollate:
         bank: Codes and labels.
         collate_fn: Makes ``(images, labels)`` of a list of samples.
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
-        prob: Share of the batch that becomes mixes.
+        prob: Share of the batch that becomes mixes. None: that of a policy given by name, else all.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`; or a
+            name, ``"robust"`` or ``"paper"``.
         num_classes: Width of the targets; None for the bank's.
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -75,10 +76,10 @@ class LatentMixupCollate:
         *,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         alpha: float = 1.0,
-        prob: float = 1.0,
+        prob: float | None = None,
         mode: Mode = "elem",
         path: PathName | None = None,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any, TypeAlias
 
@@ -26,7 +27,7 @@ from latent_mixup.policies import Beta, Draw, Policy, Rows
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy, shuffled_batches, train_classifier
-from latent_mixup.training.mixup import manifold_mixup_loss, mixup_batches
+from latent_mixup.training.mixup import ManifoldMixup, mixup_batches
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Data:
         """One more than the largest training label."""
         return int(self.train_labels.max()) + 1
 
+    def training_on(self, device: torch.device | str) -> Data:
+        """The same, the training images on a device; labels stay, for targets are made where ``lam`` is drawn."""
+        return replace(self, train_images=self.train_images.to(device))
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -53,6 +58,11 @@ class Codes:
 
     def __post_init__(self) -> None:
         self.bank.check_labelled()
+
+    def decoding_on(self, device: torch.device | str) -> Codes:
+        """The same, the generator moved to a device."""
+        self.generator.to(device)
+        return self
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ def mixup(run: Run) -> tuple[Batches, Loss]:
 
 def manifold_mixup(run: Run) -> tuple[Batches, Loss]:
     """Mixes of hidden layers."""
-    loss = manifold_mixup_loss(run.points, run.data.num_classes, alpha=run.budget.alpha, seed=run.seed)
+    loss = ManifoldMixup(run.points, run.data.num_classes, alpha=run.budget.alpha, seed=run.seed)
     return run.real(), loss
 
 
@@ -149,7 +159,9 @@ def decoded_mixes(prob: float, policy: Policy | None = None) -> Method:
 
     def method(run: Run) -> tuple[Batches, Loss]:
         codes, followed = run.needed_codes(), Policy(Beta(run.budget.alpha)) if policy is None else policy
-        loader = LatentMixupLoader(run.real(), codes.generator, codes.bank, prob=prob, policy=followed, seed=run.seed)
+        how: dict[str, Any] = {"prob": prob, "policy": followed, "seed": run.seed, "prefetch": 0}
+        at_once = codes.generator.decode_batches  # on a GPU as well, where processes share it
+        loader = LatentMixupLoader(run.real(), codes.generator, codes.bank, decode_batches=at_once, **how)
         return iter(loader), cross_entropy
 
     return method
@@ -162,9 +174,9 @@ def decoded(prob: float) -> Method:
         codes = run.needed_codes()
         for images, labels, draw in run.draws(prob):
             latents, own = codes.bank[draw.rows]
-            targets = soft_targets(labels, run.data.num_classes)
+            slots, targets = draw.slots.to(images.device), soft_targets(labels, run.data.num_classes)
             yield (
-                images.index_copy(0, draw.slots, decode(codes.generator, latents)),
+                images.index_copy(0, slots, decode(codes.generator, latents)),
                 targets.index_copy(0, draw.slots, soft_targets(own, run.data.num_classes)),
             )
 
@@ -180,16 +192,16 @@ def pixel_mix_of_decoded(prob: float) -> Method:
             (own, labels_a), (other, labels_b) = codes.bank[draw.rows], codes.bank[draw.partners]
             pictures = lerp(decode(codes.generator, own), decode(codes.generator, other), draw.lam)
             mixed = mix_targets(labels_a, labels_b, draw.lam, num_classes)
-            targets = soft_targets(labels, num_classes).index_copy(0, draw.slots, mixed)
-            yield images.index_copy(0, draw.slots, pictures), targets
+            slots, targets = draw.slots.to(images.device), soft_targets(labels, num_classes)
+            yield images.index_copy(0, slots, pictures), targets.index_copy(0, draw.slots, mixed)
 
     return lambda run: (batches(run), cross_entropy)
 
 
 @torch.no_grad()
 def decode(generator: Generator, latents: Tensor) -> Tensor:
-    """Images of codes, without gradients."""
-    return generator.decode(latents)
+    """Images of codes, without gradients, on the generator's device."""
+    return generator.decode(latents.to(generator.device))
 
 
 REAL_METHODS: dict[str, Method] = {"standard": standard, "mixup": mixup, "manifold_mixup": manifold_mixup}
@@ -208,16 +220,28 @@ def train_paper_cnn(
     budget: Budget,
     *,
     seed: int,
+    device: torch.device | str = "cpu",
     on_step: Callable[[], object] | None = None,
 ) -> PaperCNN:
-    """A :class:`PaperCNN` trained by ``method``; see :func:`train_and_score` for the arguments."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = PaperCNN(data.num_classes).to(memory_format=torch.channels_last)  # faster on a CPU
-        run = Run(data, codes, budget, seed, model, paper_points(model))
+    """A :class:`PaperCNN` trained by ``method`` on ``device``; see :func:`train_and_score` for the arguments."""
+    with seeded(seed, device):
+        layout = torch.channels_last if torch.device(device).type == "cpu" else torch.contiguous_format  # the faster
+        model = PaperCNN(data.num_classes).to(device).to(memory_format=layout)
+        run = Run(
+            data.training_on(device), codes and codes.decoding_on(device), budget, seed, model, paper_points(model)
+        )
         batches, loss = method(run)
         train_classifier(model, batches, lr=budget.lr, decay_every=run.steps_per_epoch, loss=loss, on_step=on_step)
     return model
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch's global streams of the CPU and of a device, seeded for a while and then put back."""
+    on = torch.device(device)
+    with torch.random.fork_rng(devices=[] if on.type == "cpu" else [on], device_type="cuda"):
+        torch.manual_seed(seed)
+        yield
 
 
 def paper_points(model: PaperCNN) -> list[nn.Module | None]:
@@ -267,8 +291,9 @@ def score(model: PaperCNN, data: Data, deepfool_images: int) -> dict[str, Any]:
     }
 
 
-def circumstances(codes: Codes | None, budget: Budget) -> dict[str, Any]:
+def circumstances(codes: Codes | None, budget: Budget, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What a result has to carry with it: budget, digests, versions and the machine's kind."""
+    on = torch.device(device)
     return {
         "budget": asdict(budget),
         "generator_digest": codes and codes.generator.digest(),
@@ -276,5 +301,10 @@ def circumstances(codes: Codes | None, budget: Budget) -> dict[str, Any]:
         "bank_rows": codes and len(codes.bank),
         "versions": {name: metadata.version(name) for name in ("latent-mixup", "torch", "torchvision")},
         "python": platform.python_version(),
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
+        "hardware": {
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(on) if on.type == "cuda" else on.type,
+            "tf32": on.type == "cuda" and torch.backends.cudnn.allow_tf32,
+        },
     }

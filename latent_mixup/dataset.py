@@ -40,7 +40,8 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             without one.
         mode: ``"elem"`` only: a sample does not know its batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`; or a
+            name, ``"robust"`` or ``"paper"``.
         num_classes: Width of the targets; None for the bank's.
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -72,10 +73,10 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         bank: LatentBank,
         *,
         alpha: float = 1.0,
-        prob: float = 1.0,
+        prob: float | None = None,
         mode: Mode = "elem",
         path: PathName | None = None,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,
@@ -199,7 +200,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     def _choose_probes(self) -> Tensor:
         """Evenly spaced samples that have a code; none where there is nothing to compare."""
         coded = (self._row_of >= 0).nonzero()[:, 0]
-        if self.dataset is None or self._mixer.settings.prob == 0 or len(coded) < MIN_IMAGES:
+        if self.dataset is None or self._mixer.settings.share == 0 or len(coded) < MIN_IMAGES:
             return coded[:0].clone()
         return coded[torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), device="cpu").long()]
 

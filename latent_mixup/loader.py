@@ -52,10 +52,11 @@ class LatentMixupLoader:
         channels_last: Keep generator and decoded images in ``torch.channels_last``; changes the generator in place.
         compile: Decode through ``torch.compile``; the first batch then takes seconds.
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
-        prob: Share of the batch that becomes mixes.
+        prob: Share of the batch that becomes mixes. None: that of a policy given by name, else all.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`; or a
+            name, ``"robust"`` or ``"paper"``.
         num_classes: Width of the targets; None for the bank's.
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -96,10 +97,10 @@ class LatentMixupLoader:
         channels_last: bool = False,
         compile: bool = False,
         alpha: float = 1.0,
-        prob: float = 1.0,
+        prob: float | None = None,
         mode: Mode = "elem",
         path: PathName | None = None,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         transform: Transform | None = None,

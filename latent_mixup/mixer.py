@@ -27,7 +27,7 @@ from latent_mixup.images import (
 )
 from latent_mixup.interpolation import path_named
 from latent_mixup.labels import check_labels
-from latent_mixup.policies import Beta, Draw, Policy, Rows
+from latent_mixup.policies import Beta, Draw, Policy, Rows, named
 from latent_mixup.policies.policy import Parts
 from latent_mixup.sampling import Mode
 
@@ -43,10 +43,12 @@ class MixSettings:
 
     Attributes:
         alpha: ``lam`` is drawn from Beta(alpha, alpha); above 0.
-        prob: Share of samples that are decoded mixes, in [0, 1]; the rest are the data set's own.
+        prob: Share of samples that are decoded mixes, in [0, 1]; the rest are the data set's own. None: that of a
+            policy given by name, else 1.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch as in the paper.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made; None: as ``alpha``, ``mode`` and ``path`` say.
+        policy: How a mix is made, or a name of :data:`latent_mixup.policies.NAMED`; None: as ``alpha``, ``mode`` and
+            ``path`` say.
         num_classes: Width of the targets; None for the bank's, and not another where that has soft labels.
         label_smoothing: Share of a target that is spread over all classes, in [0, 1):
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
@@ -59,16 +61,17 @@ class MixSettings:
         rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
             them: they draw the same.
         followed: The policy in use.
+        share: The ``prob`` in use.
 
     Raises:
         ValueError: A setting is out of its range, or is given beside a policy that has one of its own.
     """
 
     alpha: float = 1.0
-    prob: float = 1.0
+    prob: float | None = None
     mode: Mode = "elem"
     path: PathName | None = None
-    policy: Policy | None = None
+    policy: Policy | str | None = None
     num_classes: int | None = None
     label_smoothing: float = 0.0
     transform: Transform | None = None
@@ -77,11 +80,15 @@ class MixSettings:
     seed: int | None = None
     rank: int | None = None
     followed: Policy = field(init=False)
+    share: float = field(init=False)
 
     def __post_init__(self) -> None:
-        sampling.check_prob(self.prob)
-        own = Policy(Beta(self.alpha, self.mode), path=self.path)
-        object.__setattr__(self, "followed", own if self.policy is None else self.policy)
+        by_name = named(self.policy) if isinstance(self.policy, str) else None
+        own = self.policy if isinstance(self.policy, Policy) else Policy(Beta(self.alpha, self.mode), path=self.path)
+        share = by_name.prob if by_name else 1.0
+        object.__setattr__(self, "followed", by_name.policy if by_name else own)
+        object.__setattr__(self, "share", share if self.prob is None else self.prob)
+        sampling.check_prob(self.share)
         if self.policy is not None and (self.alpha, self.mode, self.path) != (1.0, "elem", None):
             given = f"alpha={self.alpha}, mode={self.mode!r}, path={self.path!r}"
             raise ValueError(
@@ -180,7 +187,7 @@ class Mixer:
             rows: The samples' own rows of the bank, ``[batch_size]``; None: they are drawn.
         """
         generator = sampling.keyed_generator(*key)
-        return self.policy.draw_batch(batch_size, self.settings.prob, self._rows, generator, epoch=key[1], rows=rows)
+        return self.policy.draw_batch(batch_size, self.settings.share, self._rows, generator, epoch=key[1], rows=rows)
 
     def decode(self, draw: Draw) -> tuple[Tensor, Parts]:
         """Decode mixes of bank rows, without gradients.

@@ -34,7 +34,7 @@ def png(rows: Sequence[Tensor], captions: Sequence[str] = (), *, zoom: int = 2) 
             f"a sheet needs rows of one length and a caption each: got {[len(row) for row in rows]} "
             f"and {len(captions)} captions"
         )
-    enlarged = F.interpolate(torch.cat(list(rows)).float(), scale_factor=zoom, mode="nearest")
+    enlarged = F.interpolate(torch.cat([row.float().cpu() for row in rows]), scale_factor=zoom, mode="nearest")
     grid = to_uint8(make_grid(enlarged, nrow=len(rows[0]), padding=2, pad_value=1.0)).permute(1, 2, 0)
     sheet = Image.fromarray(grid.contiguous().numpy())
     buffer = io.BytesIO()

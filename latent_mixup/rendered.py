@@ -181,7 +181,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         wanted = [self._index(index) for index in indices]
         if self.dataset is None:
             return self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
-        if self.settings.prob:
+        if self.settings.share:
             self._check_range_once()
         entries = self._entries(wanted)
         mixes = iter(self._mixes(entries[entries >= 0]))
@@ -205,7 +205,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
     def _plan(self, epoch: int) -> Tensor:
         draw = sampling.keyed_generator(self.seed, epoch)
         entries = torch.randint(self._pool.index.num_images, (len(self),), generator=draw)
-        return torch.where(torch.rand(len(self), generator=draw) < self.settings.prob, entries, -1)
+        return torch.where(torch.rand(len(self), generator=draw) < self.settings.share, entries, -1)
 
     def _mixes(self, entries: Tensor) -> list[tuple[Tensor, Any]]:
         if not len(entries):

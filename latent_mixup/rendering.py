@@ -118,7 +118,7 @@ def render(
     n: int,
     alpha: float = 1.0,
     path: PathName | None = None,
-    policy: Policy | None = None,
+    policy: Policy | str | None = None,
     seed: int = 0,
     batch_size: int = 256,
     autocast: torch.dtype | None = None,
@@ -140,7 +140,8 @@ def render(
         n: How many mixes.
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made, in place of ``alpha`` and ``path``; with a schedule, as in its first epoch.
+        policy: How a mix is made, in place of ``alpha`` and ``path``, or its name; with a schedule, as in its first
+            epoch.
         seed: Names all draws.
         batch_size: Mixes that are decoded in one call.
         autocast: See :class:`latent_mixup.decoding.Decoder`, as for the next two.

@@ -13,7 +13,7 @@ from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.images import RangeMismatchWarning
 from latent_mixup.mixer import Mixer, MixSettings
-from latent_mixup.policies import Draw
+from latent_mixup.policies import NAMED, Beta, Draw, Policy
 
 KEY = (1, 2, 3)
 
@@ -389,3 +389,15 @@ def test_a_worker_does_not_decode_on_an_accelerator(toy_bank, monkeypatch):
     rows = torch.tensor([0])
     with pytest.raises(RuntimeError, match="a DataLoader worker cannot decode on meta: use LatentMixupLoader"):
         mixer.decode(Draw.alone(rows))
+
+
+def test_a_policy_by_name_brings_its_share():
+    robust, paper = MixSettings(policy="robust"), MixSettings(policy="paper")
+    assert (robust.followed, robust.share) == (NAMED["robust"].policy, 0.2)
+    assert (paper.followed, paper.share) == (Policy(weights=Beta(1.0, "batch")), 1.0)
+    assert MixSettings(policy="robust", prob=0.7).share == 0.7
+    assert MixSettings(policy=robust.followed).share == MixSettings().share == 1.0
+    with pytest.raises(ValueError, match="no policy is called 'rebust': expected one of paper, robust, or a Policy"):
+        MixSettings(policy="rebust")
+    with pytest.raises(ValueError, match="alpha, mode and path are parts of a policy"):
+        MixSettings(policy="robust", alpha=0.3)

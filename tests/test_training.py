@@ -20,9 +20,9 @@ from latent_mixup.pictures import CAPTION_WIDTH, png
 from latent_mixup.sampling import draw_lam, keyed_generator
 from latent_mixup.training import CompactRecipe, shuffled_batches, train_classifier, train_compact, train_features
 from latent_mixup.training import compact as compact_module
-from latent_mixup.training.classifier import cross_entropy
+from latent_mixup.training.classifier import CrossEntropy, cross_entropy
 from latent_mixup.training.compact import add_noise, critic_loss
-from latent_mixup.training.mixup import manifold_mixup_loss, mixup_batches
+from latent_mixup.training.mixup import ManifoldMixup, mixup_batches
 
 RECIPE = CompactRecipe(steps=6, batch_size=8, feature_steps=2)
 
@@ -102,14 +102,15 @@ def test_soft_targets_and_another_loss(toy_dataset):
     hard, soft = small_net(), small_net()
     seen = []
 
-    def loss(model, images, targets):
-        seen.append(len(images))
-        return cross_entropy(model, images, targets)
+    class Watched(CrossEntropy):
+        def of(self, model, variant, *tensors):
+            seen.append(len(tensors[0]))
+            return super().of(model, variant, *tensors)
 
     labels = toy_dataset.labels
     train_classifier(hard, shuffled_batches(toy_dataset.images, labels, 10, 5, seed=0))
     targets = F.one_hot(labels, 3).float()
-    train_classifier(soft, shuffled_batches(toy_dataset.images, targets, 10, 5, seed=0), loss=loss)
+    train_classifier(soft, shuffled_batches(toy_dataset.images, targets, 10, 5, seed=0), loss=Watched())
     assert seen == [10] * 5
     torch.testing.assert_close(soft.state_dict(), hard.state_dict())
 
@@ -160,7 +161,7 @@ def test_mixup_is_the_formula(toy_dataset):
 
 
 def test_at_the_input_manifold_mixup_is_mixup(toy_dataset):
-    model, loss = small_net(), manifold_mixup_loss([None], 3, seed=5)
+    model, loss = small_net(), ManifoldMixup([None], 3, seed=5)
     real = list(shuffled_batches(toy_dataset.images, toy_dataset.labels, 10, 4, seed=0))
     mixed = list(mixup_batches(iter(real), 3, seed=5))
     for (images, labels), (mixed_images, targets) in zip(real, mixed, strict=True):
@@ -172,7 +173,7 @@ def test_in_a_hidden_layer_the_hidden_values_are_mixed(toy_dataset):
     images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
     hidden = model[:3](images)
     mixed, targets = mix_one_by_one(model[3], hidden, labels, *pairing(0, 0, 8), 3)
-    loss = manifold_mixup_loss([model[2]], 3, seed=0)(model, images, labels)
+    loss = ManifoldMixup([model[2]], 3, seed=0)(model, images, labels)
     torch.testing.assert_close(loss, F.cross_entropy(mixed, targets))
     loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
@@ -183,10 +184,10 @@ def test_with_lam_one_or_one_image_nothing_is_mixed(monkeypatch, toy_dataset, la
     model = small_net()
     point = None if layer is None else model[layer]
     images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
-    alone = manifold_mixup_loss([point], 3)(model, images[:1], labels[:1])
+    alone = ManifoldMixup([point], 3)(model, images[:1], labels[:1])
     torch.testing.assert_close(alone, cross_entropy(model, images[:1], labels[:1]))
     monkeypatch.setattr("latent_mixup.training.mixup.draw_lam", lambda size, *_: torch.ones(size))
-    loss = manifold_mixup_loss([point], 3)(model, images, labels)
+    loss = ManifoldMixup([point], 3)(model, images, labels)
     torch.testing.assert_close(loss, cross_entropy(model, images, labels))
 
 
@@ -195,7 +196,7 @@ def test_every_point_gets_its_turn_and_each_batch_its_own_draws(toy_dataset):
     images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
 
     def values(points):
-        loss = manifold_mixup_loss(points, 3)
+        loss = ManifoldMixup(points, 3)
         return [loss(model, images, labels).item() for _ in range(20)]
 
     at_input, hidden, either = values([None]), values([model[2]]), values([None, model[2]])
@@ -211,12 +212,12 @@ def test_the_hook_is_gone_afterwards(toy_dataset):
     model = small_net()
     images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
     before = model(images)
-    manifold_mixup_loss([model[2]], 3)(model, images, labels)
+    ManifoldMixup([model[2]], 3)(model, images, labels)
     assert not model[2]._forward_hooks
     with pytest.raises(RuntimeError):
-        manifold_mixup_loss([model[2]], 3)(model, torch.zeros(8, 1, 9, 9), labels)
+        ManifoldMixup([model[2]], 3)(model, torch.zeros(8, 1, 9, 9), labels)
     with pytest.raises(ValueError, match="label 2 is outside num_classes=2"):
-        manifold_mixup_loss([model[2]], 2)(model, images, labels)
+        ManifoldMixup([model[2]], 2)(model, images, labels)
     assert not model[2]._forward_hooks
     assert model(images).equal(before)
 
@@ -393,3 +394,21 @@ def test_the_noise_spares_every_other_code():
 def test_the_critic_is_content_beyond_its_margin():
     assert critic_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -5.0])) == 0
     assert critic_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, -1.0])) == 0.5 + 1.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("manifold", [False, True])
+def test_captured_steps_are_the_steps(monkeypatch, manifold):
+    """On a GPU a step is captured and replayed: the weights are those of steps that are not."""
+    images, labels = torch.rand(320, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(320) % 10
+    trained = []
+    for eager_steps in (3, 10**6):
+        monkeypatch.setattr("latent_mixup.training.captured.EAGER_STEPS", eager_steps)
+        torch.manual_seed(0)
+        model = PaperCNN().cuda()
+        model.head[3].p = 0.0
+        loss = ManifoldMixup([None, model.features[1]], 10) if manifold else None
+        batches = shuffled_batches(images.cuda(), labels, 32, 40, seed=0)
+        train_classifier(model, batches, loss=loss, decay_every=10)
+        trained.append(model.state_dict())
+    torch.testing.assert_close(*trained)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from latent_mixup.cli.shared import FILE, FOLDER, one_sentence, part_of, part_options
+from latent_mixup.cli.shared import FOLDER, one_sentence, part_of, part_options
 
 
 @click.command("render")
@@ -17,7 +17,7 @@ from latent_mixup.cli.shared import FILE, FOLDER, one_sentence, part_of, part_op
 @click.option("--n", type=click.IntRange(1), required=True, help="How many mixes.")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="lam is drawn from Beta(alpha, alpha).")
 @click.option("--path", type=click.Choice(["lerp", "slerp"]), help="Between two codes; default: the generator's own.")
-@click.option("--policy", type=FILE, help="JSON file that says how a mix is made, in place of --alpha and --path.")
+@click.option("--policy", help="robust, paper, or a JSON file that says how a mix is made, for --alpha and --path.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Mixes decoded in one call.")
 @click.option("--autocast", type=click.Choice(["bfloat16", "float16"]), help="Decode in half precision.")
@@ -30,7 +30,7 @@ def render_command(
     bank: str,
     out: Path,
     n: int,
-    policy: Path | None,
+    policy: str | None,
     autocast: str | None,
     shard: str | None,
     device: str | None,
@@ -46,7 +46,7 @@ def render_command(
     import torch
 
     from latent_mixup import LatentBank, hub, load_generator
-    from latent_mixup.policies import from_config
+    from latent_mixup.policies import NAMED, from_config
     from latent_mixup.rendering import render
 
     part = part_of(shard, device)
@@ -57,7 +57,7 @@ def render_command(
         LatentBank.from_pretrained(bank),
         out,
         n=n,
-        policy=None if policy is None else from_config(hub.read_json(policy)),
+        policy=policy if policy is None or policy in NAMED else from_config(hub.read_json(_file(policy))),
         autocast=None if autocast is None else getattr(torch, autocast),
         shard=part.shard,
         progress=part.shows,
@@ -68,3 +68,12 @@ def render_command(
         return
     size = sum(path.stat().st_size for path in out.glob("pool.*"))
     click.echo(f"{out}: {n:,} mixes, {size / 1e6:,.0f} MB")
+
+
+def _file(name: str) -> Path:
+    """The file that ``--policy`` names; raises ``ValueError`` where there is none."""
+    from latent_mixup.policies import NAMED
+
+    if not Path(name).is_file():
+        raise ValueError(f"--policy needs one of {', '.join(NAMED)}, or a JSON file: got {name!r}")
+    return Path(name)

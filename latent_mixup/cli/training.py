@@ -20,7 +20,7 @@ from latent_mixup.cli.shared import (
 )
 
 ARCHITECTURES = ["compact", "dcgan", "stylegan2", "vae"]
-STYLEGAN2_OPTIONS = ("channel_base", "channel_max", "conditional", "ada", "device")  # of train-generator
+STYLEGAN2_OPTIONS = ("channel_base", "channel_max", "conditional", "ada")  # of train-generator
 RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss")  # of train-encoder
 
 
@@ -46,7 +46,7 @@ RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss")  # of tra
 @click.option("--ada", is_flag=True, help="stylegan2: adaptive augmentation, for fewer than some 50,000 images.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step. Default: 128; for stylegan2 32.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="stylegan2: where to train, e.g. cuda.")
+@click.option("--device", default="cpu", show_default=True, help="Where to train, e.g. cuda.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
 @one_sentence
 def train_generator(arch: str, dataset: str, data_root: Path, out: Path, threads: int | None, **settings: Any) -> None:
@@ -181,7 +181,9 @@ def _train_compact(images: Any, labels: Any, out: Path, facts: dict[str, Any], *
 
     chosen = {name: settings[name] for name in ("steps", "batch_size", "seed")}
     z_dim = given(z_dim=settings["z_dim"])
-    return train_compact(images, labels, out, recipe=CompactRecipe(**given(**chosen)), **z_dim, facts=facts)
+    return train_compact(
+        images, labels, out, recipe=CompactRecipe(**given(**chosen)), **z_dim, facts=facts, device=settings["device"]
+    )
 
 
 def _train_dcgan(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
@@ -189,7 +191,9 @@ def _train_dcgan(images: Any, labels: Any, out: Path, facts: dict[str, Any], **s
 
     chosen = given(**{name: settings[name] for name in ("epochs", "batch_size", "seed")})
     network = given(z_dim=settings["z_dim"])
-    return train_dcgan(images, out, network=network, recipe=DCGANRecipe(**chosen), facts=facts)
+    return train_dcgan(
+        images, out, network=network, recipe=DCGANRecipe(**chosen), facts=facts, device=settings["device"]
+    )
 
 
 def _train_vae(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
@@ -199,7 +203,7 @@ def _train_vae(images: Any, labels: Any, out: Path, facts: dict[str, Any], **set
     network = given(z_dim=settings["z_dim"])
     if images.shape[1] == 3:
         network["channels"] = (32, 64)  # the paper's VAE for CIFAR-10 has convolutions
-    return train_vae(images, out, network=network, recipe=VAERecipe(**chosen), facts=facts)
+    return train_vae(images, out, network=network, recipe=VAERecipe(**chosen), facts=facts, device=settings["device"])
 
 
 def _train_stylegan2(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:

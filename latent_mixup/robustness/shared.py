@@ -14,6 +14,7 @@ Loader: TypeAlias = Iterable[Sequence[Tensor]]
 Bounds: TypeAlias = tuple[float, float]  # what black and white are
 
 CHUNK_IMAGES = 64  # the most that one attack holds, in images; on a CPU core 32 to 128 are alike
+CHUNK_ELSEWHERE = 2048  # the same on a GPU
 CHUNK_NUMBERS = 2**22  # the same in numbers (channels x pixels), for large images
 BEYOND = 1e-5  # share of the range by which rounding may take an image out of it
 
@@ -87,7 +88,8 @@ def first_images(
 
 def chunks(images: Tensor) -> tuple[Tensor, ...]:
     """``images`` in pieces that an attack can hold."""
-    return torch.split(images, max(1, min(CHUNK_IMAGES, CHUNK_NUMBERS // images[0].numel())))
+    most = CHUNK_IMAGES if images.device.type == "cpu" else CHUNK_ELSEWHERE
+    return torch.split(images, max(1, min(most, CHUNK_NUMBERS // images[0].numel())))
 
 
 def logits_with_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
@@ -11,9 +12,38 @@ from torch import Tensor, nn
 
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.sampling import keyed_generator
+from latent_mixup.training.captured import CapturedSteps
 
 Batches: TypeAlias = Iterator[tuple[Tensor, Tensor]]
-Loss: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class Loss:
+    """What a training step makes smaller, in two parts: what is drawn for a batch, then a function of tensors alone."""
+
+    def draw(self, images: Tensor, targets: Tensor) -> tuple[int, tuple[Tensor, ...]]:
+        """Of a batch: the number of a variant of :meth:`of`, and its tensors."""
+        return 0, (images, targets)
+
+    def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
+        """A scalar."""
+        raise NotImplementedError
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Both parts; each call counts as the next batch."""
+        variant, tensors = self.draw(images, targets)
+        return self.of(model, variant, *tensors)
+
+
+class CrossEntropy(Loss):
+    """The loss of standard training, and of every method that mixes before the network."""
+
+    def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
+        """Of images ``[B, C, H, W]`` and targets, int64 ``[B]`` or soft ``[B, num_classes]``."""
+        images, targets = tensors
+        return F.cross_entropy(model(images), targets)
+
+
+cross_entropy = CrossEntropy()
 
 
 def shuffled_batches(images: Tensor, labels: Tensor, batch_size: int, steps: int, *, seed: int) -> Batches:
@@ -50,28 +80,33 @@ def train_classifier(
         lr: First learning rate.
         decay: Factor on the learning rate.
         decay_every: Steps between two decays; ``None``: never.
-        loss: ``(model, images, targets) -> scalar``; ``None``: cross-entropy on the logits.
+        loss: See :class:`Loss`; ``None``: cross-entropy on the logits.
         on_step: Called after each step, for a progress bar.
+
+    On a GPU, where launching its kernels takes longer than running them, a step is captured and replayed.
 
     Reference: Latent-Mixup, section 2.1.1.1: Adam, 0.001, times 0.9 each epoch.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    objective = loss or cross_entropy
-    model.train()
-    for step, (images, targets) in enumerate(batches, start=1):
+    device = next(model.parameters()).device
+    on_gpu, objective = device.type == "cuda", loss or cross_entropy
+    rate = torch.tensor(lr, device=device) if on_gpu else lr
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_gpu)
+
+    def move(variant: int, tensors: tuple[Tensor, ...]) -> None:
         optimizer.zero_grad()
-        objective(model, images, targets).backward()
+        objective.of(model, variant, *tensors).backward()
         optimizer.step()
-        if decay_every and step % decay_every == 0:
-            optimizer.param_groups[0]["lr"] *= decay
-        if on_step:
-            on_step()
+
+    captured = CapturedSteps(move, device) if on_gpu else None
+    model.train()
+    with captured.stream() if captured else nullcontext():
+        for step, (images, targets) in enumerate(batches, start=1):
+            (captured or move)(*objective.draw(images, targets))
+            if decay_every and step % decay_every == 0:
+                optimizer.param_groups[0]["lr"] *= decay
+            if on_step:
+                on_step()
     model.eval()
-
-
-def cross_entropy(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """The loss of standard training, and of every method that mixes before the network."""
-    return F.cross_entropy(model(images), targets)
 
 
 def train_features(images: Tensor, labels: Tensor, *, steps: int, seed: int = 0) -> nn.Sequential:

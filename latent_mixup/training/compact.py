@@ -76,7 +76,7 @@ def add_noise(latents: Tensor, largest: float, draw: torch.Generator) -> Tensor:
     """Noise on every other code, its standard deviation uniform in [0, ``largest``]; back on the sphere."""
     sigma = torch.rand(len(latents), 1, generator=draw) * largest
     sigma[::2] = 0
-    return on_sphere(latents + sigma * torch.randn(latents.shape, generator=draw))
+    return on_sphere(latents + (sigma * torch.randn(latents.shape, generator=draw)).to(latents))
 
 
 class CompactTraining:
@@ -91,7 +91,7 @@ class CompactTraining:
         self.generator, self.recipe, self.step = generator, recipe, 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.critic = Critic(generator.img_channels, generator.img_resolution)
+            self.critic = Critic(generator.img_channels, generator.img_resolution).to(generator.device)
         trained = [*generator.decoder.parameters(), *generator.encoder.parameters()]
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -167,6 +167,7 @@ def train_compact(
     network: dict[str, Any] | None = None,
     facts: dict[str, Any] | None = None,
     checkpoint_every: int = 500,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> CompactGenerator:
     """Train a compact generator; a killed run goes on from its last checkpoint when started again.
@@ -183,6 +184,7 @@ def train_compact(
         network: More arguments of :class:`~latent_mixup.generators.CompactGenerator`, such as its widths.
         facts: What to add to the generator's metadata, e.g. its name and the data set's.
         checkpoint_every: Steps between two checkpoints.
+        device: Where to train; the generator that is returned is on the CPU.
         progress: Show a progress bar.
 
     Returns:
@@ -195,17 +197,19 @@ def train_compact(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         generator = CompactGenerator(z_dim, *images_uint8.shape[1:3], **(network or {}))
-    training = CompactTraining(generator, recipe)
+    training = CompactTraining(generator.to(device), recipe)
     identity = {
         "recipe": asdict(recipe),
         "network": generator.arguments(),
         "images": hub.tensors_sha256({"images": images_uint8[::64]}),
     }
+    images_uint8 = images_uint8.to(device)
     state = read_checkpoint(out, identity)
     if state is not None:
         training.load_state_dict(state)
     elif generator.features is not None:
-        features = train_features(from_uint8(images_uint8), labels, steps=recipe.feature_steps, seed=recipe.seed)
+        images = from_uint8(images_uint8).cpu()
+        features = train_features(images, labels, steps=recipe.feature_steps, seed=recipe.seed)
         generator.features.load_state_dict(features.state_dict())
     steps = checkpoints_due(
         training, recipe.steps, lambda: training.advance(images_uint8), every=checkpoint_every, progress=progress
@@ -231,7 +235,7 @@ def _finish(generator: CompactGenerator, images_uint8: Tensor, out: Path, facts:
 def training_sheet(generator: CompactGenerator, images: Tensor) -> bytes:
     """A PNG of the first half of ``images`` with their second half as partners: see :func:`train_compact`."""
     own, other = generator.encode(images).chunk(2)
-    noisy = on_sphere(own + 0.3 * torch.randn(own.shape, generator=keyed_generator(0)))
+    noisy = on_sphere(own + 0.3 * torch.randn(own.shape, generator=keyed_generator(0)).to(own))
     rows = {
         "real": images[: len(own)],
         "decoded": generator.decode(own),

@@ -61,7 +61,7 @@ class DCGANTraining:
                 if isinstance(module, nn.ConvTranspose2d):
                     nn.init.normal_(module.weight, std=0.02)
             self.discriminator = dcgan_discriminator(generator.img_channels)
-        self.discriminator.to(memory_format=torch.channels_last)  # faster on a CPU
+        self.discriminator.to(generator.device).to(memory_format=torch.channels_last)  # faster on a CPU
         generator.network.requires_grad_(True).train()  # the generator itself stays in eval mode for ever
         self.optimizers = [
             torch.optim.AdamW(network.parameters(), lr=recipe.lr, betas=recipe.betas, fused=True)
@@ -73,7 +73,7 @@ class DCGANTraining:
         of_generator, of_discriminator = self.optimizers
         draw = keyed_generator(self.recipe.seed, self.step, 1)
         real = from_uint8(images_uint8)
-        made = self.generator.decode(self.generator.sample_latents(len(real), draw))
+        made = self.generator.decode(self.generator.sample_latents(len(real), draw).to(real))
         judged = non_saturating(self.discriminator(real), True) + non_saturating(
             self.discriminator(made.detach()), False
         )
@@ -120,6 +120,7 @@ def train_dcgan(
     recipe: DCGANRecipe | None = None,
     facts: dict[str, Any] | None = None,
     checkpoint_every: int = 1000,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> DCGAN:
     """Train the paper's GAN; a killed run goes on from its last checkpoint when started again.
@@ -133,6 +134,7 @@ def train_dcgan(
         recipe: See :class:`DCGANRecipe`.
         facts: What to add to the generator's metadata, e.g. its name and the data set's.
         checkpoint_every: Steps between two checkpoints.
+        device: Where to train; the generator that is returned is on the CPU.
         progress: Show a progress bar.
 
     Raises:
@@ -147,12 +149,13 @@ def train_dcgan(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         generator = DCGAN(**{**(network or {}), "img_channels": channels, "img_resolution": resolution})
-    training = DCGANTraining(generator, recipe)
+    training = DCGANTraining(generator.to(device), recipe)
     identity = {
         "recipe": {**asdict(recipe), "betas": list(recipe.betas)},
         "network": generator.arguments(),
         "images": hub.tensors_sha256({"images": images_uint8[::64]}),
     }
+    images_uint8 = images_uint8.to(device)
     if (state := read_checkpoint(out, identity)) is not None:
         training.load_state_dict(state)
     steps = recipe.epochs * per_epoch
@@ -180,6 +183,6 @@ def _rows(num_images: int, recipe: DCGANRecipe, step: int) -> Tensor:
 def _sheet(generator: DCGAN) -> bytes:
     """A PNG of 64 samples as anybody will get them: in eval mode."""
     generator.network.eval()
-    samples = generator.decode(generator.sample_latents(64, keyed_generator(0)))
+    samples = generator.decode(generator.sample_latents(64, keyed_generator(0)).to(generator.device))
     generator.network.train()
     return png(samples.split(16))

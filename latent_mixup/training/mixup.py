@@ -29,16 +29,8 @@ def mixup_batches(batches: Batches, num_classes: int, *, alpha: float = 1.0, see
         yield mix_latents(images, partner, lam), mix_targets(labels, labels[partner], lam, num_classes)
 
 
-def manifold_mixup_loss(
-    points: Sequence[nn.Module | None],
-    num_classes: int,
-    *,
-    alpha: float = 1.0,
-    mode: Mode = "elem",
-    criterion: Criterion = F.cross_entropy,
-    seed: int = 0,
-) -> Loss:
-    """A loss that mixes the output of one module of the network, drawn anew for each batch.
+class ManifoldMixup(Loss):
+    """Mixes the output of one module of the network, drawn anew for each batch.
 
     Args:
         points: Modules of the network whose output may be mixed; None is the network's input.
@@ -48,29 +40,41 @@ def manifold_mixup_loss(
         criterion: ``(logits, soft targets) -> scalar``.
         seed: A batch's draws depend on (seed, its number) alone.
 
-    Returns:
-        ``(model, images, labels) -> scalar``; each call counts as the next batch.
-
     Reference: Verma et al., "Manifold Mixup", 2019, section 2, equation 1.
     """
-    number = 0
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        nonlocal number
-        partner, lam = _pairing(len(images), alpha, seed, number, mode)
-        chosen = int(torch.randint(len(points), (), generator=keyed_generator(seed, number, 1)))
-        number += 1
-        targets = mix_targets(labels, labels[partner], lam, num_classes)
-        point = points[chosen]
+    def __init__(
+        self,
+        points: Sequence[nn.Module | None],
+        num_classes: int,
+        *,
+        alpha: float = 1.0,
+        mode: Mode = "elem",
+        criterion: Criterion = F.cross_entropy,
+        seed: int = 0,
+    ) -> None:
+        self.points, self.num_classes, self.criterion = points, num_classes, criterion
+        self._alpha, self._mode, self._seed = alpha, mode, seed
+        self._number = 0
+
+    def draw(self, images: Tensor, targets: Tensor) -> tuple[int, tuple[Tensor, ...]]:
+        """Which of the points; and images, partners ``[B]``, ``lam`` ``[B]`` and soft targets, of int64 labels."""
+        partner, lam = _pairing(len(images), self._alpha, self._seed, self._number, self._mode)
+        chosen = int(torch.randint(len(self.points), (), generator=keyed_generator(self._seed, self._number, 1)))
+        self._number += 1
+        return chosen, (images, partner, lam, mix_targets(targets, targets[partner], lam, self.num_classes))
+
+    def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
+        """Mixed at that point."""
+        images, partner, lam, targets = tensors
+        point = self.points[variant]
         if point is None:
-            return criterion(model(mix_latents(images, partner, lam)), targets)
+            return self.criterion(model(mix_latents(images, partner, lam)), targets)
         hook = point.register_forward_hook(lambda _module, _inputs, output: mix_latents(output, partner, lam))
         try:
-            return criterion(model(images), targets)
+            return self.criterion(model(images), targets)
         finally:
             hook.remove()
-
-    return loss
 
 
 def _pairing(size: int, alpha: float, seed: int, number: int, mode: Mode = "elem") -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class VAETraining:
         recipe, draw = self.recipe, keyed_generator(self.recipe.seed, self.step)
         images = from_uint8(images_uint8[torch.randint(len(images_uint8), (recipe.batch_size,), generator=draw)])
         mean, log_variance = self.vae.posterior(images)
-        latents = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=draw)
+        latents = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=draw).to(mean)
         loss = negative_elbo(self.vae.logits(latents), to_unit(images), mean, log_variance, recipe.kl_weight)
         self.optimizer.param_groups[0]["lr"] = recipe.lr * min(1.0, 2 * (1 - self.step / recipe.steps))
         self.optimizer.zero_grad()
@@ -96,6 +96,7 @@ def train_vae(
     recipe: VAERecipe | None = None,
     facts: dict[str, Any] | None = None,
     checkpoint_every: int = 1000,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> VAE:
     """Train a VAE; a killed run goes on from its last checkpoint when started again.
@@ -110,6 +111,7 @@ def train_vae(
         recipe: See :class:`VAERecipe`.
         facts: What to add to the VAE's metadata, e.g. its name and the data set's.
         checkpoint_every: Steps between two checkpoints.
+        device: Where to train; the VAE that is returned is on the CPU.
         progress: Show a progress bar.
 
     Raises:
@@ -120,12 +122,13 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = VAE(**{**(network or {}), "img_channels": channels, "img_resolution": resolution})
-    training = VAETraining(vae, recipe)
+    training = VAETraining(vae.to(device), recipe)
     identity = {
         "recipe": asdict(recipe),
         "network": vae.arguments(),
         "images": hub.tensors_sha256({"images": images_uint8[::64]}),
     }
+    images_uint8 = images_uint8.to(device)
     if (state := read_checkpoint(out, identity)) is not None:
         training.load_state_dict(state)
     steps = checkpoints_due(
