@@ -75,6 +75,7 @@ class Workshop:
         work: Folder for generators and banks.
         effort: See :class:`Effort`.
         compact: Keywords of :func:`latent_mixup.training.train_compact` for the generator's size.
+        device: Where generators are trained and images inverted.
     """
 
     dataset: str
@@ -82,10 +83,16 @@ class Workshop:
     work: Path
     effort: Effort
     compact: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def codes(self, name: str) -> Codes:
         """The codes of that name: see :data:`MAKERS`."""
         return MAKERS[name](self)
+
+    @property
+    def batch(self) -> dict[str, int]:
+        """How many images are inverted at a time; each takes its own steps, so that this is a matter of speed alone."""
+        return {} if self.device == "cpu" else {"batch_size": 2048}
 
     def to_invert(self, limit: int | None = None) -> Any:
         """The images that get a code: all, or the first so many."""
@@ -100,7 +107,8 @@ class Workshop:
         """The generator in ``WORK/NAME``, trained where it is missing."""
         folder = self.work / name
         with claimed(self.work / f"{name}.lock", wait=True):
-            return load_generator(folder) if (folder / "config.json").is_file() else train(folder)
+            made = load_generator(folder) if (folder / "config.json").is_file() else train(folder)
+            return made.to(self.device)
 
     def bank(self, name: str, make: Callable[[Path], LatentBank]) -> LatentBank:
         """The bank in ``WORK/NAME-bank``, made where it is missing."""
@@ -115,11 +123,13 @@ def gan(shop: Workshop) -> Codes:
 
     def train(folder: Path) -> Generator:
         images, labels = uint8_images(shop.images), torch.as_tensor(shop.images.targets)
-        return train_compact(images, labels, folder, recipe=recipe, facts=shop.facts(), **shop.compact)
+        return train_compact(
+            images, labels, folder, recipe=recipe, facts=shop.facts(), device=shop.device, **shop.compact
+        )
 
     bundled = shop.dataset in hub.bundled_names()
-    generator = load_generator(shop.dataset) if bundled else shop.generator("gan", train)
-    steps: dict[str, Any] = {} if shop.effort.steps is None else {"steps": shop.effort.steps}
+    generator = load_generator(shop.dataset).to(shop.device) if bundled else shop.generator("gan", train)
+    steps: dict[str, Any] = {**({} if shop.effort.steps is None else {"steps": shop.effort.steps}), **shop.batch}
     bank = shop.bank("gan", lambda out: invert(shop.to_invert(), generator, out=out, loss=pixel_mse, **steps))
     return Codes(generator, bank)
 
@@ -129,7 +139,7 @@ def refined(above: float, before: Callable[[Workshop], Codes], name: str) -> Cal
 
     def make(shop: Workshop) -> Codes:
         codes = before(shop)
-        settings: dict[str, Any] = {"above": above, "steps": shop.effort.refine_steps, "loss": pixel_mse}
+        settings: dict[str, Any] = {"above": above, "steps": shop.effort.refine_steps, "loss": pixel_mse, **shop.batch}
         images = shop.to_invert()
         return Codes(
             codes.generator,
@@ -143,7 +153,10 @@ def vae(shop: Workshop) -> Codes:
     """The paper's VAE, made correct; a code is what its encoder says."""
     recipe = VAERecipe(steps=shop.effort.vae_steps)
     network = shop.generator(
-        "vae", lambda folder: train_vae(uint8_images(shop.images), folder, recipe=recipe, facts=shop.facts())
+        "vae",
+        lambda folder: train_vae(
+            uint8_images(shop.images), folder, recipe=recipe, facts=shop.facts(), device=shop.device
+        ),
     )
     bank = shop.bank("vae", lambda out: invert(shop.to_invert(), network, out=out, steps=0, loss=pixel_mse))
     return Codes(network, bank)
@@ -155,7 +168,7 @@ def vae_sharpened(shop: Workshop) -> Codes:
     assert isinstance(codes.generator, VAE)
     filtered = VAE(**{**codes.generator.arguments(), "sharpen": 1.0})
     filtered.load_state_dict(codes.generator.state_dict())
-    return Codes(filtered, codes.bank)
+    return Codes(filtered.to(shop.device), codes.bank)
 
 
 def dcgan(shop: Workshop) -> Codes:
@@ -167,7 +180,8 @@ def dcgan(shop: Workshop) -> Codes:
     data = shop.images
     recipe = DCGANRecipe(epochs=shop.effort.dcgan_epochs)
     generator = shop.generator(
-        "dcgan", lambda folder: train_dcgan(uint8_images(data), folder, recipe=recipe, facts=shop.facts())
+        "dcgan",
+        lambda folder: train_dcgan(uint8_images(data), folder, recipe=recipe, facts=shop.facts(), device=shop.device),
     )
 
     def by_features(out: Path) -> LatentBank:
@@ -176,7 +190,8 @@ def dcgan(shop: Workshop) -> Codes:
         encoder = train_encoder(generator, shop.work / "dcgan-encoder", arch="mlp")
         loss = FeatureLoss(features, pixel_weight=0.0)
         some = shop.to_invert(shop.effort.paper_images)
-        return invert(some, generator, out=out, encoder=encoder, loss=loss, steps=shop.effort.paper_steps, **PAPER)
+        paper = {**PAPER, **shop.batch, "encoder": encoder, "steps": shop.effort.paper_steps}
+        return invert(some, generator, out=out, loss=loss, **paper)
 
     return Codes(generator, shop.bank("dcgan", by_features))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import BEST
 from settings import Setting
 from timm.data.mixup import Mixup
 from torch import Tensor
@@ -21,13 +22,13 @@ from latent_mixup.comparison import (
     manifold_mixup,
     mixup,
     pixel_mix_of_decoded,
+    seeded,
     standard,
 )
 from latent_mixup.policies import LowPass
 from latent_mixup.sampling import draw_slots, keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy
 
-BEST = "latent_mixup_best"
 PairMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -72,7 +73,8 @@ def low_pass_of_real(prob: float, low_pass: LowPass) -> Method:
         for number, (images, labels) in enumerate(run.real()):
             draw = keyed_generator(run.seed, number)
             slots = draw_slots(len(images), prob, draw)
-            yield images.index_copy(0, slots, low_pass(images[slots], low_pass.draw(len(slots), draw))), labels
+            changed = low_pass(images[slots], low_pass.draw(len(slots), draw))
+            yield images.index_copy(0, slots.to(images.device), changed), labels
 
     return lambda run: (batches(run), cross_entropy)
 
@@ -93,15 +95,15 @@ def torchvision_mixup(kind: type[v2.MixUp] | type[v2.CutMix]) -> Method:
     """Torchvision's own ``v2.MixUp`` or ``v2.CutMix``."""
 
     def method(run: Run) -> tuple[Batches, Loss]:
-        return _mixed(run, kind(alpha=run.budget.alpha, num_classes=run.data.num_classes), torch_seeded), cross_entropy
+        return _mixed(run, kind(alpha=run.budget.alpha, num_classes=run.data.num_classes), seeded), cross_entropy
 
     return method
 
 
-def _mixed(run: Run, mixer: PairMixer, seeded: Callable[[int], Any]) -> Batches:
+def _mixed(run: Run, mixer: PairMixer, stream: Callable[[int], Any]) -> Batches:
     """The real batches through a library's mixer, which draws from a global stream that is seeded for the call."""
     for number, (images, labels) in enumerate(run.real()):
-        with seeded(_seed(run.seed, number)):
+        with stream(_seed(run.seed, number)):
             mixed = mixer(images.clone(), labels)  # timm mixes in place
         yield mixed
 
@@ -119,11 +121,3 @@ def numpy_seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)  # noqa: NPY002
-
-
-@contextmanager
-def torch_seeded(seed: int) -> Iterator[None]:
-    """The global stream of torch on the CPU, seeded for a moment and then put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -23,7 +23,7 @@ from latent_mixup.images import to_unit
 from latent_mixup.interpolation import lerp
 from latent_mixup.sampling import draw_lam, keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy
-from latent_mixup.training.mixup import manifold_mixup_loss
+from latent_mixup.training.mixup import ManifoldMixup
 
 BEFORE_NORMALISATION = "standard_90_epochs"  # the Standard row of table 2: images in [0, 1], and 90 epochs
 
@@ -48,7 +48,7 @@ def in_unit_range(data: Data) -> Data:
 
 def twice_softmaxed(run: Run, points: Sequence[nn.Module | None]) -> Loss:
     """Mixup at one of ``points`` a batch (None: the input), with a softmax before that of cross-entropy."""
-    return manifold_mixup_loss(
+    return ManifoldMixup(
         points,
         run.data.num_classes,
         alpha=run.budget.alpha,
@@ -73,7 +73,7 @@ def gan_mixup(coin: bool) -> Method:
             lam = draw_lam(len(images), run.budget.alpha, draw, "batch")
             (own, labels_a), (other, labels_b) = codes.bank[rows], codes.bank[partners]
             with torch.no_grad(), batch_statistics(codes.generator):
-                decoded = codes.generator.decode(lerp(own, other, lam))
+                decoded = codes.generator.decode(lerp(own, other, lam).to(images.device))
             yield (
                 to_unit(decoded) if in_unit else decoded,
                 mix_targets(labels_a, labels_b, lam, run.data.num_classes),

@@ -12,10 +12,12 @@ import torch
 
 PAPER = Path(__file__).parent / "paper.json"
 DATASETS = ("mnist", "fashion-mnist", "cifar10")
-PRESETS = ("fixed", "paper_code", "reduced", "reduced_augmented", "full", "full_augmented")
+PRESETS = ("fixed", "paper_code", "policies", "reduced", "reduced_augmented", "full", "full_augmented")
 SCORES = ("accuracy", "deepfool_score", "blurred_accuracy")
 REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
 RESAMPLES = 10_000
+BEST = "latent_mixup_best"
+UNCHANGED = "policy_paper"  # what the other policies are compared with
 NAMES = {
     "standard": "standard",
     "standard_90_epochs": "standard, 90 epochs, images in [0, 1]",
@@ -37,16 +39,41 @@ NAMES = {
     "latent_mixup_best_without_mixing": "the same without mixing",
     "latent_mixup_best_without_noise": "the same without noise on the code",
     "latent_mixup_best_without_low_pass": "the same without the low-pass",
+    "latent_mixup_best_with_mixing": "the same, all decoded ones mixed",
+    "latent_mixup_best_with_noise": "the same with noise on the code",
+    "latent_mixup_best_with_low_pass": "the same with a low-pass",
     "latent_mixup_best_decoded_alone": "the same, decoded and nothing else",
     "latent_mixup_best_low_pass_of_real": "real images through the same low-pass (control)",
+    "policy_paper": "`Policy()`: the paper's, one `lam` a sample",
+    "policy_lam_of_batch": '`Beta(mode="batch")`: one `lam` a batch',
+    "policy_alpha_0.2": "`Beta(0.2)`",
+    "policy_alpha_4": "`Beta(4)`",
+    "policy_near_ends": "`NearEnds()`",
+    "policy_three_codes": "`Dirichlet()`: of three codes",
+    "policy_rising_over_10_epochs": "`Scheduled(Beta())`: less mixing at first",
+    "policy_straight_line": '`path="lerp"`',
+    "policy_channels": "`Channels()`",
+    "policy_same_class": "`SameClass()`",
+    "policy_other_class": "`OtherClass()`",
+    "policy_nearest_of_16": "`Nearest()`",
+    "policy_farthest_of_16": "`Farthest()`",
+    "policy_half_unmixed": "`unmixed=0.5`",
+    "policy_noise_0.3": "`Noise(0.3)`",
+    "policy_noise_0.6": "`Noise(0.6)`",
+    "policy_truncation_0.7": "`Truncation(0.7)`",
+    "policy_low_pass_2": "`LowPass(0, 2)`",
+    "policy_label_curve": "`Curve` of what a classifier sees",
     "latent_mixup": "latent mixup, all decoded",
     "latent_mixup_half_real": "latent mixup, half real",
 }
 
 
-def records(folder: Path, presets: Sequence[str] = PRESETS) -> list[dict[str, Any]]:
-    """Every trial's JSON file in the presets' folders of a data set."""
-    paths = [path for preset in presets for path in sorted((folder / preset).glob("*.json"))]
+def records(folder: Path, presets: Sequence[str] = PRESETS, *, changed: bool = True) -> list[dict[str, Any]]:
+    """Every trial's JSON file in the presets' folders of a data set; ``changed``: and those with another budget."""
+    folders = [folder / preset for preset in presets]
+    if changed:
+        folders += [found for preset in presets for found in sorted(folder.glob(f"{preset}-*"))]
+    paths = [path for found in folders for path in sorted(found.glob("*.json"))]
     return [json.loads(path.read_text()) for path in paths if not path.name.startswith("grid-")]
 
 

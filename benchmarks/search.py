@@ -21,14 +21,13 @@ from typing import Any
 
 import click
 import optuna
-import torch
 from codes import code_options, of_rows
 from locks import claimed
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from settings import SEARCH_FILE, Setting
 from small_images import PAPER_CNN
-from trials import RESULTS, Images, json_bytes, split
+from trials import RESULTS, Images, json_bytes, set_up, split
 
 from latent_mixup import LatentBank, hub, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
@@ -89,6 +88,7 @@ class Search:
         budget: Of a trial.
         deepfool_images: The first so many validation images get a DeepFool score.
         work: Folder for the journal and the reference.
+        device: Where to train and to score.
     """
 
     images: Images
@@ -96,11 +96,12 @@ class Search:
     budget: Budget
     deepfool_images: int
     work: Path
+    device: str = "cpu"
 
     def scores(self, method: Method) -> dict[str, float]:
         """Train and score on the validation images."""
         data = self.images.validation
-        model = PAPER_CNN.train(method, data, self.codes, self.budget, seed=SEARCH_SEED)
+        model = PAPER_CNN.train(method, data, self.codes, self.budget, seed=SEARCH_SEED, device=self.device)
         found = evaluate(
             model,
             data.test_images,
@@ -195,6 +196,7 @@ def record(search: Search, study: optuna.Study) -> dict[str, Any]:
 @click.option("--out", type=FOLDER, help="For search.json; default: benchmarks/results/DATASET.")
 @click.option("--trials", type=click.IntRange(1), default=32, show_default=True, help="In all processes together.")
 @click.option("--epochs", type=click.IntRange(1), default=6, show_default=True, help="Of a trial.")
+@click.option("--device", default="cpu", show_default=True, help="Where to train and to score.")
 @click.option("--deepfool-images", type=click.IntRange(1), default=1000, show_default=True)
 def main(
     dataset: str,
@@ -208,15 +210,15 @@ def main(
     deepfool_images: int,
     limit: int | None,
     threads: int | None,
+    device: str,
 ) -> None:
     """Search, and write search.json."""
-    if threads:
-        torch.set_num_threads(threads)
+    device = set_up(device, threads)
     train, test = (torchvision_dataset(dataset, data_root, train=part) for part in (True, False))
     images = split(dataset, train, test, limit)
     codes = of_rows(Codes(load_generator(generator or dataset), LatentBank.from_pretrained(bank)), images.rows)
     folder = work or Path("runs", dataset, "search")
-    search = Search(images, codes, Budget(epochs=epochs), deepfool_images, folder)
+    search = Search(images, codes, Budget(epochs=epochs), deepfool_images, folder, device)
     folder.mkdir(parents=True, exist_ok=True)
     found = record(search, search.run(trials))
     hub.write_folder(out or RESULTS / dataset, {SEARCH_FILE: json_bytes(found)})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_mixup.comparison import Method, decoded_mixes
-from latent_mixup.policies import Policy, from_config, to_config
+from latent_mixup.policies import LowPass, Noise, Policy, from_config, to_config
 
 SEARCH_FILE = "search.json"
 
@@ -39,15 +39,30 @@ class Setting:
         return cls(said["prob"], from_config(said["policy"]))
 
     def parts(self) -> dict[str, Setting]:
-        """The same with a part left out, by what is left out, and decoding alone; only what makes a difference."""
-        changes: dict[str, dict[str, Any]] = {
-            "without_mixing": {"unmixed": 1.0},
-            "without_noise": {"noise": None},
-            "without_low_pass": {"low_pass": None},
-            "decoded_alone": {"unmixed": 1.0, "noise": None, "low_pass": None, "truncation": None},
+        """The same with each part left out that it has, and with each that it lacks, by what was changed."""
+        lacking: dict[str, dict[str, Any]] = {
+            "mixing": {"unmixed": 1.0},
+            "noise": {"noise": None},
+            "low_pass": {"low_pass": None},
         }
-        made = {name: replace(self, policy=replace(self.policy, **change)) for name, change in changes.items()}
-        return {name: setting for name, setting in made.items() if setting != self}
+        having: dict[str, dict[str, Any]] = {
+            "mixing": {"unmixed": 0.0},
+            "noise": {"noise": Noise()},
+            "low_pass": {"low_pass": LowPass()},
+        }
+        changes: dict[str, dict[str, Any]] = {}
+        for part, without in lacking.items():
+            if replace(self.policy, **without) == self.policy:
+                changes[f"with_{part}"] = having[part]
+            else:
+                changes[f"without_{part}"] = without
+        changes["decoded_alone"] = {"unmixed": 1.0, "noise": None, "low_pass": None, "truncation": None}
+        made: dict[str, Setting] = {}
+        for name, change in changes.items():
+            setting = replace(self, policy=replace(self.policy, **change))
+            if setting not in (self, *made.values()):
+                made[name] = setting
+        return made
 
 
 def searched(folder: Path) -> Setting | None:

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
+import one_change
 import paper_code
 import torch
 from codes import Effort, Workshop
 from methods import methods as fixed_methods
 from settings import searched
 from torch import nn
-from trials import RESULTS, Benchmark, Classifier, Preset, changed, run_all, run_options, split, stored_codes
+from trials import (
+    RESULTS,
+    Benchmark,
+    Classifier,
+    Preset,
+    changed,
+    folder_of,
+    run_all,
+    run_options,
+    set_up,
+    split,
+    stored_codes,
+)
 
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.comparison import Budget, train_paper_cnn
 
 GENERATED = {"mnist": 1.0, "fashion-mnist": 0.5}  # share of the training images that the generator makes in the paper
+EPOCHS = {"fixed": 20, "policies": 6, "quick": 3}
+HALF = 0.5  # share of decoded images with which policies are compared
 SEARCHED = "fashion-mnist"  # the data set that a policy was searched on, for both
 EFFORTS = {
     "fixed": Effort(),
     "paper_code": Effort(paper_images=5000),
+    "policies": Effort(),
     "quick": Effort(
         feature_steps=200,
         vae_steps=400,
@@ -34,7 +51,10 @@ EFFORTS = {
         images=6000,
     ),
 }
-QUICK_SCORES = {"deepfool_images": 200, "pgd_images": 200, "corruption_images": 200, "severities": (3,)}
+SCORES: dict[str, dict[str, Any]] = {
+    "policies": {"deepfool_images": 1000, "pgd_images": 0, "corruption_images": 0},
+    "quick": {"deepfool_images": 200, "pgd_images": 200, "corruption_images": 200, "severities": (3,)},
+}
 
 
 def paper_cnn(num_classes: int) -> nn.Module:
@@ -52,10 +72,13 @@ def preset(name: str, dataset: str, **given: int | None) -> Preset:
         odd = {paper_code.BEFORE_NORMALISATION: (replace(budget, epochs=90), True)}
         unit_range = dataset == "fashion-mnist"
         return Preset(budget, paper_code.methods(dataset), PAPER_CNN, unit_range=unit_range, odd=odd)
-    methods = fixed_methods(GENERATED[dataset], searched(RESULTS / SEARCHED))
-    if name == "quick":
-        return Preset(changed(Budget(epochs=3), **given), methods, PAPER_CNN, scores=QUICK_SCORES)
-    return Preset(changed(Budget(epochs=20), **given), methods, PAPER_CNN)
+    own = Budget(epochs=EPOCHS[name])
+    budget = changed(own, **given)
+    if name == "policies":
+        methods = one_change.methods(HALF, RESULTS / dataset)
+    else:
+        methods = fixed_methods(GENERATED[dataset], searched(RESULTS / SEARCHED))
+    return Preset(budget, methods, PAPER_CNN, scores=SCORES.get(name, {}), folder=folder_of(name, own, budget))
 
 
 def command(dataset: str) -> click.Command:
@@ -79,16 +102,17 @@ def command(dataset: str) -> click.Command:
         seeds: str,
         grid: bool,
         threads: int | None,
+        device: str,
+        tf32: bool,
         **given: int | None,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        device = set_up(device, threads, tf32=tf32)
         runs, results = work or Path("runs", dataset), out or RESULTS / dataset
         runs = runs / "quick" if name == "quick" else runs
         train, test = (torchvision_dataset(dataset, data_root, train=part) for part in (True, False))
         images = split(dataset, train, test, EFFORTS[name].images)
-        codes = stored_codes(Workshop(dataset, train, runs, EFFORTS[name]).codes, images, results)
-        bench = Benchmark(images, name, preset(name, dataset, **given), codes, runs, results)
+        codes = stored_codes(Workshop(dataset, train, runs, EFFORTS[name], device=device).codes, images, results)
+        bench = Benchmark(images, name, preset(name, dataset, **given), codes, runs, results, device)
         run_all(bench, methods, seeds, grid=grid)
 
     return main

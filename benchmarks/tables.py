@@ -10,83 +10,24 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
-from rows import DATASETS, NAMES, PRESETS, REFERENCES, SCORES, aggregated, records
+from rows import DATASETS, NAMES, PRESETS, aggregated, records
+from score_tables import (
+    RESULTS,
+    best_table,
+    differences_table,
+    markdown,
+    policies_table,
+    pools_table,
+    scores_table,
+    summary_table,
+)
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-RESULTS = Path(__file__).parent / "results"
-DIGITS = {"accuracy": 4, "deepfool_score": 3, "blurred_accuracy": 3}
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, its first column to the left and the others to the right."""
-    rule = ["---", *("--:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
-
-
-def comparison_table() -> str:
-    """All 60,000 images of Fashion-MNIST for ten epochs: mean and standard deviation over the seeds."""
-    body = [
-        [
-            NAMES[row["method"]],
-            *(_value(row[score], row[f"{score}_std"], DIGITS[score]) for score in SCORES),
-            str(row["n_seeds"]),
-        ]
-        for row in aggregated(records(RESULTS / "fashion-mnist", ["whole"]))
-    ]
-    return markdown(["trained on", "accuracy", "DeepFool score", "blurred accuracy", "seeds"], body)
-
-
-def scores_table(dataset: str, preset: str) -> str:
-    """Mean and standard deviation over the seeds beside what the paper prints."""
-    body = []
-    for row in aggregated(records(RESULTS / dataset)):
-        if row["preset"] == preset:
-            cells = [NAMES[row["method"]]]
-            for score in SCORES:
-                paper = row["paper"]
-                cells.append(_value(row[score], row[f"{score}_std"], DIGITS[score]))
-                cells.append(_value(paper[score], paper[f"{score}_std"], DIGITS[score]) if paper else "")
-            body.append([*cells, str(row["n_seeds"])])
-    titles = [title for score in ("accuracy", "DeepFool score", "blurred accuracy") for title in (score, "paper")]
-    return markdown(["trained on", *titles, "seeds"], body)
-
-
-def differences_table(dataset: str, preset: str) -> str:
-    """What each method gains on standard training and on manifold mixup, with intervals."""
-    body = []
-    for row in aggregated(records(RESULTS / dataset)):
-        if row["preset"] == preset and row["method"] != "standard":
-            cells = [NAMES[row["method"]]]
-            for reference in REFERENCES:
-                for score in SCORES:
-                    found = row.get(f"{score}_minus_{reference}")
-                    cells.append(_difference(found, DIGITS[score]) if found else "")
-            body.append(cells)
-    titles = [
-        f"{score}, from {NAMES[reference]}"
-        for reference in REFERENCES
-        for score in ("accuracy", "DeepFool", "blurred accuracy")
-    ]
-    return markdown(["trained on", *titles], body)
-
-
-def _value(mean: float, deviation: float | None, digits: int) -> str:
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
-
-
-def _difference(found: dict[str, Any], digits: int) -> str:
-    text = f"{found['mean']:+.{digits}f}"
-    if found["interval"] is None:
-        return text
-    low, high = found["interval"]
-    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def demo_table() -> str:
@@ -201,28 +142,6 @@ def decode_time_table() -> str:
     return markdown(["generator", "images a call", "option", "an image", "ratio", "moves a pixel by", "n"], body)
 
 
-def pools_table() -> str:
-    """Scores by the size of the pool that half of each batch came from, and the differences from live decoding."""
-    trials = [json.loads(path.read_text()) for path in sorted((RESULTS / "pools").glob("*/*.json"))]
-    of: dict[str, list[dict[str, Any]]] = {}
-    for trial in trials:
-        of.setdefault(trial["method"], []).append(trial)
-    sizes = sorted((name for name in of if name.startswith("pool_")), key=lambda name: int(name.split("_")[1]))
-    labels = {"standard": "real images alone", "live": "decoded live"}
-    labels |= {name: f"pool of {int(name.split('_')[1]):,}" for name in sizes}
-    body = []
-    for name, label in labels.items():
-        cells = []
-        for score, digits in DIGITS.items():
-            values, live = ([trial[score] for trial in of[each]] for each in (name, "live"))
-            mean, deviation = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-            cells.append(_value(mean, deviation, digits))
-            cells.append("" if name == "live" else f"{mean - statistics.fmean(live):+.{digits}f}")
-        body.append([label, *cells, str(len(of[name]))])
-    heads = [head for name in ("accuracy", "DeepFool", "blurred") for head in (name, "minus live")]
-    return markdown(["half of each batch", *heads, "seeds"], body)
-
-
 def stylegan2_table() -> str:
     """How far the samples of two StyleGAN2 were from Fashion-MNIST in the course of their training.
 
@@ -323,7 +242,9 @@ TABLES: dict[str, Callable[[], str]] = {
         for preset in PRESETS
         for kind, draw in (("scores", scores_table), ("differences", differences_table))
     },
-    "comparison": comparison_table,
+    "summary": summary_table,
+    **{f"best-{dataset}": partial(best_table, dataset) for dataset in ("mnist", "fashion-mnist")},
+    "policies": partial(policies_table, "fashion-mnist"),
     "demo": demo_table,
     "reconstruction": reconstruction_table,
     "published-codes": published_codes_table,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Any
 import click
 import safetensors.torch
 import torch
+import torch.backends.cudnn as cudnn
 from codes import described, of_rows
 from locks import claimed
 from paper_code import in_unit_range
@@ -103,6 +105,7 @@ class Preset:
         odd: Methods that differ from the others: a budget and ``unit_range`` of their own.
         facts: What else a result has to say.
         scores: Keywords of :func:`latent_mixup.robustness.evaluate`.
+        folder: Where results go, where the budget is not the preset's own: see :func:`folder_of`.
     """
 
     budget: Budget
@@ -112,6 +115,7 @@ class Preset:
     odd: dict[str, tuple[Budget, bool]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class Trial:
         budget: What the method gets.
         seed: Of everything that is drawn.
         unit_range: Whether images are in [0, 1].
+        folder: Where its result and its classifier go, under those of the benchmark.
     """
 
     preset: str
@@ -135,6 +140,7 @@ class Trial:
     budget: Budget
     seed: int
     unit_range: bool = False
+    folder: str = ""
 
     @property
     def file(self) -> str:
@@ -172,6 +178,7 @@ class Benchmark:
         codes_named: Gives the codes of a name.
         work: Folder for trained classifiers.
         out: Folder for results.
+        device: Where to train and to score.
     """
 
     images: Images
@@ -180,16 +187,17 @@ class Benchmark:
     codes_named: Callable[[str], Codes]
     work: Path
     out: Path
+    device: str = "cpu"
 
     def trial(self, method: str, seed: int) -> Trial:
         """The trial of a method and a seed."""
         how, codes = self.preset.methods[method]
         budget, unit_range = self.preset.odd.get(method, (self.preset.budget, self.preset.unit_range))
-        return Trial(self.name, method, how, codes, budget, seed, unit_range)
+        return Trial(self.name, method, how, codes, budget, seed, unit_range, self.preset.folder or self.name)
 
     def run(self, trial: Trial) -> None:
         """Train and score; what is there is not done again, and what another process is doing is left to it."""
-        folder, models = self.out / trial.preset, self.work / "models" / trial.preset
+        folder, models = self.out / trial.folder, self.work / "models" / trial.folder
         with claimed(models / f"{trial.method}-{trial.seed}.lock") as ours:
             if not ours:
                 return
@@ -207,7 +215,8 @@ class Benchmark:
             model, training = self.trained(trial)
             started = time.perf_counter()
             test = trial.in_range(self.images.train)
-            found = evaluate(model, test.test_images, test.test_labels, bounds=trial.bounds, **self.preset.scores)
+            with cudnn.flags(enabled=True, allow_tf32=False):
+                found = evaluate(model, test.test_images, test.test_labels, bounds=trial.bounds, **self.preset.scores)
             record = {
                 "dataset": self.images.name,
                 "preset": trial.preset,
@@ -233,23 +242,25 @@ class Benchmark:
 
     def trained(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
         """The trial's classifier, from its file where that is there, and the circumstances of its training."""
-        folder, classifier = self.work / "models" / trial.preset, self.preset.classifier
+        folder, classifier = self.work / "models" / trial.folder, self.preset.classifier
         path = folder / f"{trial.method}-{trial.seed}.safetensors"
         facts = path.with_suffix(".training.json")
         if path.is_file() and facts.is_file():
             training = trial.check_budget(facts)
             model = classifier.build(self.images.train.num_classes)
             model.load_state_dict(safetensors.torch.load_file(path))
-            return model.eval(), training
+            return model.eval().to(self.device), training
         codes = self.codes_named(trial.codes) if trial.codes else None
         data = trial.in_range(self.images.train)
         steps = trial.budget.steps(data.train_images)
         started = time.perf_counter()
         with tqdm(total=steps, desc=f"{trial.method}, seed {trial.seed}", unit="step", disable=None) as bar:
-            model = classifier.train(trial.how, data, codes, trial.budget, seed=trial.seed, on_step=bar.update)
+            model = classifier.train(
+                trial.how, data, codes, trial.budget, seed=trial.seed, device=self.device, on_step=bar.update
+            )
         training = {
             "steps": steps,
-            **circumstances(codes, trial.budget),
+            **circumstances(codes, trial.budget, self.device),
             "training_seconds": round(time.perf_counter() - started, 1),
         }
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -263,8 +274,8 @@ class Benchmark:
         """The ``alpha`` with the best accuracy on the validation images, as the paper's grid search chose it."""
         file = f"grid-{trial.method}.json"
         found: dict[str, float] = {}
-        if (self.out / trial.preset / file).is_file():
-            found = json.loads((self.out / trial.preset / file).read_text())["validation_accuracy"]
+        if (self.out / trial.folder / file).is_file():
+            found = json.loads((self.out / trial.folder / file).read_text())["validation_accuracy"]
         for alpha in ALPHAS:
             if str(alpha) not in found:
                 tried = replace(
@@ -274,7 +285,7 @@ class Benchmark:
                 held_out = tried.in_range(self.images.validation)
                 found[str(alpha)] = accuracy(model, [(held_out.test_images, held_out.test_labels)])
                 record = {"dataset": self.images.name, "seed": trial.seed, "validation_accuracy": found}
-                hub.write_folder(self.out / trial.preset, {file: json_bytes(record)})
+                hub.write_folder(self.out / trial.folder, {file: json_bytes(record)})
         return float(max(found, key=lambda alpha: found[alpha]))
 
 
@@ -296,12 +307,34 @@ run_options = several(
     click.option("--batch-size", type=click.IntRange(1), help="Default: the preset's."),
     click.option("--grid", is_flag=True, help="Choose alpha on the validation images first, as the paper did."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores."),
+    click.option("--device", default="cpu", show_default=True, help="Where to train and to score."),
+    click.option("--tf32", is_flag=True, help="Train with convolutions of a GPU in TF32; scores are in float32."),
 )
+
+
+def folder_of(name: str, own: Budget, budget: Budget) -> str:
+    """A preset's folder: its name, and where its budget was changed, epochs and batch size."""
+    return name if budget == own else f"{name}-{budget.epochs}x{budget.batch_size}"
 
 
 def changed(budget: Budget, **given: int | None) -> Budget:
     """The budget with what is not None."""
     return replace(budget, **{name: value for name, value in given.items() if value is not None})
+
+
+def set_up(device: str, threads: int | None = None, *, tf32: bool = False) -> str:
+    """The device to use, of ``torchrun``'s processes one each.
+
+    Args:
+        device: As the command line says it.
+        threads: On the CPU.
+        tf32: Whether convolutions on a GPU may round their factors to TF32 in training; in scoring they never do.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def run_all(bench: Benchmark, methods: str | None, seeds: str, *, grid: bool = False) -> None:

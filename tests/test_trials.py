@@ -467,6 +467,50 @@ def test_rows_are_means_over_seeds(results):
     assert "accuracy_minus_standard" not in standard
 
 
+def test_another_budget_is_another_row(results):
+    """The preset's own folder is what its table shows; what was run with another budget is a row of its own."""
+    folder = results / "mnist" / "fixed-50x16"
+    folder.mkdir()
+    record = json.loads((results / "mnist" / "fixed" / "standard-0.json").read_text())
+    (folder / "standard-0.json").write_text(json.dumps({**record, "budget": {"epochs": 50}, "accuracy": 0.5}))
+    everything = rows_module.aggregated(rows_module.records(results / "mnist"))
+    assert [(row["epochs"], row["n_seeds"]) for row in everything if row["method"] == "standard"] == [(20, 3), (50, 1)]
+    own = rows_module.aggregated(rows_module.records(results / "mnist", changed=False))
+    assert {row["epochs"] for row in own} == {20}
+
+
+def test_policies_are_compared_with_the_papers(tmp_path, monkeypatch):
+    import score_tables
+
+    monkeypatch.setattr(score_tables, "RESULTS", tmp_path)
+    folder = tmp_path / "mnist" / "policies"
+    folder.mkdir(parents=True)
+    for method, accuracy in (("policy_paper", 0.9), ("policy_same_class", 0.92)):
+        scores = {"accuracy": accuracy, "deepfool_score": 2 * accuracy, "blurred_accuracy": 0.5}
+        facts = {"dataset": "mnist", "preset": "policies", "method": method, "train_images": 10, "seed": 0}
+        (folder / f"{method}-0.json").write_text(json.dumps({**facts, **scores, "budget": {"epochs": 6}}))
+    shown = score_tables.policies_table("mnist").splitlines()
+    assert shown[2].endswith("| 0.9000 |  | 1.800 |  | 0.500 |  | 1 |")
+    assert shown[3] == "| `SameClass()` | 0.9200 | +0.0200 | 1.840 | +0.040 | 0.500 | +0.000 | 1 |"
+
+
+def test_the_best_is_compared_with_what_a_user_could_pick(tmp_path, monkeypatch):
+    import score_tables
+
+    monkeypatch.setattr(score_tables, "RESULTS", tmp_path)
+    folder = tmp_path / "mnist" / "fixed"
+    folder.mkdir(parents=True)
+    for place, method in enumerate((*score_tables.SHOWN,)):
+        for seed in range(2):
+            scores = {"accuracy": 0.9 + place / 100, "deepfool_score": 1.0 + seed, "blurred_accuracy": 0.5}
+            facts = {"dataset": "mnist", "preset": "fixed", "method": method, "train_images": 10, "seed": seed}
+            (folder / f"{method}-{seed}.json").write_text(json.dumps({**facts, **scores, "budget": {"epochs": 20}}))
+    shown = score_tables.best_table("mnist").splitlines()[2:]
+    assert shown[0].startswith("| standard | +0.0600 [+0.0600, +0.0600] | +0.000 [-1.000, +1.000] |")
+    assert len(shown) == 5
+    assert len(score_tables.summary_table().splitlines()) == 2 + len(score_tables.SHOWN)
+
+
 def test_the_interval_is_the_bootstraps():
     """Against all 27 x 27 ways to draw the seeds again."""
     values, others = [0.1, 0.5, 0.7], [0.2, 0.25, 0.4]
@@ -478,9 +522,11 @@ def test_the_interval_is_the_bootstraps():
 
 
 def test_json_and_tables_are_drawn_from_the_files(results, monkeypatch):
+    import score_tables
     import tables
 
-    monkeypatch.setattr(tables, "RESULTS", results)
+    for module in (tables, score_tables):
+        monkeypatch.setattr(module, "RESULTS", results)
     printed = json.loads(CliRunner().invoke(tables.main, ["--json"]).output)
     assert [row["method"] for row in printed] == ["standard", "manifold_mixup", "decoded"]
     table = tables.scores_table("mnist", "fixed").splitlines()
