@@ -9,6 +9,7 @@ Beside them, figures 4 to 6 of the paper (original, inverted, encoded) show imag
 from __future__ import annotations
 
 import io
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from typing import Any
 import click
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rows import DATASETS, NAMES, PRESETS, SCORES, aggregated, codes, records
+from rows import BEST, DATASETS, LABEL_TRUTH, NAMES, PRESETS, SCORES, aggregated, codes, records
 
 from latent_mixup import hub
 from latent_mixup.cli.shared import FOLDER
 
 RESULTS = Path(__file__).parent / "results"
 TITLES = {"accuracy": "accuracy", "deepfool_score": "DeepFool score", "blurred_accuracy": "blurred accuracy"}
-SWEPT = ("standard", "mixup", "manifold_mixup", "decoded", "gan_mixup", "vae_mixup", "timm_cutmix")
+SWEPT = ("standard", "mixup", "manifold_mixup", "decoded", "gan_mixup", "vae_mixup", "timm_cutmix", BEST)
 
 
 def scores_figure(rows: list[dict[str, Any]]) -> Figure:
@@ -57,6 +58,21 @@ def curves_figure(trials: list[dict[str, Any]]) -> Figure:
     _named(blur, "Gaussian blur, kernel 5: sigma", "accuracy")
     _named(corrupted, "C-style corruptions: severity", "accuracy")
     corrupted.legend(fontsize="small")
+    return figure
+
+
+def label_figure(found: dict[str, Any]) -> Figure:
+    """What a classifier of real images sees in mixes of codes and of pixels, by the weight of the first."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    share, entropy = figure.subplots(1, 2)
+    for kind, label in (("codes", "mixes of codes, decoded"), ("pixels", "mixes of pixels")):
+        (line,) = share.plot(found["lam"], found[kind]["own_share"], "o-", markersize=3, label=label)
+        entropy.plot(found["lam"], found[kind]["entropy"], "o-", markersize=3, label=label)
+        share.plot(found["lam"], found[kind]["neither"], ":", color=line.get_color(), label=f"{label}: seen as neither")
+    share.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    _named(share, "lam", "share of the first of the two classes")
+    _named(entropy, "lam", "entropy of what is seen, nats")
+    share.legend(fontsize="small")
     return figure
 
 
@@ -102,6 +118,8 @@ def figures(results: Path) -> dict[str, Figure]:
                 drawn[f"{dataset}-{preset}-scores.png"] = scores_figure(rows)
             if any(trial["method"] in SWEPT and "corruptions" in trial for trial in trials):
                 drawn[f"{dataset}-{preset}-curves.png"] = curves_figure(trials)
+        if (results / dataset / LABEL_TRUTH).is_file():
+            drawn[f"{dataset}-labels.png"] = label_figure(json.loads((results / dataset / LABEL_TRUTH).read_text()))
         if known := codes(results / dataset):
             drawn[f"{dataset}-codes.png"] = codes_figure(known)
     return drawn

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from codes import code_options
 from reconstruction import reference_classifier
+from rows import LABEL_TRUTH
 from torch import Tensor, nn
 from trials import RESULTS, json_bytes, split
 
@@ -155,7 +156,7 @@ def main(
         "bank_digest": codes.digest(),
     }
     folder = out or RESULTS / dataset
-    hub.write_folder(folder, {"label-truth.json": json_bytes(record)})
+    hub.write_folder(folder, {LABEL_TRUTH: json_bytes(record)})
     click.echo(json.dumps({name: record[name] for name in ("judge", "lam", "curve", "pixel_curve")}))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rows import LABEL_TRUTH
+
 from latent_mixup.comparison import Method, decoded_mixes
 from latent_mixup.policies import (
     Beta,
@@ -23,7 +25,6 @@ from latent_mixup.policies import (
     Truncation,
 )
 
-LABEL_TRUTH = "label-truth.json"  # in the folder of a data set's results: where the curve comes from
 POLICIES: dict[str, Policy] = {
     "paper": Policy(),
     "lam_of_batch": Policy(weights=Beta(mode="batch")),

@@ -17,6 +17,7 @@ SCORES = ("accuracy", "deepfool_score", "blurred_accuracy")
 REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
 RESAMPLES = 10_000
 BEST = "latent_mixup_best"
+LABEL_TRUTH = "label-truth.json"  # in the folder of a data set's results
 UNCHANGED = "policy_paper"  # what the other policies are compared with
 NAMES = {
     "standard": "standard",
@@ -50,7 +51,7 @@ NAMES = {
     "policy_alpha_4": "`Beta(4)`",
     "policy_near_ends": "`NearEnds()`",
     "policy_three_codes": "`Dirichlet()`: of three codes",
-    "policy_rising_over_10_epochs": "`Scheduled(Beta())`: less mixing at first",
+    "policy_rising_over_10_epochs": "`Scheduled(Beta())`: rising over ten epochs, of which six are run",
     "policy_straight_line": '`path="lerp"`',
     "policy_channels": "`Channels()`",
     "policy_same_class": "`SameClass()`",
@@ -65,6 +66,7 @@ NAMES = {
     "policy_label_curve": "`Curve` of what a classifier sees",
     "latent_mixup": "latent mixup, all decoded",
     "latent_mixup_half_real": "latent mixup, half real",
+    "robust": '`policy="robust"`',
 }
 
 

@@ -23,7 +23,7 @@ from latent_mixup.functional import mix_targets, soft_targets
 from latent_mixup.generators.base import Generator
 from latent_mixup.interpolation import lerp
 from latent_mixup.loader import LatentMixupLoader
-from latent_mixup.policies import Beta, Draw, Policy, Rows
+from latent_mixup.policies import NAMED, Beta, Draw, Policy, Rows
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy, shuffled_batches, train_classifier
@@ -209,6 +209,7 @@ CODE_METHODS: dict[str, Method] = {
     "decoded": decoded(1.0),
     "latent_mixup": decoded_mixes(1.0),
     "latent_mixup_half_real": decoded_mixes(0.5),
+    "robust": decoded_mixes(NAMED["robust"].prob, NAMED["robust"].policy),
 }
 METHODS = {**REAL_METHODS, **CODE_METHODS}
 

@@ -34,7 +34,7 @@ def bundled_codes() -> Codes:
 
 
 def run_demo(out: Path, *, seed: int = 0, budget: Budget = BUDGET, progress: bool = True) -> dict[str, Any]:
-    """Train the paper's small classifier in six ways on equal budgets; write ``demo.json`` and ``mixes.png``.
+    """Train the paper's small classifier in every way on equal budgets; write ``demo.json`` and ``mixes.png``.
 
     Args:
         out: Folder for the two files.

@@ -60,9 +60,9 @@ def results(data, codes):
     return found
 
 
-def test_the_six_methods():
+def test_the_methods_of_the_demo():
     assert set(REAL_METHODS) == {"standard", "mixup", "manifold_mixup"}
-    assert set(CODE_METHODS) == {"decoded", "latent_mixup", "latent_mixup_half_real"}
+    assert set(CODE_METHODS) == {"decoded", "latent_mixup", "latent_mixup_half_real", "robust"}
 
 
 @pytest.mark.parametrize("method", METHODS)

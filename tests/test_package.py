@@ -87,7 +87,7 @@ def test_a_policy_as_json_is_one():
     assert from_config(json.loads(said)) == Policy(Beta(0.4), SameClass(), noise=Noise(0.3))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/hub.md", "docs/speed.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/hub.md", "docs/speed.md"])
 def test_tables_are_drawn_from_the_committed_results(page):
     found = subprocess.run(
         [sys.executable, "benchmarks/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True

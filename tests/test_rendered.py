@@ -24,7 +24,7 @@ from latent_mixup import rendered, rendering
 from latent_mixup.bank import LatentBank
 from latent_mixup.cli import main
 from latent_mixup.images import RangeMismatchWarning, from_uint8, to_uint8
-from latent_mixup.policies import Beta, Channels, Dirichlet, Policy
+from latent_mixup.policies import NAMED, Beta, Channels, Dirichlet, Policy, to_config
 from latent_mixup.pool_files import COLUMNS_FILE, IMAGES_FILE, INDEX_FILE, Pool, PoolFormatError, PoolIndex
 from latent_mixup.refreshing import Refreshed
 from latent_mixup.rendering import Recipe, render
@@ -234,6 +234,11 @@ def test_the_command(tmp_path):
     )
     found = call(tmp_path / "pool", "--n", 6000)
     assert found.output == f"{tmp_path / 'pool'}: 6,000 mixes, 5 MB\n"
+    found = call(tmp_path / "robust", "--n", 100, "--policy", "robust")
+    assert found.exit_code == 0, found.output
+    assert Pool(tmp_path / "robust").index.made_with["policy"] == to_config(NAMED["robust"].policy)
+    found = call(tmp_path / "other", "--n", 100, "--policy", "rebust")
+    assert "--policy needs one of paper, robust, or a JSON file: got 'rebust'" in found.output
     images, targets = pull(lm.RenderedMixupDataset(tmp_path / "pool", verify=True))
     assert images.shape == (6000, 1, 28, 28)
     assert targets.shape == (6000, 10)

@@ -550,8 +550,12 @@ def test_figures_are_drawn_from_the_files(results):
     (results / "mnist" / "codes").mkdir()
     facts = {"mse_percentiles": [0.001 * place for place in range(101)], "mse_mean": 0.05}
     (results / "mnist" / "codes" / "gan.json").write_text(json.dumps(facts))
+    seen = {"own_share": [0, 1], "neither": [0, 0], "entropy": [0, 0]}
+    (results / "mnist" / "label-truth.json").write_text(json.dumps({"lam": [0, 1], "codes": seen, "pixels": seen}))
     drawn = figures.figures(results)
-    assert list(drawn) == ["mnist-fixed-scores.png", "mnist-fixed-curves.png", "mnist-codes.png"]
+    assert list(drawn) == ["mnist-fixed-scores.png", "mnist-fixed-curves.png", "mnist-labels.png", "mnist-codes.png"]
+    shares = drawn["mnist-labels.png"].axes[0].get_lines()[0]
+    assert shares.get_ydata() == pytest.approx([0, 1])
     shown = drawn["mnist-fixed-scores.png"].axes[0]
     assert next(label.get_text() for label in shown.get_yticklabels()) == "standard"
     curve = drawn["mnist-fixed-curves.png"].axes[1].get_lines()[0]

@@ -14,7 +14,7 @@ from latent_mixup.cli.shared import FOLDER, one_sentence
 @click.option("--seed", type=int, default=0, show_default=True)
 @one_sentence
 def demo(out: Path, seed: int) -> None:
-    """Train a classifier in six ways on the bundled data: a table and a picture, in a few minutes."""
+    """Train a classifier in seven ways on the bundled data: a table and a picture, in a few minutes."""
     from latent_mixup.demo import demo_table, run_demo
 
     record = run_demo(out, seed=seed)
