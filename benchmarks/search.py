@@ -31,7 +31,7 @@ from trials import RESULTS, Images, json_bytes, set_up, split
 
 from latent_mixup import LatentBank, hub, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
-from latent_mixup.comparison import Budget, Codes, Method, standard
+from latent_mixup.comparison import Budget, Codes, Method, circumstances, standard
 from latent_mixup.policies import Anyone, Beta, LowPass, Noise, OtherClass, Policy, SameClass
 from latent_mixup.robustness import evaluate
 
@@ -220,7 +220,7 @@ def main(
     folder = work or Path("runs", dataset, "search")
     search = Search(images, codes, Budget(epochs=epochs), deepfool_images, folder, device)
     folder.mkdir(parents=True, exist_ok=True)
-    found = record(search, search.run(trials))
+    found = {**record(search, search.run(trials)), **circumstances(codes, search.budget, device)}
     hub.write_folder(out or RESULTS / dataset, {SEARCH_FILE: json_bytes(found)})
     click.echo(json.dumps(found["chosen"], indent=2))
 

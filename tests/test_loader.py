@@ -56,6 +56,16 @@ def test_every_batch_comes_out(wrap):
         torch.testing.assert_close(targets.sum(1), torch.ones(len(images)))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_on_a_gpu_batches_are_those_of_the_cpu(wrap, prefetch):
+    expected = pull(wrap(prob=0.5))
+    found = pull(wrap(prob=0.5, device="cuda", prefetch=prefetch))
+    assert all(part.is_cuda for part in found)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other)
+
+
 def test_prob_zero_is_the_data_set(wrap, toy_dataset):
     images, targets = pull(wrap(prob=0.0))
     assert torch.equal(images, toy_dataset.images)
