@@ -14,6 +14,7 @@ PAPER = Path(__file__).parent / "paper.json"
 DATASETS = ("mnist", "fashion-mnist", "cifar10")
 PRESETS = ("fixed", "paper_code", "policies", "reduced", "reduced_augmented", "full", "full_augmented")
 SCORES = ("accuracy", "deepfool_score", "blurred_accuracy")
+SEARCHED = "fashion-mnist"  # the data set that a policy was searched on, for all
 REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
 RESAMPLES = 10_000
 BEST = "latent_mixup_best"

@@ -12,6 +12,7 @@ import paper_code
 import torch
 from codes import Effort, Workshop
 from methods import methods as fixed_methods
+from rows import SEARCHED
 from settings import searched
 from torch import nn
 from trials import (
@@ -35,7 +36,6 @@ from latent_mixup.comparison import Budget, train_paper_cnn
 GENERATED = {"mnist": 1.0, "fashion-mnist": 0.5}  # share of the training images that the generator makes in the paper
 EPOCHS = {"fixed": 20, "policies": 6, "quick": 3}
 HALF = 0.5  # share of decoded images with which policies are compared
-SEARCHED = "fashion-mnist"  # the data set that a policy was searched on, for both
 EFFORTS = {
     "fixed": Effort(),
     "paper_code": Effort(paper_images=5000),
