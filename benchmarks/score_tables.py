@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from rows import BEST, NAMES, REFERENCES, SCORES, UNCHANGED, aggregated, difference, records
+from rows import BEST, NAMES, PAPER, REFERENCES, SCORES, UNCHANGED, aggregated, difference, records
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = {"accuracy": 4, "deepfool_score": 3, "blurred_accuracy": 3}
@@ -94,6 +94,23 @@ def policies_table(dataset: str) -> str:
         body.append([NAMES[method], *cells, str(row["n_seeds"])])
     heads = [head for title in TITLES.values() for head in (title, "change")]
     return markdown(["policy", *heads, "seeds"], body)
+
+
+def method_time_table() -> str:
+    """Milliseconds of a training step by each method, and what the paper says of two."""
+    found = json.loads((RESULTS / "method_time.json").read_text())
+    paper = json.loads(PAPER.read_text())["milliseconds a batch, RTX 2080 Ti, ResNet-18 and StyleGAN2"]
+    body = [
+        [
+            NAMES[row["method"]],
+            f"{row['median_ms']:.1f} ms",
+            f"{row['median_ratio_to_standard']:.2f}",
+            f"{paper[row['method']]} ms" if row["method"] in paper else "",
+            str(row["n"]),
+        ]
+        for row in found["rows"]
+    ]
+    return markdown(["training step", "median", "ratio to standard", "paper", "n"], body)
 
 
 def pools_table() -> str:

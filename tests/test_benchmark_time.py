@@ -176,3 +176,40 @@ def test_the_tables_of_decodes_and_pools_are_drawn_from_their_files(script, tmp_
         "| pool of 2,000 | 0.7000 | -0.2050 | 1.000 | +0.000 | 0.500 | +0.000 | 1 |",
         "| pool of 10,000 | 0.8000 | -0.1050 | 1.000 | +0.000 | 0.500 | +0.000 | 1 |",
     ]
+
+
+def test_methods_are_timed_in_turns(script, monkeypatch):
+    method_time = script("method_time")
+    clock, order = [0.0], []
+    monkeypatch.setattr(method_time.time, "perf_counter", lambda: clock[0])
+
+    def stepper(name, cost):
+        def step():
+            order.append(name)
+            clock[0] += cost
+
+        return step
+
+    rows = method_time.measured({"standard": stepper("a", 0.01), "mixup": stepper("b", 0.03)}, 4)
+    assert [(row["method"], row["median_ms"], row["n"]) for row in rows] == [("standard", 10, 4), ("mixup", 30, 4)]
+    assert rows[1]["median_ratio_to_standard"] == pytest.approx(3)
+    firsts = order[:: 2 * method_time.BLOCK]
+    assert firsts == ["b", "a", "b", "a", "b"]  # the first turn warms up
+
+
+def test_a_stepper_trains(script):
+    method_time = script("method_time")
+    draw = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(80, 1, 28, 28, generator=draw), torch.arange(80) % 10
+    data = method_time.Data(images, labels, images, labels)
+    seen = []
+
+    def method(run):
+        batches, loss = method_time.methods(0.5)["standard"][0](run)
+        seen.append(run.model)
+        return batches, loss
+
+    step = method_time.stepper(method, data, None, method_time.Budget(epochs=1, batch_size=16))
+    before = [parameter.clone() for parameter in seen[0].parameters()]
+    step()
+    assert any(not one.equal(two) for one, two in zip(before, seen[0].parameters(), strict=True))

@@ -1,0 +1,110 @@
+"""Milliseconds of a training step by each method of the ``fixed`` preset, side by side in one run.
+
+Blocks of steps take turns, beginning with another method in each; the ratio is to the block of standard steps of the
+same turn. A block is as many steps as a generator decodes batches at a time, so that each holds whole decodes. Codes
+are those of WORK, made where they are missing.
+
+    python benchmarks/method_time.py --data-root data --out benchmarks/results/method_time.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from codes import Effort, Workshop, of_rows
+from methods import methods
+from small_images import GENERATED
+from step_time import circumstances
+from tqdm import tqdm
+from trials import json_bytes, split
+
+from latent_mixup import hub
+from latent_mixup.classifiers import PaperCNN
+from latent_mixup.cli.shared import FOLDER, torchvision_dataset
+from latent_mixup.comparison import Budget, Codes, Data, Method, Run, paper_points, seeded
+
+BLOCK = 8
+LEFT_OUT = (
+    "gan_0.025",
+    "gan_0.020",
+    "dcgan",
+)  # codes of the same size in the same generator, and those that take hours
+
+
+def stepper(method: Method, data: Data, codes: Codes | None, budget: Budget) -> Callable[[], None]:
+    """One training step a call."""
+    with seeded(0):
+        model = PaperCNN(data.num_classes).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=budget.lr, fused=True)
+    batches, loss = method(Run(data, codes, budget, 0, model, paper_points(model)))
+
+    def step() -> None:
+        images, targets = next(batches)
+        optimizer.zero_grad()
+        loss(model, images, targets).backward()
+        optimizer.step()
+
+    return step
+
+
+def measured(steppers: dict[str, Callable[[], None]], turns: int) -> list[dict[str, Any]]:
+    """Median milliseconds of a step, and of the ratios to the first, by name."""
+    names = list(steppers)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in tqdm(range(-1, turns), unit="turn", disable=None):  # the first warms up
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            started = time.perf_counter()
+            for _ in range(BLOCK):
+                steppers[name]()
+            if turn >= 0:
+                seconds[name].append((time.perf_counter() - started) / BLOCK)
+    standard = seconds[names[0]]
+    return [
+        {
+            "method": name,
+            "median_ms": round(1e3 * statistics.median(found), 2),
+            "median_ratio_to_standard": round(
+                statistics.median(a / b for a, b in zip(found, standard, strict=True)), 3
+            ),
+            "n": turns,
+        }
+        for name, found in seconds.items()
+    ]
+
+
+@click.command()
+@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds Fashion-MNIST.")
+@click.option("--work", type=FOLDER, default=Path("runs/fashion-mnist"), show_default=True, help="For codes.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file.")
+@click.option("--turns", type=click.IntRange(1), default=25, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+def main(data_root: Path, work: Path, out: Path, turns: int, threads: int | None) -> None:
+    """Time all methods in turn; print and write medians."""
+    if threads:
+        torch.set_num_threads(threads)
+    train, test = (torchvision_dataset("fashion-mnist", data_root, train=part) for part in (True, False))
+    images = split("fashion-mnist", train, test)
+    shop = Workshop("fashion-mnist", train, work, Effort())
+    known: dict[str | None, Codes | None] = {None: None}
+    steppers, budget = {}, Budget(epochs=20)
+    for name, (method, codes) in methods(GENERATED["fashion-mnist"]).items():
+        if codes in LEFT_OUT:
+            continue
+        if codes is not None and codes not in known:
+            known[codes] = of_rows(shop.codes(codes), images.rows)
+        steppers[name] = stepper(method, images.train, known[codes], budget)
+    rows = measured(steppers, turns)
+    record = {"batch_size": budget.batch_size, "steps_a_block": BLOCK, "rows": rows, **circumstances()}
+    hub.write_folder(out.parent, {out.name: json_bytes(record)})
+    click.echo(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
