@@ -31,7 +31,19 @@ from settings import searched
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
-from trials import RESULTS, Benchmark, Classifier, Preset, changed, run_all, run_options, set_up, split, stored_codes
+from trials import (
+    RESULTS,
+    Benchmark,
+    Classifier,
+    Preset,
+    changed,
+    folder_of,
+    run_all,
+    run_options,
+    set_up,
+    split,
+    stored_codes,
+)
 
 from latent_mixup import LatentBank, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
@@ -134,7 +146,7 @@ def train_resnet(
     with seeded(seed, device):
         model = resnet18(data.num_classes, plan).to(device)
         run = Run(
-            data.training_on(device), codes and codes.decoding_on(device), budget, seed, model, resnet_points(model)
+            data.training_on(device), codes and codes.decode_on(device), budget, seed, model, resnet_points(model)
         )
         batches, loss = method(run)
         optimizer = torch.optim.SGD(model.parameters(), lr=budget.lr, momentum=0.9, weight_decay=1e-4)
@@ -236,10 +248,11 @@ def main(
 ) -> None:
     """Train and score each method with each seed; several processes share the work."""
     device = set_up(device, threads, tf32=tf32)
-    budget, plan, effort = PLANS[name]
+    own, plan, effort = PLANS[name]
+    budget, preset = changed(own, **given), f"{name}_augmented" if augment else name
     bench = benchmark(
-        f"{name}_augmented" if augment else name,
-        changed(budget, **given),
+        preset,
+        budget,
         replace(plan, augment=augment),
         effort,
         data_root,
@@ -247,6 +260,7 @@ def main(
         out or RESULTS / "cifar10",
         given_codes(codes),
         device,
+        folder_of(preset, own, budget),
     )
     run_all(bench, methods, seeds, grid=grid)
 
@@ -261,6 +275,7 @@ def benchmark(
     out: Path,
     given: dict[str, tuple[str, str]],
     device: str = "cpu",
+    folder: str = "",
 ) -> Benchmark:
     """The benchmark under a preset called ``name``; ``given``: generator and bank of codes that are not made here."""
     train, test = (cifar10(data_root, train=part) for part in (True, False))
@@ -284,7 +299,7 @@ def benchmark(
         "augment": plan.augment,
     }
     scores = {"deepfool_images": 1000 if name.startswith("reduced") else 5000}
-    preset = Preset(budget, METHODS, classifier, facts=facts, scores=scores)
+    preset = Preset(budget, METHODS, classifier, facts=facts, scores=scores, folder=folder)
     return Benchmark(images, name, preset, stored_codes(make, images, out), work, out, device)
 
 

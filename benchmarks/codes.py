@@ -129,8 +129,8 @@ def gan(shop: Workshop) -> Codes:
 
     bundled = shop.dataset in hub.bundled_names()
     generator = load_generator(shop.dataset).to(shop.device) if bundled else shop.generator("gan", train)
-    steps: dict[str, Any] = {**({} if shop.effort.steps is None else {"steps": shop.effort.steps}), **shop.batch}
-    bank = shop.bank("gan", lambda out: invert(shop.to_invert(), generator, out=out, loss=pixel_mse, **steps))
+    given: dict[str, Any] = {**shop.batch} if shop.effort.steps is None else {**shop.batch, "steps": shop.effort.steps}
+    bank = shop.bank("gan", lambda out: invert(shop.to_invert(), generator, out=out, loss=pixel_mse, **given))
     return Codes(generator, bank)
 
 
@@ -168,7 +168,7 @@ def vae_sharpened(shop: Workshop) -> Codes:
     assert isinstance(codes.generator, VAE)
     filtered = VAE(**{**codes.generator.arguments(), "sharpen": 1.0})
     filtered.load_state_dict(codes.generator.state_dict())
-    return Codes(filtered.to(shop.device), codes.bank)
+    return Codes(filtered, codes.bank)
 
 
 def dcgan(shop: Workshop) -> Codes:

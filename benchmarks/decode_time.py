@@ -92,10 +92,20 @@ def main(out: Path, parts: tuple[str, ...], threads: int | None, quick: bool) ->
         name: measure(generator, sizes[name], options, 3 if quick else TURNS[name])
         for name, generator in generators([name for name in sizes if not parts or name in parts]).items()
     }
-    before = json.loads(out.read_text())["generators"] if parts and out.is_file() else {}
+    before = _measured(out, circumstances()) if parts else {}
     record = {"generators": {**before, **rows}, **circumstances()}
     hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
+
+
+def _measured(out: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """What a file holds; raises where it was measured with other versions or on another machine."""
+    found = json.loads(out.read_text()) if out.is_file() else {"generators": {}, **here}
+    there = {name: found[name] for name in here}
+    if there != here:
+        raise click.ClickException(f"{out} was measured elsewhere: expected {here}, found {there}; take another --out")
+    generators: dict[str, Any] = found["generators"]
+    return generators
 
 
 if __name__ == "__main__":

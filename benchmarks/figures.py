@@ -17,13 +17,11 @@ from typing import Any
 import click
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rows import BEST, DATASETS, LABEL_TRUTH, NAMES, PRESETS, SCORES, aggregated, codes, records
+from rows import BEST, DATASETS, LABEL_TRUTH, NAMES, PRESETS, RESULTS, SCORES, TITLES, aggregated, codes, records
 
 from latent_mixup import hub
 from latent_mixup.cli.shared import FOLDER
 
-RESULTS = Path(__file__).parent / "results"
-TITLES = {"accuracy": "accuracy", "deepfool_score": "DeepFool score", "blurred_accuracy": "blurred accuracy"}
 SWEPT = ("standard", "mixup", "manifold_mixup", "decoded", "gan_mixup", "vae_mixup", "timm_cutmix", BEST)
 
 

@@ -56,5 +56,5 @@ def methods(prob: float, results: Path) -> dict[str, tuple[Method, str | None]]:
     """
     policies = dict(POLICIES)
     if (results / LABEL_TRUTH).is_file():
-        policies["label_curve"] = Policy(labels=Curve(json.loads((results / LABEL_TRUTH).read_text())["curve"]))
+        policies["label_curve"] = Policy(labels=Curve(tuple(json.loads((results / LABEL_TRUTH).read_text())["curve"])))
     return {f"policy_{name}": (decoded_mixes(prob, policy), "gan") for name, policy in policies.items()}

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 
 PAPER = Path(__file__).parent / "paper.json"
+RESULTS = Path(__file__).parent / "results"
 DATASETS = ("mnist", "fashion-mnist", "cifar10")
 PRESETS = ("fixed", "paper_code", "policies", "reduced", "reduced_augmented", "full", "full_augmented")
-SCORES = ("accuracy", "deepfool_score", "blurred_accuracy")
+TITLES = {"accuracy": "accuracy", "deepfool_score": "DeepFool score", "blurred_accuracy": "blurred accuracy"}
+SCORES = tuple(TITLES)
 SEARCHED = "fashion-mnist"  # the data set that a policy was searched on, for all
 REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
 RESAMPLES = 10_000
 BEST = "latent_mixup_best"
+SEARCH_FILE = "search.json"  # the same
 LABEL_TRUTH = "label-truth.json"  # in the folder of a data set's results
 UNCHANGED = "policy_paper"  # what the other policies are compared with
 NAMES = {

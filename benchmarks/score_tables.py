@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
-from rows import BEST, NAMES, PAPER, REFERENCES, SCORES, UNCHANGED, aggregated, difference, records
+from rows import (
+    BEST,
+    NAMES,
+    PAPER,
+    REFERENCES,
+    RESULTS,
+    SCORES,
+    SEARCH_FILE,
+    SEARCHED,
+    TITLES,
+    UNCHANGED,
+    aggregated,
+    difference,
+    records,
+)
 
-RESULTS = Path(__file__).parent / "results"
 DIGITS = {"accuracy": 4, "deepfool_score": 3, "blurred_accuracy": 3}
-TITLES = {"accuracy": "accuracy", "deepfool_score": "DeepFool score", "blurred_accuracy": "blurred accuracy"}
 INSTEAD = ("standard", "mixup", "manifold_mixup", "timm_cutmix")  # what a user could pick instead
 SHOWN = (*INSTEAD, "gan_mixup", "decoded", BEST, f"{BEST}_low_pass_of_real")  # in the README
 
@@ -44,7 +55,7 @@ def scores_table(dataset: str, preset: str) -> str:
             cells.append(_value(row[score], row[f"{score}_std"], DIGITS[score]))
             cells.append(_value(paper[score], paper[f"{score}_std"], DIGITS[score]) if paper else "")
         body.append([*cells, str(row["n_seeds"])])
-    titles = [title for score in ("accuracy", "DeepFool score", "blurred accuracy") for title in (score, "paper")]
+    titles = [title for score in TITLES.values() for title in (score, "paper")]
     return markdown(["trained on", *titles, "seeds"], body)
 
 
@@ -65,6 +76,28 @@ def differences_table(dataset: str, preset: str) -> str:
         for score in ("accuracy", "DeepFool", "blurred accuracy")
     ]
     return markdown(["trained on", *titles], body)
+
+
+def search_table() -> str:
+    """Plain training and the best ten trials of the search, on the validation images."""
+    found = json.loads((RESULTS / SEARCHED / SEARCH_FILE).read_text())
+    trials = sorted(found["trials"], key=lambda trial: -trial["value"])
+    shown = [("plain training", "", found["standard"])] + [
+        (
+            f"trial {trial['number']}: {_settings(trial['params'])}",
+            f"{trial['value']:+.3f}",
+            trial["scores"],
+        )
+        for trial in trials[:10]
+    ]
+    body = [[name, value, *(f"{scores[score]:.{DIGITS[score]}f}" for score in SCORES)] for name, value, scores in shown]
+    return markdown([f"the best of {len(trials)} trials", "value", *TITLES.values()], body)
+
+
+def _settings(params: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
+    )
 
 
 def best_table(dataset: str) -> str:

@@ -25,7 +25,8 @@ from codes import code_options, of_rows
 from locks import claimed
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from settings import SEARCH_FILE, Setting
+from rows import SEARCH_FILE
+from settings import Setting
 from small_images import PAPER_CNN
 from trials import RESULTS, Images, json_bytes, set_up, split
 

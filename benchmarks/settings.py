@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rows import SEARCH_FILE
+
 from latent_mixup.comparison import Method, decoded_mixes
 from latent_mixup.policies import LowPass, Noise, Policy, from_config, to_config
-
-SEARCH_FILE = "search.json"
 
 
 @dataclass(frozen=True)

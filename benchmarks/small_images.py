@@ -68,10 +68,12 @@ PAPER_CNN = Classifier(paper_cnn, train_paper_cnn)
 def preset(name: str, dataset: str, **given: int | None) -> Preset:
     """The preset of that name for a data set; ``given``: what differs of its budget."""
     if name == "paper_code":
-        budget = changed(Budget(epochs=50, batch_size=16), **given)
+        own = Budget(epochs=50, batch_size=16)
+        budget = changed(own, **given)
         odd = {paper_code.BEFORE_NORMALISATION: (replace(budget, epochs=90), True)}
         unit_range = dataset == "fashion-mnist"
-        return Preset(budget, paper_code.methods(dataset), PAPER_CNN, unit_range=unit_range, odd=odd)
+        folder = folder_of(name, own, budget)
+        return Preset(budget, paper_code.methods(dataset), PAPER_CNN, unit_range=unit_range, odd=odd, folder=folder)
     own = Budget(epochs=EPOCHS[name])
     budget = changed(own, **given)
     if name == "policies":

@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rows import DATASETS, NAMES, PRESETS, aggregated, records
+from rows import DATASETS, NAMES, PRESETS, RESULTS, aggregated, records
 from score_tables import (
-    RESULTS,
     best_table,
     differences_table,
     markdown,
@@ -25,6 +24,7 @@ from score_tables import (
     policies_table,
     pools_table,
     scores_table,
+    search_table,
     summary_table,
 )
 
@@ -244,6 +244,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for kind, draw in (("scores", scores_table), ("differences", differences_table))
     },
     "summary": summary_table,
+    "search": search_table,
     **{f"best-{dataset}": partial(best_table, dataset) for dataset in ("mnist", "fashion-mnist")},
     "method-time": method_time_table,
     "policies": partial(policies_table, "fashion-mnist"),

@@ -22,6 +22,7 @@ import torch.backends.cudnn as cudnn
 from codes import described, of_rows
 from locks import claimed
 from paper_code import in_unit_range
+from rows import RESULTS as RESULTS
 from torch import nn
 from tqdm import tqdm
 
@@ -31,7 +32,6 @@ from latent_mixup.comparison import Budget, Codes, Data, Method, circumstances
 from latent_mixup.images import from_uint8
 from latent_mixup.robustness import accuracy, evaluate
 
-RESULTS = Path(__file__).parent / "results"
 SPLIT_SEED, VALIDATION = 42, 10_000
 ALPHAS = (0.2, 0.5, 1.0, 2.0)  # what --grid chooses from
 REFINED = {"gan_mixup_0.025": "gan_mixup", "gan_mixup_0.020": "gan_mixup_0.025"}  # methods, and that before refining
@@ -130,7 +130,6 @@ class Trial:
         budget: What the method gets.
         seed: Of everything that is drawn.
         unit_range: Whether images are in [0, 1].
-        folder: Where its result and its classifier go, under those of the benchmark.
     """
 
     preset: str
@@ -140,7 +139,6 @@ class Trial:
     budget: Budget
     seed: int
     unit_range: bool = False
-    folder: str = ""
 
     @property
     def file(self) -> str:
@@ -189,15 +187,20 @@ class Benchmark:
     out: Path
     device: str = "cpu"
 
+    @property
+    def folder(self) -> str:
+        """Where results and classifiers go, under ``out`` and ``work``."""
+        return self.preset.folder or self.name
+
     def trial(self, method: str, seed: int) -> Trial:
         """The trial of a method and a seed."""
         how, codes = self.preset.methods[method]
         budget, unit_range = self.preset.odd.get(method, (self.preset.budget, self.preset.unit_range))
-        return Trial(self.name, method, how, codes, budget, seed, unit_range, self.preset.folder or self.name)
+        return Trial(self.name, method, how, codes, budget, seed, unit_range)
 
     def run(self, trial: Trial) -> None:
         """Train and score; what is there is not done again, and what another process is doing is left to it."""
-        folder, models = self.out / trial.folder, self.work / "models" / trial.folder
+        folder, models = self.out / self.folder, self.work / "models" / self.folder
         with claimed(models / f"{trial.method}-{trial.seed}.lock") as ours:
             if not ours:
                 return
@@ -242,7 +245,7 @@ class Benchmark:
 
     def trained(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
         """The trial's classifier, from its file where that is there, and the circumstances of its training."""
-        folder, classifier = self.work / "models" / trial.folder, self.preset.classifier
+        folder, classifier = self.work / "models" / self.folder, self.preset.classifier
         path = folder / f"{trial.method}-{trial.seed}.safetensors"
         facts = path.with_suffix(".training.json")
         if path.is_file() and facts.is_file():
@@ -274,8 +277,8 @@ class Benchmark:
         """The ``alpha`` with the best accuracy on the validation images, as the paper's grid search chose it."""
         file = f"grid-{trial.method}.json"
         found: dict[str, float] = {}
-        if (self.out / trial.folder / file).is_file():
-            found = json.loads((self.out / trial.folder / file).read_text())["validation_accuracy"]
+        if (self.out / self.folder / file).is_file():
+            found = json.loads((self.out / self.folder / file).read_text())["validation_accuracy"]
         for alpha in ALPHAS:
             if str(alpha) not in found:
                 tried = replace(
@@ -285,7 +288,7 @@ class Benchmark:
                 held_out = tried.in_range(self.images.validation)
                 found[str(alpha)] = accuracy(model, [(held_out.test_images, held_out.test_labels)])
                 record = {"dataset": self.images.name, "seed": trial.seed, "validation_accuracy": found}
-                hub.write_folder(self.out / trial.folder, {file: json_bytes(record)})
+                hub.write_folder(self.out / self.folder, {file: json_bytes(record)})
         return float(max(found, key=lambda alpha: found[alpha]))
 
 

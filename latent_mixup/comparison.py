@@ -59,8 +59,8 @@ class Codes:
     def __post_init__(self) -> None:
         self.bank.check_labelled()
 
-    def decoding_on(self, device: torch.device | str) -> Codes:
-        """The same, the generator moved to a device."""
+    def decode_on(self, device: torch.device | str) -> Codes:
+        """These, the generator moved to a device in place, as modules are."""
         self.generator.to(device)
         return self
 
@@ -159,9 +159,16 @@ def decoded_mixes(prob: float, policy: Policy | None = None) -> Method:
 
     def method(run: Run) -> tuple[Batches, Loss]:
         codes, followed = run.needed_codes(), Policy(Beta(run.budget.alpha)) if policy is None else policy
-        how: dict[str, Any] = {"prob": prob, "policy": followed, "seed": run.seed, "prefetch": 0}
-        at_once = codes.generator.decode_batches  # on a GPU as well, where processes share it
-        loader = LatentMixupLoader(run.real(), codes.generator, codes.bank, decode_batches=at_once, **how)
+        loader = LatentMixupLoader(
+            run.real(),
+            codes.generator,
+            codes.bank,
+            prefetch=0,
+            decode_batches=codes.generator.decode_batches,  # on a GPU as well: fewer kernels to launch
+            prob=prob,
+            policy=followed,
+            seed=run.seed,
+        )
         return iter(loader), cross_entropy
 
     return method
@@ -228,9 +235,7 @@ def train_paper_cnn(
     with seeded(seed, device):
         layout = torch.channels_last if torch.device(device).type == "cpu" else torch.contiguous_format  # the faster
         model = PaperCNN(data.num_classes).to(device).to(memory_format=layout)
-        run = Run(
-            data.training_on(device), codes and codes.decoding_on(device), budget, seed, model, paper_points(model)
-        )
+        run = Run(data.training_on(device), codes and codes.decode_on(device), budget, seed, model, paper_points(model))
         batches, loss = method(run)
         train_classifier(model, batches, lr=budget.lr, decay_every=run.steps_per_epoch, loss=loss, on_step=on_step)
     return model
@@ -238,7 +243,7 @@ def train_paper_cnn(
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's global streams of the CPU and of a device, seeded for a while and then put back."""
+    """Torch's global streams of the CPU and of a CUDA device, seeded for a while and then put back."""
     on = torch.device(device)
     with torch.random.fork_rng(devices=[] if on.type == "cpu" else [on], device_type="cuda"):
         torch.manual_seed(seed)

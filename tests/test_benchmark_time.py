@@ -151,7 +151,10 @@ def test_the_table_is_drawn_from_the_record(script, tmp_path, monkeypatch):
 
 def test_the_tables_of_decodes_and_pools_are_drawn_from_their_files(script, tmp_path, monkeypatch):
     tables = script("tables")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    import score_tables
+
+    for module in (tables, score_tables):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
     row = {"images_a_call": 64, "ms_an_image": 0.0712, "ratio": 1.0, "moves_an_image_by": 0.0, "n": 101}
     half = {**row, "option": "autocast=torch.bfloat16", "ratio": 3.456, "moves_an_image_by": 0.0123}
     (tmp_path / "decode_time.json").write_text(json.dumps({"generators": {"net": [{**row, "option": "none"}, half]}}))
@@ -213,3 +216,13 @@ def test_a_stepper_trains(script):
     before = [parameter.clone() for parameter in seen[0].parameters()]
     step()
     assert any(not one.equal(two) for one, two in zip(before, seen[0].parameters(), strict=True))
+
+
+def test_decodes_measured_elsewhere_are_not_mixed_in(script, tmp_path):
+    decode_time, here = script("decode_time"), {"python": "3", "hardware": {"cpus": 2}}
+    path = tmp_path / "decode_time.json"
+    assert decode_time._measured(path, here) == {}
+    path.write_text(json.dumps({"generators": {"net": []}, **here}))
+    assert decode_time._measured(path, here) == {"net": []}
+    with pytest.raises(Exception, match="was measured elsewhere"):
+        decode_time._measured(path, {**here, "hardware": {"cpus": 4}})

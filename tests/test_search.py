@@ -157,6 +157,14 @@ def test_the_searched_policy_and_its_parts_are_rows(tmp_path, monkeypatch):
     for dataset in ("mnist", "fashion-mnist"):
         named = small_images.preset("fixed", dataset).methods
         added = [name for name in named if name not in before]
+        assert added == [
+            "latent_mixup_best",
+            "latent_mixup_best_without_mixing",
+            "latent_mixup_best_without_noise",
+            "latent_mixup_best_without_low_pass",
+            "latent_mixup_best_decoded_alone",
+            "latent_mixup_best_low_pass_of_real",
+        ]
         assert set(added) < set(rows_module.NAMES)
         assert [named[name][1] for name in added] == ["gan"] * 5 + [None]
 

@@ -494,6 +494,29 @@ def test_policies_are_compared_with_the_papers(tmp_path, monkeypatch):
     assert shown[3] == "| `SameClass()` | 0.9200 | +0.0200 | 1.840 | +0.040 | 0.500 | +0.000 | 1 |"
 
 
+def test_a_search_is_shown_from_its_best(tmp_path, monkeypatch):
+    import score_tables
+
+    monkeypatch.setattr(score_tables, "RESULTS", tmp_path)
+    scores = {"accuracy": 0.9, "deepfool_score": 1.0, "blurred_accuracy": 0.5}
+    tried = [
+        {"number": n, "value": n / 10, "params": {"prob": 0.2, "partners": "anyone"}, "scores": scores} for n in (3, 7)
+    ]
+    (tmp_path / "fashion-mnist").mkdir()
+    (tmp_path / "fashion-mnist" / "search.json").write_text(json.dumps({"standard": scores, "trials": tried}))
+    assert score_tables.search_table().splitlines()[::2] == [
+        "| the best of 2 trials | value | accuracy | DeepFool score | blurred accuracy |",
+        "| plain training |  | 0.9000 | 1.000 | 0.500 |",
+        "| trial 3: prob 0.2, partners anyone | +0.300 | 0.9000 | 1.000 | 0.500 |",
+    ]
+
+
+@pytest.mark.parametrize("name", ["fixed", "paper_code"])
+def test_a_changed_budget_has_a_folder_of_its_own(name):
+    assert small_images.preset(name, "mnist").folder == name
+    assert small_images.preset(name, "mnist", epochs=2, batch_size=8).folder == f"{name}-2x8"
+
+
 def test_the_best_is_compared_with_what_a_user_could_pick(tmp_path, monkeypatch):
     import score_tables
 

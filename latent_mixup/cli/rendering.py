@@ -45,8 +45,7 @@ def render_command(
     """
     import torch
 
-    from latent_mixup import LatentBank, hub, load_generator
-    from latent_mixup.policies import NAMED, from_config
+    from latent_mixup import LatentBank, load_generator
     from latent_mixup.rendering import render
 
     part = part_of(shard, device)
@@ -57,7 +56,7 @@ def render_command(
         LatentBank.from_pretrained(bank),
         out,
         n=n,
-        policy=policy if policy is None or policy in NAMED else from_config(hub.read_json(_file(policy))),
+        policy=None if policy is None else _policy(policy),
         autocast=None if autocast is None else getattr(torch, autocast),
         shard=part.shard,
         progress=part.shows,
@@ -70,10 +69,13 @@ def render_command(
     click.echo(f"{out}: {n:,} mixes, {size / 1e6:,.0f} MB")
 
 
-def _file(name: str) -> Path:
-    """The file that ``--policy`` names; raises ``ValueError`` where there is none."""
-    from latent_mixup.policies import NAMED
+def _policy(name: str) -> Any:
+    """What ``--policy`` says: a policy's name, or what a JSON file holds; raises ``ValueError`` where it is neither."""
+    from latent_mixup import hub
+    from latent_mixup.policies import NAMED, from_config
 
+    if name in NAMED:
+        return name
     if not Path(name).is_file():
         raise ValueError(f"--policy needs one of {', '.join(NAMED)}, or a JSON file: got {name!r}")
-    return Path(name)
+    return from_config(hub.read_json(Path(name)))

@@ -50,7 +50,6 @@ class CapturedSteps:
         if kind not in self._graphs:
             inputs = tuple(torch.empty_like(each, device=self.device) for each in tensors)
             graph = torch.cuda.CUDAGraph()
-            _copy(inputs, tensors)
             with torch.cuda.graph(graph, stream=self._stream):
                 self.step(variant, inputs)
             self._graphs[kind] = graph, inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import TypeAlias
@@ -17,16 +18,16 @@ from latent_mixup.training.captured import CapturedSteps
 Batches: TypeAlias = Iterator[tuple[Tensor, Tensor]]
 
 
-class Loss:
+class Loss(ABC):
     """What a training step makes smaller, in two parts: what is drawn for a batch, then a function of tensors alone."""
 
     def draw(self, images: Tensor, targets: Tensor) -> tuple[int, tuple[Tensor, ...]]:
         """Of a batch: the number of a variant of :meth:`of`, and its tensors."""
         return 0, (images, targets)
 
+    @abstractmethod
     def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
         """A scalar."""
-        raise NotImplementedError
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Both parts; each call counts as the next batch."""
