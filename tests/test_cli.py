@@ -182,7 +182,7 @@ def test_train_generator_goes_on_with_the_same_settings_only(tmp_path, data_root
     [
         (("--ada",), "compact has no --ada: leave out, or pass --arch stylegan2"),
         (("--conditional",), "compact has no --conditional: leave out, or pass --arch stylegan2"),
-        (("--arch", "compact", "--device", "cpu"), "compact has no --device: leave out"),
+        (("--arch", "compact", "--ada"), "compact has no --ada: leave out"),
         (
             ("--channel-max", 64, "--channel-base", 512),
             "compact has no --channel-base and no --channel-max: leave out, or pass --arch stylegan2",
@@ -196,6 +196,22 @@ def test_options_of_another_architecture_are_refused(tmp_path, data_root, flags,
     assert code == 1
     assert message in output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arch", ["compact", "dcgan", "vae"])
+def test_the_device_reaches_the_training(tmp_path, data_root, monkeypatch, arch):
+    given = {}
+
+    def train(*arguments, **options):
+        given.update(options)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr(f"latent_mixup.training.train_{arch}", train)
+    where = ("--dataset", "fashion-mnist", "--data-root", data_root, "--out", tmp_path / "out")
+    code, output = call("train-generator", *where, "--arch", arch, "--device", "cuda:1")
+    assert code == 1
+    assert "that is enough" in output
+    assert given["device"] == "cuda:1"
 
 
 def test_convert_reads_a_network_and_refuses_what_it_is_not(tmp_path):
