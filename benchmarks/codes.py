@@ -51,7 +51,7 @@ class Effort:
         refine_steps: More gradients for images whose code has a large error.
         paper_steps: Gradients an image to invert into the paper's GAN its own way.
         paper_images: How many images are inverted that way: the first so many; None: all.
-        images: How many images get a code at all: the first so many; None: all.
+        images: How many images there are at all, to train generators on and to invert: the first so many; None: all.
     """
 
     compact_steps: int = 20_000
@@ -99,9 +99,20 @@ class Workshop:
         limits = [number for number in (limit, self.effort.images) if number is not None]
         return Subset(self.images, range(min(limits))) if limits else self.images
 
+    def training_images(self) -> torch.Tensor:
+        """``[N, C, R, R]`` uint8: what generators learn from."""
+        images: torch.Tensor = uint8_images(self.images)
+        return images[: self.effort.images]
+
+    def labels(self) -> torch.Tensor:
+        """Theirs, ``[N]`` int64."""
+        targets: torch.Tensor = torch.as_tensor(self.images.targets)
+        return targets[: self.effort.images]
+
     def facts(self) -> dict[str, Any]:
         """What a generator's metadata says of its data."""
-        return {"name": self.dataset, "dataset": {"name": self.dataset, **fingerprint(self.images)}}
+        data = {"name": self.dataset, **fingerprint(self.images), "trained_on": len(self.labels())}
+        return {"name": self.dataset, "dataset": data}
 
     def generator(self, name: str, train: Callable[[Path], Generator]) -> Generator:
         """The generator in ``WORK/NAME``, trained where it is missing."""
@@ -122,10 +133,8 @@ def gan(shop: Workshop) -> Codes:
     recipe = CompactRecipe(steps=shop.effort.compact_steps, feature_steps=shop.effort.feature_steps)
 
     def train(folder: Path) -> Generator:
-        images, labels = uint8_images(shop.images), torch.as_tensor(shop.images.targets)
-        return train_compact(
-            images, labels, folder, recipe=recipe, facts=shop.facts(), device=shop.device, **shop.compact
-        )
+        data = shop.training_images(), shop.labels()
+        return train_compact(*data, folder, recipe=recipe, facts=shop.facts(), device=shop.device, **shop.compact)
 
     bundled = shop.dataset in hub.bundled_names()
     generator = load_generator(shop.dataset).to(shop.device) if bundled else shop.generator("gan", train)
@@ -154,9 +163,7 @@ def vae(shop: Workshop) -> Codes:
     recipe = VAERecipe(steps=shop.effort.vae_steps)
     network = shop.generator(
         "vae",
-        lambda folder: train_vae(
-            uint8_images(shop.images), folder, recipe=recipe, facts=shop.facts(), device=shop.device
-        ),
+        lambda folder: train_vae(shop.training_images(), folder, recipe=recipe, facts=shop.facts(), device=shop.device),
     )
     bank = shop.bank("vae", lambda out: invert(shop.to_invert(), network, out=out, steps=0, loss=pixel_mse))
     return Codes(network, bank)
@@ -177,16 +184,17 @@ def dcgan(shop: Workshop) -> Codes:
     From an MLP that learnt from generated images, 1,000 steps of Adam on the features of a classifier, in batches of
     16; in eval mode, without weight decay, and the best step is kept.
     """
-    data = shop.images
     recipe = DCGANRecipe(epochs=shop.effort.dcgan_epochs)
     generator = shop.generator(
         "dcgan",
-        lambda folder: train_dcgan(uint8_images(data), folder, recipe=recipe, facts=shop.facts(), device=shop.device),
+        lambda folder: train_dcgan(
+            shop.training_images(), folder, recipe=recipe, facts=shop.facts(), device=shop.device
+        ),
     )
 
     def by_features(out: Path) -> LatentBank:
-        images = uint8_images(data)
-        features = train_features(from_uint8(images), data.targets, steps=shop.effort.feature_steps)
+        images = from_uint8(shop.training_images())
+        features = train_features(images, shop.labels(), steps=shop.effort.feature_steps)
         encoder = train_encoder(generator, shop.work / "dcgan-encoder", arch="mlp")
         loss = FeatureLoss(features, pixel_weight=0.0)
         some = shop.to_invert(shop.effort.paper_images)

@@ -50,11 +50,13 @@ def test_jpegs_are_read_in_torchvisions_form(root):
     assert data.data.shape == (60, 32, 32, 3)
     assert data.data.dtype == torch.uint8
     assert torch.bincount(data.targets).tolist() == [30, 30]
-    image, label = data[40]
-    assert (image == data.data[40].numpy()).all()
-    assert label == int(data.targets[40]) == 1
-    with Image.open(root / "cifar10-jpeg/train/class0/000.jpg") as first:
-        assert (np.asarray(first) == image_of(data, 0)).all()
+    assert data.targets.tolist() == [0, 1] * 30, "the first so many are of all classes"
+    image, label = data[41]
+    assert (image == data.data[41].numpy()).all()
+    assert label == int(data.targets[41]) == 1
+    for row in (0, 1, 40):
+        with Image.open(root / f"cifar10-jpeg/train/class{row % 2}/{row:03}.jpg") as file:
+            assert (np.asarray(file) == image_of(data, row)).all()
 
 
 def image_of(data, row):
@@ -196,6 +198,8 @@ def test_one_trial_from_the_codes_to_the_record(root, monkeypatch, tmp_path):
         rows,
     )
     assert record["classifier"] == "ResNet-18, width 8"
+    trained_on = json.loads((tmp_path / "w" / "gan" / "config.json").read_text())["metadata"]["dataset"]["trained_on"]
+    assert trained_on == 50
     facts = json.loads((tmp_path / "o" / "codes" / "gan.json").read_text())
     assert (facts["rows"], facts["generator_digest"]) == (rows, record["generator_digest"])
     given = {"gan_0.025": (str(tmp_path / "w" / "gan"), str(tmp_path / "w" / "gan-bank"))}
