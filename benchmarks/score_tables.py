@@ -6,10 +6,10 @@ import json
 import statistics
 from typing import Any
 
+from markup import markdown
 from rows import (
     BEST,
     NAMES,
-    PAPER,
     REFERENCES,
     RESULTS,
     SCORES,
@@ -27,12 +27,6 @@ INSTEAD = ("standard", "mixup", "manifold_mixup", "timm_cutmix")  # what a user 
 SHOWN = (*INSTEAD, "gan_mixup", "decoded", BEST, f"{BEST}_low_pass_of_real")  # in the README
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, its first column to the left and the others to the right."""
-    rule = ["---", *("--:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
-
-
 def summary_table() -> str:
     """The methods that say most, on both data sets: mean and standard deviation over the seeds."""
     body = []
@@ -43,6 +37,21 @@ def summary_table() -> str:
             scores = [_value(row[score], row[f"{score}_std"], DIGITS[score]) for score in SCORES]
             body.append(["" if place else dataset, NAMES[method], *scores, str(row["n_seeds"])])
     return markdown(["", "trained on", *TITLES.values(), "seeds"], body)
+
+
+def demo_table() -> str:
+    """What ``latent-mixup demo`` wrote."""
+    record = json.loads((RESULTS / "demo.json").read_text())
+    body = [
+        [
+            NAMES[row["method"]],
+            f"{row['accuracy']:.4f}",
+            f"{row['blurred_accuracy']:.3f}",
+            f"{row['deepfool_score']:.3f}",
+        ]
+        for row in record["results"]
+    ]
+    return markdown(["trained on", "accuracy", "blurred accuracy", "DeepFool score"], body)
 
 
 def scores_table(dataset: str, preset: str) -> str:
@@ -127,23 +136,6 @@ def policies_table(dataset: str) -> str:
         body.append([NAMES[method], *cells, str(row["n_seeds"])])
     heads = [head for title in TITLES.values() for head in (title, "change")]
     return markdown(["policy", *heads, "seeds"], body)
-
-
-def method_time_table() -> str:
-    """Milliseconds of a training step by each method, and what the paper says of two."""
-    found = json.loads((RESULTS / "method_time.json").read_text())
-    paper = json.loads(PAPER.read_text())["milliseconds a batch, RTX 2080 Ti, ResNet-18 and StyleGAN2"]
-    body = [
-        [
-            NAMES[row["method"]],
-            f"{row['median_ms']:.1f} ms",
-            f"{row['median_ratio_to_standard']:.2f}",
-            f"{paper[row['method']]} ms" if row["method"] in paper else "",
-            str(row["n"]),
-        ]
-        for row in found["rows"]
-    ]
-    return markdown(["training step", "median", "ratio to standard", "paper", "n"], body)
 
 
 def pools_table() -> str:

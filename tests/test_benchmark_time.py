@@ -129,16 +129,15 @@ def test_a_quick_run_of_decodes(script, tmp_path):
 
 
 def test_the_table_is_drawn_from_the_record(script, tmp_path, monkeypatch):
-    tables = script("tables")
+    tables = script("time_tables")
     row = {"median_ms": 12.345, "median_ratio_to_standard": 1.0789}
     part = {"case": "net", "batch_size": 32, "blocks": 11, "floor": {"ratio": 3.5, "ratio_half": 2.25}}
     part["floor"] |= {"step_multiply_adds": 2_000_000, "decode_multiply_adds": 5_000_000_000}
     record = {"bundled": {**part, "rows": {"standard": row, "live_half": row}}, "stylegan2": {**part, "rows": {}}}
-    record["bundled_channels_last"] = record["stylegan2"]
     record["memory"] = {"runs": [{"kind": "live", "steps": 1000, "peak_mib": [410.2, 410.4, 411.0]}]}
     (tmp_path / "step_time.json").write_text(json.dumps(record))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert tables.TABLES["step-time-all"]().splitlines()[2:] == [
+    assert tables.step_time_table(("bundled", "stylegan2")).splitlines()[2:] == [
         "| net, batch 32 | standard | 12.3 ms | 1.08 |  | 11 |",
         "|  | live, `prob=0.5` | 12.3 ms | 1.08 | 2.25 | 11 |",
     ]
@@ -150,9 +149,7 @@ def test_the_table_is_drawn_from_the_record(script, tmp_path, monkeypatch):
 
 
 def test_the_tables_of_decodes_and_pools_are_drawn_from_their_files(script, tmp_path, monkeypatch):
-    tables = script("tables")
-    import score_tables
-
+    tables, score_tables = script("time_tables"), script("score_tables")
     for module in (tables, score_tables):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     row = {"images_a_call": 64, "ms_an_image": 0.0712, "ratio": 1.0, "moves_an_image_by": 0.0, "n": 101}
@@ -173,7 +170,7 @@ def test_the_tables_of_decodes_and_pools_are_drawn_from_their_files(script, tmp_
         for seed, accuracy in enumerate(accuracies):
             scores = {"accuracy": accuracy, "deepfool_score": 1.0, "blurred_accuracy": 0.5}
             (folder / f"{method}-{seed}.json").write_text(json.dumps({"method": method, **scores}))
-    assert tables.pools_table().splitlines()[2:] == [
+    assert score_tables.pools_table().splitlines()[2:] == [
         "| real images alone | 0.9200 | +0.0150 | 1.000 | +0.000 | 0.500 | +0.000 | 1 |",
         "| decoded live | 0.9050 ± 0.0071 |  | 1.000 ± 0.000 |  | 0.500 ± 0.000 |  | 2 |",
         "| pool of 2,000 | 0.7000 | -0.2050 | 1.000 | +0.000 | 0.500 | +0.000 | 1 |",

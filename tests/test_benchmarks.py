@@ -97,7 +97,7 @@ def test_the_share_is_the_median_of_turn_by_turn(speed, monkeypatch):
 
 
 def test_its_table_is_drawn_from_the_record(quick, tmp_path, monkeypatch):
-    tables = script("tables")
+    tables = script("time_tables")
     measured = {"seconds_an_image": 0.1234, "convolutions_seconds_an_image": 0.1, "share_of_their_speed": 0.876}
     quick["rows"] = [
         {"batch_size": 4, "n": 40, "forward": measured, "forward_backward": {**measured, "seconds_an_image": 0.3}}
@@ -108,7 +108,7 @@ def test_its_table_is_drawn_from_the_record(quick, tmp_path, monkeypatch):
 
 
 def test_the_table_of_trained_networks_shows_a_collapse(tmp_path, monkeypatch):
-    tables = script("tables")
+    tables = script("code_tables")
     rows = [{"images": n, "feature_distance": 10.0 - n} for n in range(1, 6)]
     classes = [{**row, "class_deviation": 0.03, "real_class_deviation": 0.3} for row in rows]
     for run, log in (("unconditional", rows), ("conditional", classes)):
