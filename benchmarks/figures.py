@@ -110,10 +110,9 @@ def figures(results: Path) -> dict[str, Figure]:
     drawn = {}
     for dataset in DATASETS:
         for preset in PRESETS:
-            rows = [row for row in aggregated(records(results / dataset)) if row["preset"] == preset]
-            trials = [trial for trial in records(results / dataset) if trial["preset"] == preset]
-            if rows:
-                drawn[f"{dataset}-{preset}-scores.png"] = scores_figure(rows)
+            trials = records(results / dataset, [preset], changed=False)
+            if trials:
+                drawn[f"{dataset}-{preset}-scores.png"] = scores_figure(aggregated(trials))
             if any(trial["method"] in SWEPT and "corruptions" in trial for trial in trials):
                 drawn[f"{dataset}-{preset}-curves.png"] = curves_figure(trials)
         if (results / dataset / LABEL_TRUTH).is_file():

@@ -573,6 +573,10 @@ def test_figures_are_drawn_from_the_files(results):
     (results / "mnist" / "codes").mkdir()
     facts = {"mse_percentiles": [0.001 * place for place in range(101)], "mse_mean": 0.05}
     (results / "mnist" / "codes" / "gan.json").write_text(json.dumps(facts))
+    longer = results / "mnist" / "fixed-50x16"
+    longer.mkdir()
+    record = json.loads((results / "mnist" / "fixed" / "standard-0.json").read_text())
+    (longer / "standard-0.json").write_text(json.dumps({**record, "budget": {"epochs": 50}}))
     seen = {"own_share": [0, 1], "neither": [0, 0], "entropy": [0, 0]}
     (results / "mnist" / "label-truth.json").write_text(json.dumps({"lam": [0, 1], "codes": seen, "pixels": seen}))
     drawn = figures.figures(results)
@@ -580,7 +584,11 @@ def test_figures_are_drawn_from_the_files(results):
     shares = drawn["mnist-labels.png"].axes[0].get_lines()[0]
     assert shares.get_ydata() == pytest.approx([0, 1])
     shown = drawn["mnist-fixed-scores.png"].axes[0]
-    assert next(label.get_text() for label in shown.get_yticklabels()) == "standard"
+    assert [label.get_text() for label in shown.get_yticklabels()] == [
+        "standard",
+        "manifold mixup",
+        "decoded, not mixed (control)",
+    ], "none of another budget"
     curve = drawn["mnist-fixed-curves.png"].axes[1].get_lines()[0]
     assert curve.get_ydata() == pytest.approx([0.5, 0.3])
     assert figures.png(drawn["mnist-codes.png"]).startswith(b"\x89PNG")
