@@ -109,10 +109,10 @@ def _settings(params: dict[str, Any]) -> str:
     )
 
 
-def best_table(dataset: str) -> str:
+def best_table(dataset: str, preset: str = "fixed") -> str:
     """What the searched policy gains on each method that a user could pick instead, with intervals."""
     by_method: dict[str, list[dict[str, Any]]] = {}
-    for trial in records(RESULTS / dataset, ["fixed"], changed=False):
+    for trial in records(RESULTS / dataset, [preset], changed=False):
         by_method.setdefault(trial["method"], []).append(trial)
     body = []
     for method in (*INSTEAD, f"{BEST}_low_pass_of_real"):

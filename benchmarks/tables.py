@@ -50,6 +50,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "summary": summary_table,
     "search": search_table,
     **{f"best-{dataset}": partial(best_table, dataset) for dataset in ("mnist", "fashion-mnist")},
+    "best-cifar10": partial(best_table, "cifar10", "reduced"),
     "method-time": method_time_table,
     "policies": partial(policies_table, "fashion-mnist"),
     "demo": demo_table,
