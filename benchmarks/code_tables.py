@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from markup import markdown
-from rows import RESULTS
+from rows import RESULTS, codes
 
 
 def reconstruction_table() -> str:
@@ -38,6 +38,22 @@ def published_codes_table() -> str:
             body.append([f"{dataset}, {part}", *errors, *kept])
     heads = ["images", "MSE, mean", "median", "95 %", "a classifier is right on real ones", "on decoded ones"]
     return markdown(heads, body)
+
+
+def codes_table(dataset: str) -> str:
+    """The errors of the codes that a benchmark's classifiers were trained on, in units of [-1, 1] squared."""
+    body = [
+        [
+            name,
+            f"{facts['rows']:,}",
+            f"{facts['mse_mean']:.4f}",
+            f"{facts['mse_percentiles'][50]:.4f}",
+            f"{facts['share_from_0.020']:.2%}",
+            f"{facts['share_from_0.025']:.2%}",
+        ]
+        for name, facts in codes(RESULTS / dataset).items()
+    ]
+    return markdown(["codes", "images", "MSE, mean", "median", "from 0.020", "from 0.025"], body)
 
 
 def inversion_table() -> str:

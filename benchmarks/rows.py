@@ -20,8 +20,8 @@ SEARCHED = "fashion-mnist"  # the data set that a policy was searched on, for al
 REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
 RESAMPLES = 10_000
 BEST = "latent_mixup_best"
-SEARCH_FILE = "search.json"  # the same
-LABEL_TRUTH = "label-truth.json"  # in the folder of a data set's results
+SEARCH_FILE = "search.json"  # in the folder of a data set's results
+LABEL_TRUTH = "label-truth.json"  # the same
 UNCHANGED = "policy_paper"  # what the other policies are compared with
 NAMES = {
     "standard": "standard",

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import click
-from code_tables import inversion_table, published_codes_table, reconstruction_table, stylegan2_table
+from code_tables import codes_table, inversion_table, published_codes_table, reconstruction_table, stylegan2_table
 from rows import DATASETS, PRESETS, RESULTS, aggregated, records
 from score_tables import (
     best_table,
@@ -51,6 +51,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "search": search_table,
     **{f"best-{dataset}": partial(best_table, dataset) for dataset in ("mnist", "fashion-mnist")},
     "best-cifar10": partial(best_table, "cifar10", "reduced"),
+    "codes-cifar10": partial(codes_table, "cifar10"),
     "method-time": method_time_table,
     "policies": partial(policies_table, "fashion-mnist"),
     "demo": demo_table,

@@ -120,6 +120,16 @@ def test_the_table_of_trained_networks_shows_a_collapse(tmp_path, monkeypatch):
     assert collapsed == "| conditional | 9.0 | 8.0 | 7.0 | 6.0 | 5.0 | 5.0 after 5 | 10% |"
 
 
+def test_the_table_of_codes_is_drawn_from_their_files(tmp_path, monkeypatch):
+    tables = script("code_tables")
+    facts = {"rows": 9000, "mse_mean": 0.0123, "mse_percentiles": [0.001 * place for place in range(101)]}
+    (tmp_path / "cifar10" / "codes").mkdir(parents=True)
+    shares = {"share_from_0.020": 0.4567, "share_from_0.025": 0.0012}
+    (tmp_path / "cifar10" / "codes" / "gan.json").write_text(json.dumps({**facts, **shares}))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.codes_table("cifar10").splitlines()[2:] == ["| gan | 9,000 | 0.0123 | 0.0500 | 45.67% | 0.12% |"]
+
+
 def test_the_authors_loop_is_one_image_at_a_time():
     """In a batch as alone; and its best step is kept, with the loss that belongs to it."""
     inversion = script("inversion")
