@@ -19,11 +19,13 @@ from rows import (
     UNCHANGED,
     aggregated,
     difference,
+    printed,
     records,
 )
 
 DIGITS = {"accuracy": 4, "deepfool_score": 3, "blurred_accuracy": 3}
 INSTEAD = ("standard", "mixup", "manifold_mixup", "timm_cutmix")  # what a user could pick instead
+PAPER_EPOCHS = 50  # of tables 2 and 3
 SHOWN = (*INSTEAD, "gan_mixup", "decoded", BEST, f"{BEST}_low_pass_of_real")  # in the README
 
 
@@ -66,6 +68,28 @@ def scores_table(dataset: str, preset: str) -> str:
         body.append([*cells, str(row["n_seeds"])])
     titles = [title for score in TITLES.values() for title in (score, "paper")]
     return markdown(["trained on", *titles, "seeds"], body)
+
+
+def length_table(dataset: str) -> str:
+    """One seed a row at the paper's own length, in both presets, beside what the paper prints.
+
+    A row says what range its images are in: a DeepFool score is in units of that.
+    """
+    names = list(NAMES)
+    body = []
+    for preset in ("fixed", "paper_code"):
+        found = [
+            run for run in records(RESULTS / dataset, [preset]) if run["budget"]["epochs"] >= PAPER_EPOCHS
+        ]
+        for run in sorted(found, key=lambda run: (names.index(run["method"]), run["seed"])):
+            paper = printed(dataset, preset, run["method"])
+            cells = [preset, NAMES[run["method"]], run["deepfool"]["units"]]
+            for score, digits in DIGITS.items():
+                cells.append(_value(run[score], None, digits))
+                cells.append(_value(paper[score], paper[f"{score}_std"], digits) if paper else "")
+            body.append(cells)
+    titles = [title for score in TITLES.values() for title in (score, "paper")]
+    return markdown(["preset", "trained on", "images in", *titles], body)
 
 
 def differences_table(dataset: str, preset: str) -> str:

@@ -21,6 +21,7 @@ from score_tables import (
     best_table,
     demo_table,
     differences_table,
+    length_table,
     policies_table,
     pools_table,
     scores_table,
@@ -47,6 +48,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for preset in PRESETS
         for kind, draw in (("scores", scores_table), ("differences", differences_table))
     },
+    **{f"length-{dataset}": partial(length_table, dataset) for dataset in ("mnist", "fashion-mnist")},
     "summary": summary_table,
     "search": search_table,
     **{f"best-{dataset}": partial(best_table, dataset) for dataset in ("mnist", "fashion-mnist")},

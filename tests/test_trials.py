@@ -479,6 +479,30 @@ def test_another_budget_is_another_row(results):
     assert {row["epochs"] for row in own} == {20}
 
 
+def test_the_papers_length_is_shown_by_itself_in_both_presets(results, monkeypatch):
+    import score_tables
+
+    monkeypatch.setattr(score_tables, "RESULTS", results)
+    record = json.loads((results / "mnist" / "fixed" / "standard-0.json").read_text())
+    for preset, folder, epochs, units in (
+        ("fixed", "fixed-50x16", 50, "[-1, 1]"),
+        ("fixed", "fixed-2x16", 2, "[-1, 1]"),
+        ("paper_code", "paper_code", 50, "[0, 1]"),
+    ):
+        (results / "mnist" / folder).mkdir()
+        for method in ("standard", "decoded"):
+            changed = {"preset": preset, "method": method, "budget": {"epochs": epochs}, "deepfool": {"units": units}}
+            (results / "mnist" / folder / f"{method}-0.json").write_text(json.dumps({**record, **changed}))
+    assert score_tables.length_table("mnist").splitlines()[2:] == [
+        f"| {preset} | {name} | {units} | 0.9000 | {papers[0]} | 1.000 | {papers[1]} | 0.500 | {papers[2]} |"
+        for preset, units in (("fixed", "[-1, 1]"), ("paper_code", "[0, 1]"))
+        for name, papers in (
+            ("standard", ("0.9921 ± 0.0015", "1.408 ± 0.030", "0.934 ± 0.011")),
+            ("decoded, not mixed (control)", ("", "", "")),
+        )
+    ]
+
+
 def test_policies_are_compared_with_the_papers(tmp_path, monkeypatch):
     import score_tables
 
