@@ -23,28 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import running
 import timm
 import torch
 from codes import MAKERS, Effort, Workshop
 from methods import methods as fixed_methods
-from rows import SEARCHED
+from rows import RESULTS, SEARCHED
 from settings import searched
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
-from trials import (
-    RESULTS,
-    Benchmark,
-    Classifier,
-    Preset,
-    changed,
-    folder_of,
-    run_all,
-    run_options,
-    set_up,
-    split,
-    stored_codes,
-)
+from trials import Benchmark, Classifier, Preset, split, stored_codes
 
 from latent_mixup import LatentBank, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
@@ -237,7 +226,7 @@ PAPER_SEEDS = "42,4711,314159"
 @click.option("--seeds", default=PAPER_SEEDS, show_default=True)
 @click.option("--augment", is_flag=True, help="Flips, AutoAugment and crops: the lower half of table 1.")
 @click.option("--codes", multiple=True, metavar="NAME=GENERATOR:BANK", help="Instead of making the codes of that name.")
-@run_options
+@running.options
 def main(
     data_root: Path,
     work: Path | None,
@@ -254,9 +243,9 @@ def main(
     **given: int | None,
 ) -> None:
     """Train and score each method with each seed; several processes share the work."""
-    device = set_up(device, threads, tf32=tf32)
+    device = running.set_up(device, threads, tf32=tf32)
     own, plan, effort = PLANS[name]
-    budget, preset = changed(own, **given), f"{name}_augmented" if augment else name
+    budget, preset = running.changed(own, **given), f"{name}_augmented" if augment else name
     bench = benchmark(
         preset,
         budget,
@@ -267,9 +256,9 @@ def main(
         out or RESULTS / "cifar10",
         given_codes(codes),
         device,
-        folder_of(preset, own, budget),
+        running.folder_of(preset, own, budget),
     )
-    run_all(bench, methods, seeds, grid=grid)
+    running.run_all(bench, methods, seeds, grid=grid)
 
 
 def benchmark(

@@ -201,7 +201,9 @@ def dcgan(shop: Workshop) -> Codes:
         paper = {**PAPER, **shop.batch, "encoder": encoder, "steps": shop.effort.paper_steps}
         return invert(some, generator, out=out, loss=loss, **paper)
 
-    return Codes(generator, shop.bank("dcgan", by_features))
+    limit = shop.effort.paper_images
+    name = "dcgan" if limit is None else f"dcgan-{limit}"  # of all images or of some: not each other's
+    return Codes(generator, shop.bank(name, by_features))
 
 
 def dcgan_kept(shop: Workshop) -> Codes:

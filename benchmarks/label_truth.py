@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from codes import code_options
 from reconstruction import reference_classifier
-from rows import LABEL_TRUTH
+from rows import LABEL_TRUTH, RESULTS
 from torch import Tensor, nn
-from trials import RESULTS, json_bytes, split
+from trials import json_bytes, split
 
 from latent_mixup import LatentBank, hub, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset

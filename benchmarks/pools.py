@@ -14,9 +14,11 @@ from pathlib import Path
 import click
 import torch
 from codes import of_rows
+from rows import RESULTS
+from running import run_all
 from small_images import PAPER_CNN
 from torch import Tensor
-from trials import RESULTS, Benchmark, Methods, Preset, run_all, split
+from trials import Benchmark, Methods, Preset, split
 
 from latent_mixup import LatentBank, RenderedMixupDataset, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset

@@ -78,9 +78,7 @@ def length_table(dataset: str) -> str:
     names = list(NAMES)
     body = []
     for preset in ("fixed", "paper_code"):
-        found = [
-            run for run in records(RESULTS / dataset, [preset]) if run["budget"]["epochs"] >= PAPER_EPOCHS
-        ]
+        found = [run for run in records(RESULTS / dataset, [preset]) if run["budget"]["epochs"] >= PAPER_EPOCHS]
         for run in sorted(found, key=lambda run: (names.index(run["method"]), run["seed"])):
             paper = printed(dataset, preset, run["method"])
             cells = [preset, NAMES[run["method"]], run["deepfool"]["units"]]

@@ -25,10 +25,11 @@ from codes import code_options, of_rows
 from locks import claimed
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from rows import SEARCH_FILE
+from rows import RESULTS, SEARCH_FILE
+from running import set_up
 from settings import Setting
 from small_images import PAPER_CNN
-from trials import RESULTS, Images, json_bytes, set_up, split
+from trials import Images, json_bytes, split
 
 from latent_mixup import LatentBank, hub, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset

@@ -9,25 +9,14 @@ from typing import Any
 import click
 import one_change
 import paper_code
+import running
 import torch
 from codes import Effort, Workshop
 from methods import methods as fixed_methods
-from rows import SEARCHED
+from rows import RESULTS, SEARCHED
 from settings import searched
 from torch import nn
-from trials import (
-    RESULTS,
-    Benchmark,
-    Classifier,
-    Preset,
-    changed,
-    folder_of,
-    run_all,
-    run_options,
-    set_up,
-    split,
-    stored_codes,
-)
+from trials import Benchmark, Classifier, Preset, split, stored_codes
 
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
@@ -35,6 +24,7 @@ from latent_mixup.comparison import Budget, train_paper_cnn
 
 GENERATED = {"mnist": 1.0, "fashion-mnist": 0.5}  # share of the training images that the generator makes in the paper
 EPOCHS = {"fixed": 20, "policies": 6, "quick": 3}
+GAN_EPOCHS = {"mnist": 80, "fashion-mnist": 85}  # passes that the paper's GAN was trained for
 HALF = 0.5  # share of decoded images with which policies are compared
 EFFORTS = {
     "fixed": Effort(),
@@ -69,18 +59,18 @@ def preset(name: str, dataset: str, **given: int | None) -> Preset:
     """The preset of that name for a data set; ``given``: what differs of its budget."""
     if name == "paper_code":
         own = Budget(epochs=50, batch_size=16)
-        budget = changed(own, **given)
+        budget = running.changed(own, **given)
         odd = {paper_code.BEFORE_NORMALISATION: (replace(budget, epochs=90), True)}
         unit_range = dataset == "fashion-mnist"
-        folder = folder_of(name, own, budget)
+        folder = running.folder_of(name, own, budget)
         return Preset(budget, paper_code.methods(dataset), PAPER_CNN, unit_range=unit_range, odd=odd, folder=folder)
     own = Budget(epochs=EPOCHS[name])
-    budget = changed(own, **given)
+    budget = running.changed(own, **given)
     if name == "policies":
         methods = one_change.methods(HALF, RESULTS / dataset)
     else:
         methods = fixed_methods(GENERATED[dataset], searched(RESULTS / SEARCHED))
-    return Preset(budget, methods, PAPER_CNN, scores=SCORES.get(name, {}), folder=folder_of(name, own, budget))
+    return Preset(budget, methods, PAPER_CNN, scores=SCORES.get(name, {}), folder=running.folder_of(name, own, budget))
 
 
 def command(dataset: str) -> click.Command:
@@ -94,7 +84,7 @@ def command(dataset: str) -> click.Command:
     @click.option("--preset", "name", type=click.Choice(list(EFFORTS)), default="fixed", show_default=True)
     @click.option("--methods", help=f"With commas between; default: all of {names}.")
     @click.option("--seeds", default="0,1,2", show_default=True)
-    @run_options
+    @running.options
     def main(
         data_root: Path,
         work: Path | None,
@@ -108,13 +98,14 @@ def command(dataset: str) -> click.Command:
         tf32: bool,
         **given: int | None,
     ) -> None:
-        device = set_up(device, threads, tf32=tf32)
+        device = running.set_up(device, threads, tf32=tf32)
         runs, results = work or Path("runs", dataset), out or RESULTS / dataset
         runs = runs / "quick" if name == "quick" else runs
         train, test = (torchvision_dataset(dataset, data_root, train=part) for part in (True, False))
-        images = split(dataset, train, test, EFFORTS[name].images)
-        codes = stored_codes(Workshop(dataset, train, runs, EFFORTS[name], device=device).codes, images, results)
+        effort = EFFORTS[name] if name == "quick" else replace(EFFORTS[name], dcgan_epochs=GAN_EPOCHS[dataset])
+        images = split(dataset, train, test, effort.images)
+        codes = stored_codes(Workshop(dataset, train, runs, effort, device=device).codes, images, results)
         bench = Benchmark(images, name, preset(name, dataset, **given), codes, runs, results, device)
-        run_all(bench, methods, seeds, grid=grid)
+        running.run_all(bench, methods, seeds, grid=grid)
 
     return main

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import safetensors.torch
 import torch
 import torch.backends.cudnn as cudnn
 from codes import described, of_rows
 from locks import claimed
 from paper_code import in_unit_range
-from rows import RESULTS as RESULTS
 from torch import nn
 from tqdm import tqdm
 
 from latent_mixup import hub
-from latent_mixup.cli.shared import several, uint8_images
+from latent_mixup.cli.shared import uint8_images
 from latent_mixup.comparison import Budget, Codes, Data, Method, circumstances
 from latent_mixup.images import from_uint8
 from latent_mixup.robustness import accuracy, evaluate
@@ -303,65 +300,6 @@ def stored_codes(make: Callable[[str], Codes], images: Images, out: Path) -> Cal
         return codes
 
     return codes_named
-
-
-run_options = several(
-    click.option("--epochs", type=click.IntRange(1), help="Default: the preset's."),
-    click.option("--batch-size", type=click.IntRange(1), help="Default: the preset's."),
-    click.option("--grid", is_flag=True, help="Choose alpha on the validation images first, as the paper did."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores."),
-    click.option("--device", default="cpu", show_default=True, help="Where to train and to score."),
-    click.option("--tf32", is_flag=True, help="Train with convolutions of a GPU in TF32; scores are in float32."),
-)
-
-
-def folder_of(name: str, own: Budget, budget: Budget) -> str:
-    """A preset's folder: its name, and where its budget was changed, epochs and batch size."""
-    return name if budget == own else f"{name}-{budget.epochs}x{budget.batch_size}"
-
-
-def changed(budget: Budget, **given: int | None) -> Budget:
-    """The budget with what is not None."""
-    return replace(budget, **{name: value for name, value in given.items() if value is not None})
-
-
-def set_up(device: str, threads: int | None = None, *, tf32: bool = False) -> str:
-    """The device to use, of ``torchrun``'s processes one each.
-
-    Args:
-        device: As the command line says it.
-        threads: On the CPU.
-        tf32: Whether convolutions on a GPU may round their factors to TF32 in training; in scoring they never do.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = True
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
-
-
-def run_all(bench: Benchmark, methods: str | None, seeds: str, *, grid: bool = False) -> None:
-    """Every method with every seed, all methods of one seed before the next.
-
-    Args:
-        bench: What is run.
-        methods: Names with commas between; None: all of the preset's.
-        seeds: Numbers with commas between.
-        grid: Choose alpha first.
-    """
-    known = list(bench.preset.methods)
-    chosen = known if methods is None else methods.split(",")
-    for method in chosen:
-        if method not in known:
-            raise click.BadParameter(f"no method is called {method!r}: expected some of {', '.join(known)}")
-    alphas: dict[str, float] = {}
-    for seed in map(int, seeds.split(",")):
-        for method in chosen:
-            trial = bench.trial(method, seed)
-            if grid and method not in UNMIXED:
-                alphas[method] = alphas.get(method) or bench.best_alpha(trial)
-                trial = replace(trial, budget=replace(trial.budget, alpha=alphas[method]))
-            bench.run(trial)
 
 
 def json_bytes(record: dict[str, Any]) -> bytes:

@@ -70,7 +70,7 @@ def test_a_part_that_is_lacking_is_put_in():
 
 
 def test_the_robust_policy_is_what_the_search_chose():
-    chosen = searched(trials.RESULTS / "fashion-mnist")
+    chosen = searched(rows_module.RESULTS / "fashion-mnist")
     assert chosen == Setting(NAMED["robust"].prob, NAMED["robust"].policy)
 
 

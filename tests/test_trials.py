@@ -16,6 +16,7 @@ import numpy as np
 import paper_code
 import pytest
 import rows as rows_module
+import running
 import small_images
 import torch
 import torch.nn.functional as F
@@ -323,7 +324,7 @@ def test_the_grid_chooses_by_validation(bench, monkeypatch):
 
 def test_a_method_that_is_not_there(bench):
     with pytest.raises(click.BadParameter, match="no method is called 'mixupp': expected some of standard, mixup, "):
-        trials.run_all(bench, "standard,mixupp", "0")
+        running.run_all(bench, "standard,mixupp", "0")
     assert not bench.out.exists()
 
 
@@ -404,6 +405,14 @@ def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypa
     assert {name: codes.bank.digest() for name, codes in again.items()} == {
         name: codes.bank.digest() for name, codes in made.items()
     }
+
+    def wanted_anew(*_, **__):
+        raise RuntimeError("wanted anew")
+
+    monkeypatch.setattr(codes_module, "train_features", wanted_anew)
+    everything = dataclasses.replace(shop, effort=dataclasses.replace(effort, paper_images=None))
+    with pytest.raises(RuntimeError, match="wanted anew"):  # a bank of twenty images is not taken for one of all
+        everything.codes("dcgan")
 
 
 def test_the_generator_that_comes_with_the_package_is_not_trained_again(tmp_path):
