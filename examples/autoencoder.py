@@ -11,6 +11,7 @@ Needs the extra: pip install "latent-mixup[diffusers]"
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -60,4 +61,7 @@ if __name__ == "__main__":
     parser.add_argument("--tiny", action="store_true", help="random weights instead: its images are noise")
     parser.add_argument("--count", type=int, default=1000, help="images used")
     arguments = parser.parse_args()
-    main(None if arguments.tiny else arguments.name, arguments.count)
+    try:
+        main(None if arguments.tiny else arguments.name, arguments.count)
+    except lm.hub.HubError as error:  # one sentence, which says what to do
+        sys.exit(f"{error}; or see the lines with --tiny")

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from latent_mixup import LatentBank
 
 ROOT = Path(__file__).parent.parent
@@ -32,3 +34,15 @@ def test_wrap_dataloader(tmp_path):
     assert len(bank) == 100
     assert bank.mse is not None
     assert bank.mse.mean() < 0.04
+
+
+def test_an_autoencoder_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    command = [sys.executable, str(ROOT / "examples" / "autoencoder.py"), "--count", "100"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1
+    (line,) = found.stderr.splitlines()
+    assert "madebyollin/taesd" in line
+    assert line.endswith("--tiny")
