@@ -61,7 +61,8 @@ class DCGANTraining:
                 if isinstance(module, nn.ConvTranspose2d):
                     nn.init.normal_(module.weight, std=0.02)
             self.discriminator = dcgan_discriminator(generator.img_channels)
-        self.discriminator.to(generator.device).to(memory_format=torch.channels_last)  # faster on a CPU
+        for network in (self.discriminator.to(generator.device), generator.network):
+            network.to(memory_format=torch.channels_last)  # faster on a CPU
         generator.network.requires_grad_(True).train()  # the generator itself stays in eval mode for ever
         self.optimizers = [
             torch.optim.AdamW(network.parameters(), lr=recipe.lr, betas=recipe.betas, fused=True)
@@ -107,8 +108,9 @@ def non_saturating(logits: Tensor, real: bool) -> Tensor:
 
 
 def _move(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward(inputs=moved)  # the other player needs no gradient
     optimizer.step()
 
 
