@@ -26,7 +26,8 @@ from latent_mixup.info import (
     multiply_adds,
     sample_sheet,
 )
-from latent_mixup.inversion.self_test import DRAWS, Check, Errors, SelfTest
+from latent_mixup.inversion.checks import Check, Errors
+from latent_mixup.inversion.self_test import DRAWS, SelfTest
 
 
 def call(*arguments: str | Path) -> tuple[int, str]:

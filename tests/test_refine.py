@@ -16,7 +16,8 @@ import latent_mixup as lm
 from latent_mixup import LatentBank, invert, refine
 from latent_mixup.generators import CompactGenerator, wrap
 from latent_mixup.inversion import FeatureLoss, pixel_mse
-from latent_mixup.inversion.refine import Stage, refine_codes, refined_table
+from latent_mixup.inversion.gains import Stage, refined_table
+from latent_mixup.inversion.refine import refine_codes
 
 BETAS = (0.95, 0.999)
 QUICK = {

@@ -15,10 +15,9 @@ from latent_mixup import load_generator
 from latent_mixup.generators import Generator, StyleGAN2, wrap
 from latent_mixup.inversion import FeatureLoss, pixel_mse, self_test
 from latent_mixup.inversion import optimise as optimise_module
-from latent_mixup.inversion.self_test import (
+from latent_mixup.inversion.checks import (
     Check,
     Errors,
-    SelfTest,
     check_encoder,
     check_errors,
     check_prior,
@@ -26,8 +25,8 @@ from latent_mixup.inversion.self_test import (
     check_repeats,
     check_spread,
     check_weights,
-    self_test_table,
 )
+from latent_mixup.inversion.self_test import SelfTest, self_test_table
 from latent_mixup.sampling import keyed_generator
 
 

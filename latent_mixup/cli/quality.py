@@ -73,7 +73,7 @@ def refine_command(
     import torch
 
     from latent_mixup import LatentBank, load_generator, refine
-    from latent_mixup.inversion.refine import refined_table
+    from latent_mixup.inversion.gains import refined_table
 
     part = part_of(shard, device)
     if threads:
