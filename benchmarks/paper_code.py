@@ -3,7 +3,7 @@
 One ``lam`` for a batch everywhere. In the branch that mixes pixels or layers the network ends in a softmax, which
 cross-entropy then takes for logits. The generator is in train mode, so that BatchNorm looks at the batch. On
 Fashion-MNIST images are in [0, 1] and a coin decides for each batch whether it is real. It explains the printed
-numbers; draw conclusions from ``fixed``.
+numbers; draw conclusions from ``fixed``. A control, which the paper has not, is plain training with the second softmax.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from latent_mixup.comparison import Data, Method, Run, standard
 from latent_mixup.functional import mix_targets, soft_targets
@@ -33,6 +33,7 @@ def methods(dataset: str) -> dict[str, tuple[Method, str | None]]:
     mnist = dataset == "mnist"
     rows: dict[str, tuple[Method, str | None]] = {
         "standard": (standard, None),
+        "standard_softmax_twice": (lambda run: (run.real(), TwiceSoftmaxed()), None),
         "mixup": (lambda run: (run.real(), twice_softmaxed(run, [None])), None),
         "manifold_mixup": (lambda run: (run.real(), twice_softmaxed(run, run.points)), None),
         "gan_mixup": (gan_mixup(coin=not mnist), "gan"),
@@ -53,9 +54,23 @@ def twice_softmaxed(run: Run, points: Sequence[nn.Module | None]) -> Loss:
         run.data.num_classes,
         alpha=run.budget.alpha,
         mode="batch",
-        criterion=lambda logits, targets: F.cross_entropy(logits.softmax(1), targets),
+        criterion=cross_entropy_of_softmax,
         seed=run.seed,
     )
+
+
+def cross_entropy_of_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, which takes a softmax, of what has been through one."""
+    return F.cross_entropy(logits.softmax(1), targets)
+
+
+class TwiceSoftmaxed(Loss):
+    """The same without any mixing: a control, not in the paper."""
+
+    def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
+        """Of images ``[B, C, H, W]`` and targets, int64 ``[B]`` or soft ``[B, num_classes]``."""
+        images, targets = tensors
+        return cross_entropy_of_softmax(model(images), targets)
 
 
 def gan_mixup(coin: bool) -> Method:

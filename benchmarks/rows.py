@@ -26,6 +26,7 @@ UNCHANGED = "policy_paper"  # what the other policies are compared with
 NAMES = {
     "standard": "standard",
     "standard_90_epochs": "standard, 90 epochs, images in [0, 1]",
+    "standard_softmax_twice": "standard, with the second softmax (control)",
     "mixup": "mixup",
     "manifold_mixup": "manifold mixup",
     "timm_mixup": "timm `Mixup`",

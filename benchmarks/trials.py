@@ -32,7 +32,7 @@ from latent_mixup.robustness import accuracy, evaluate
 SPLIT_SEED, VALIDATION = 42, 10_000
 ALPHAS = (0.2, 0.5, 1.0, 2.0)  # what --grid chooses from
 REFINED = {"gan_mixup_0.025": "gan_mixup", "gan_mixup_0.020": "gan_mixup_0.025"}  # methods, and that before refining
-UNMIXED = ("standard", "standard_90_epochs", "decoded")  # and what has no alpha to choose
+UNMIXED = ("standard", "standard_90_epochs", "standard_softmax_twice", "decoded")  # and what has no alpha to choose
 
 Methods = dict[str, tuple[Method, str | None]]
 

@@ -153,6 +153,16 @@ def test_the_mixed_branch_ends_in_two_softmaxes(images):
     torch.testing.assert_close(found, -(targets * twice.log()).sum(1).mean())
 
 
+def test_the_second_softmax_without_mixing(images):
+    run = view(images.train, None)
+    batches, loss = paper_code.methods("mnist")["standard_softmax_twice"][0](run)
+    run.model.eval()
+    batch, labels = next(batches)
+    assert batch.equal(next(iter(run.real()))[0])
+    twice = run.model(batch).softmax(1).softmax(1)
+    torch.testing.assert_close(loss(run.model, batch, labels), -twice[torch.arange(16), labels].log().mean())
+
+
 def test_hooks_are_gone_after_each_batch(images):
     run = view(images.train, None)
     loss = paper_code.twice_softmaxed(run, run.points)
