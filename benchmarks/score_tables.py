@@ -73,7 +73,7 @@ def scores_table(dataset: str, preset: str) -> str:
 def length_table(dataset: str) -> str:
     """One seed a row at the paper's own length, in both presets, beside what the paper prints.
 
-    A row says what range its images are in: a DeepFool score is in units of that.
+    A row says what range its images are in: a DeepFool score is in units of that. PGD has the eps of its record.
     """
     names = list(NAMES)
     body = []
@@ -85,9 +85,9 @@ def length_table(dataset: str) -> str:
             for score, digits in DIGITS.items():
                 cells.append(_value(run[score], None, digits))
                 cells.append(_value(paper[score], paper[f"{score}_std"], digits) if paper else "")
-            body.append(cells)
+            body.append([*cells, f"{run['pgd']['linf']['accuracy']:.3f}"])
     titles = [title for score in TITLES.values() for title in (score, "paper")]
-    return markdown(["preset", "trained on", "images in", *titles], body)
+    return markdown(["preset", "trained on", "images in", *titles, "accuracy under PGD"], body)
 
 
 def differences_table(dataset: str, preset: str) -> str:

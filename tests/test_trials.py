@@ -510,10 +510,16 @@ def test_the_papers_length_is_shown_by_itself_in_both_presets(results, monkeypat
     ):
         (results / "mnist" / folder).mkdir()
         for method in ("standard", "decoded"):
-            changed = {"preset": preset, "method": method, "budget": {"epochs": epochs}, "deepfool": {"units": units}}
+            changed = {
+                "preset": preset,
+                "method": method,
+                "budget": {"epochs": epochs},
+                "deepfool": {"units": units},
+                "pgd": {"linf": {"accuracy": 0.25}},
+            }
             (results / "mnist" / folder / f"{method}-0.json").write_text(json.dumps({**record, **changed}))
     assert score_tables.length_table("mnist").splitlines()[2:] == [
-        f"| {preset} | {name} | {units} | 0.9000 | {papers[0]} | 1.000 | {papers[1]} | 0.500 | {papers[2]} |"
+        f"| {preset} | {name} | {units} | 0.9000 | {papers[0]} | 1.000 | {papers[1]} | 0.500 | {papers[2]} | 0.250 |"
         for preset, units in (("fixed", "[-1, 1]"), ("paper_code", "[0, 1]"))
         for name, papers in (
             ("standard", ("0.9921 ± 0.0015", "1.408 ± 0.030", "0.934 ± 0.011")),
