@@ -33,7 +33,7 @@ def methods(dataset: str) -> dict[str, tuple[Method, str | None]]:
     mnist = dataset == "mnist"
     rows: dict[str, tuple[Method, str | None]] = {
         "standard": (standard, None),
-        "standard_softmax_twice": (lambda run: (run.real(), TwiceSoftmaxed()), None),
+        "standard_softmax_twice": (lambda run: (run.real(), UnmixedTwiceSoftmaxed()), None),
         "mixup": (lambda run: (run.real(), twice_softmaxed(run, [None])), None),
         "manifold_mixup": (lambda run: (run.real(), twice_softmaxed(run, run.points)), None),
         "gan_mixup": (gan_mixup(coin=not mnist), "gan"),
@@ -64,7 +64,7 @@ def cross_entropy_of_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.softmax(1), targets)
 
 
-class TwiceSoftmaxed(Loss):
+class UnmixedTwiceSoftmaxed(Loss):
     """The same without any mixing: a control, not in the paper."""
 
     def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
