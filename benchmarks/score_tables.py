@@ -73,7 +73,7 @@ def scores_table(dataset: str, preset: str) -> str:
 def length_table(dataset: str) -> str:
     """One seed a row at the paper's own length, in both presets, beside what the paper prints.
 
-    A row says what range its images are in: a DeepFool score is in units of that. PGD has the eps of its record.
+    A row says what range its images are in: a DeepFool score is in units of that. PGD is L-inf.
     """
     names = list(NAMES)
     body = []
