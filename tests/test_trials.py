@@ -207,9 +207,13 @@ def test_batch_statistics_come_and_go():
     assert all(value.equal(state[name]) for name, value in generator.state_dict().items() if "num_batches" not in name)
 
 
-def test_the_best_half_is_kept(some_codes, monkeypatch):
-    monkeypatch.setattr(codes_module, "dcgan", lambda shop: some_codes)
-    assert codes_module.dcgan_kept(None).bank.source_index.tolist() == list(range(160))
+@pytest.mark.parametrize(("dataset", "kept"), [("mnist", 160), ("fashion-mnist", 213)])
+def test_codes_with_a_large_error_are_left_out_as_in_the_paper(some_codes, dataset, kept, monkeypatch):
+    mse = torch.linspace(0, 0.15, 320)
+    bank = LatentBank(*some_codes.bank[:], source_index=torch.arange(320), mse=mse)
+    monkeypatch.setattr(codes_module, "dcgan", lambda shop: Codes(some_codes.generator, bank))
+    shop = codes_module.Workshop(dataset, None, Path(), codes_module.Effort())
+    assert codes_module.dcgan_kept(shop).bank.source_index.tolist() == list(range(kept))
 
 
 def test_a_pool_fills_the_places_that_live_decoding_fills(images, some_codes, tmp_path, monkeypatch):
