@@ -53,7 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "search": search_table,
     **{f"best-{dataset}": partial(best_table, dataset) for dataset in ("mnist", "fashion-mnist")},
     "best-cifar10": partial(best_table, "cifar10", "reduced"),
-    "codes-cifar10": partial(codes_table, "cifar10"),
+    **{f"codes-{dataset}": partial(codes_table, dataset) for dataset in ("fashion-mnist", "cifar10")},
     "method-time": method_time_table,
     "policies": partial(policies_table, "fashion-mnist"),
     "demo": demo_table,
