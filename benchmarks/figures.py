@@ -43,7 +43,7 @@ def scores_figure(rows: list[dict[str, Any]]) -> Figure:
 
 def curves_figure(trials: list[dict[str, Any]]) -> Figure:
     """Accuracy under ever stronger blur, and under corruptions of each severity; means over the seeds."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     blur, corrupted = figure.subplots(1, 2)
     for method in SWEPT:
         found = [trial for trial in trials if trial["method"] == method]
@@ -55,7 +55,7 @@ def curves_figure(trials: list[dict[str, Any]]) -> Figure:
         corrupted.plot(found[0]["corruptions"]["severities"], _mean_curve(by_severity), "o-", label=NAMES[method])
     _named(blur, "Gaussian blur, kernel 5: sigma", "accuracy")
     _named(corrupted, "C-style corruptions: severity", "accuracy")
-    corrupted.legend(fontsize="small")
+    figure.legend(*blur.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
