@@ -52,7 +52,7 @@ def curves_figure(trials: list[dict[str, Any]]) -> Figure:
         sweeps = [trial["blur_sweep"]["accuracy"] for trial in found]
         blur.plot(found[0]["blur_sweep"]["sigmas"], _mean_curve(sweeps), "o-", label=NAMES[method])
         by_severity = [_mean_curve(list(trial["corruptions"]["accuracy"].values())) for trial in found]
-        corrupted.plot(found[0]["corruptions"]["severities"], _mean_curve(by_severity), "o-", label=NAMES[method])
+        corrupted.plot(found[0]["corruptions"]["severities"], _mean_curve(by_severity), "o-")
     _named(blur, "Gaussian blur, kernel 5: sigma", "accuracy")
     _named(corrupted, "C-style corruptions: severity", "accuracy")
     figure.legend(*blur.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
