@@ -23,6 +23,13 @@ from latent_mixup.generators.base import Generator
 
 torch.set_num_threads(1)  # the tests are small and may run beside each other
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Networks get the same first weights in every run of a test, alone or among others."""
+    torch.manual_seed(0)
+
+
 RESOLUTION = 4
 DIM = RESOLUTION * RESOLUTION
 
