@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from latent_mixup import LatentBank, LatentMixupDataset, hub
+from latent_mixup import LatentBank, LatentMixupDataset, files
 from latent_mixup.generators import wrap
 from latent_mixup.sampling import keyed_generator
 
@@ -60,7 +60,7 @@ class Reads(Dataset[tuple[Tensor, float, dict[str, float]]]):
     def __getitem__(self, index: int) -> tuple[Tensor, float, dict[str, float]]:
         if index >= self.reads:
             raise IndexError(index)
-        rows = torch.randint(len(self.bank), (BATCH,), generator=keyed_generator(0, index))
+        rows = torch.randint(len(self.bank), (BATCH,), generator=keyed_generator("bank-reading", 0, index))
         started = time.perf_counter()
         latents, _ = self.bank[rows]
         return latents, time.perf_counter() - started, memory()
@@ -81,7 +81,7 @@ def write(folder: Path, rows: int) -> int:
     codes = torch.empty(rows, *CODE, dtype=torch.float16)
     for start in range(0, rows, 1000):
         part = codes[start : start + 1000]
-        part.copy_(torch.randn(part.shape, generator=keyed_generator(1, start)))
+        part.copy_(torch.randn(part.shape, generator=keyed_generator("bank-reading-2", 1, start)))
     LatentBank(codes, torch.arange(rows) % 10, metadata={"latent_space": "w+"}).save_pretrained(folder)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
@@ -155,7 +155,7 @@ def main(rows: int, reads: int, out: Path) -> None:
             "versions": {name: metadata.version(name) for name in ("latent-mixup", "torch", "safetensors")},
             "machine": {"cores": os.cpu_count(), "system": platform.system(), "load": os.getloadavg()[0]},
         }
-    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
 
 

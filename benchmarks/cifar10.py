@@ -37,7 +37,7 @@ from trials import Benchmark, Classifier, Preset, split, stored_codes
 
 from latent_mixup import LatentBank, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
-from latent_mixup.comparison import Budget, Codes, Data, Method, Run, seeded
+from latent_mixup.demo.comparison import Budget, Codes, Data, Method, Run, seeded
 from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.sampling import keyed_generator
 
@@ -168,7 +168,7 @@ def augmented(images: Tensor, seed: int, step: int) -> Tensor:
     The crop's surroundings are black again, so that the network's own middle crop leaves it as it is.
     """
     change = v2.Compose([v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.RandomCrop(CROP)])
-    with seeded(int(torch.randint(2**31, (), generator=keyed_generator(seed, step, 2)))):
+    with seeded(int(torch.randint(2**31, (), generator=keyed_generator("augment", seed, step, 2)))):
         changed = torch.stack([change(image) for image in to_uint8(images)])
     return from_uint8(changed)
 

@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 from latent_mixup import LatentBank, hub, invert, load_generator, refine
 from latent_mixup.bank import fingerprint
 from latent_mixup.cli.shared import FOLDER, several, uint8_images
-from latent_mixup.comparison import Codes
+from latent_mixup.demo.comparison import Codes
 from latent_mixup.generators import VAE, Generator
 from latent_mixup.images import from_uint8
 from latent_mixup.inversion import FeatureLoss, pixel_mse

@@ -19,9 +19,9 @@ import click
 import torch
 from tqdm import tqdm
 
-from latent_mixup import hub
-from latent_mixup.decoding import Decoder
-from latent_mixup.demo import bundled_codes
+from latent_mixup import files
+from latent_mixup.augment.decoder import Decoder
+from latent_mixup.demo.demo import bundled_codes
 from latent_mixup.generators import Generator, StyleGAN2
 from latent_mixup.sampling import keyed_generator
 
@@ -45,7 +45,7 @@ def generators(names: list[str]) -> dict[str, Generator]:
 
 def measure(generator: Generator, sizes: tuple[int, ...], options: list[str], turns: int) -> list[dict[str, Any]]:
     """Every size without an option, and every option at the first size."""
-    codes = generator.sample_latents(max(sizes), keyed_generator(0))
+    codes = generator.sample_latents(max(sizes), keyed_generator("decode-time", 0))
     ways = [(size, "none") for size in sizes] + [(sizes[0], option) for option in options if option != "none"]
     decoders = {option: Decoder(copy.deepcopy(generator), **OPTIONS[option]) for option in options}
     plain = decoders["none"](codes[: sizes[0]])
@@ -94,7 +94,7 @@ def main(out: Path, parts: tuple[str, ...], threads: int | None, quick: bool) ->
     }
     before = _measured(out, circumstances()) if parts else {}
     record = {"generators": {**before, **rows}, **circumstances()}
-    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
 
 

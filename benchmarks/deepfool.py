@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.images import from_uint8
@@ -184,7 +184,7 @@ def main(data_root: Path, out: Path, images: int, epochs: int) -> None:
         "python": platform.python_version(),
         "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
     }
-    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
 
 

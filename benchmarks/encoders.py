@@ -17,13 +17,13 @@ import click
 import torch
 from torch import Tensor
 
-from latent_mixup import hub, load_generator
+from latent_mixup import files, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset, uint8_images
 from latent_mixup.encoders import ReStyleEncoder, load_encoder
 from latent_mixup.generators import Generator
 from latent_mixup.images import from_uint8
 from latent_mixup.inversion import pixel_mse
-from latent_mixup.training.stylegan2 import pad_to_power_of_two
+from latent_mixup.training.stylegan2.train import pad_to_power_of_two
 
 BATCH = 100
 
@@ -69,7 +69,7 @@ def main(pairs: tuple[str, ...], data_root: Path, out: Path, images: int) -> Non
     tested = uint8_images(torchvision_dataset("fashion-mnist", data_root, train=False))[:images]
     found = [score(name, Path(folder), tested) for name, _, folder in (pair.partition("=") for pair in pairs)]
     record = {"dataset": "fashion-mnist", "test_images": len(tested), "encoders": found}
-    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
 
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rows import BEST, DATASETS, LABEL_TRUTH, NAMES, PRESETS, RESULTS, SCORES, TITLES, aggregated, codes, records
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.cli.shared import FOLDER
 
 SWEPT = ("standard", "mixup", "manifold_mixup", "decoded", "gan_mixup", "vae_mixup", "timm_cutmix", BEST)
@@ -127,7 +127,7 @@ def figures(results: Path) -> dict[str, Figure]:
 def main(out: Path) -> None:
     """Draw every figure that the results give."""
     drawn = figures(RESULTS)
-    hub.write_folder(out, {name: png(figure) for name, figure in drawn.items()})
+    files.write_folder(out, {name: png(figure) for name, figure in drawn.items()})
     click.echo(f"{out}: {', '.join(drawn)}")
 
 

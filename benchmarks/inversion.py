@@ -27,15 +27,15 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_mixup import hub, load_generator
+from latent_mixup import files, load_generator
 from latent_mixup.generators import Generator, StyleGAN2
 from latent_mixup.images import from_uint8
 from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
-from latent_mixup.inversion.losses import Loss, default_loss, pixel_mse
 from latent_mixup.inversion.optimise import optimise_codes, reconstruction_mse
 from latent_mixup.inversion.start import DrawnStart
+from latent_mixup.losses.base import Loss, default_loss, pixel_mse
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.stylegan2 import pad_to_power_of_two
+from latent_mixup.training.stylegan2.train import pad_to_power_of_two
 
 STEPS = 1_000
 BLOCK = 64
@@ -77,7 +77,7 @@ def authors_loop(
 def real_images(name: str, root: Path, n: int) -> Tensor:
     """``n`` training images, the same ones each time: ``[n, 1, 28, 28]`` uint8."""
     images: Tensor = getattr(torchvision.datasets, name)(root, train=True).data
-    return images[torch.randperm(len(images), generator=keyed_generator(0))[:n], None]
+    return images[torch.randperm(len(images), generator=keyed_generator("inversion-images", 0))[:n], None]
 
 
 def small_stylegan2() -> StyleGAN2:
@@ -99,7 +99,7 @@ def problems(root: Path, n: int, n_stylegan2: int, trained: Path | None) -> list
             codes = start[:count]
             found.append(Problem(f"{name}, {words}", compact, targets[:count], loss, codes, codes))
     stylegan2 = small_stylegan2()
-    made = stylegan2.decode(stylegan2.sample_latents(n_stylegan2, keyed_generator(1)))
+    made = stylegan2.decode(stylegan2.sample_latents(n_stylegan2, keyed_generator("inversion-images-2", 1)))
     networks: dict[str, tuple[Generator, Tensor]] = {"StyleGAN2, random weights, its own images": (stylegan2, made)}
     if trained is not None:
         images = pad_to_power_of_two(real_images("FashionMNIST", root, n_stylegan2))
@@ -229,7 +229,7 @@ def main(
         "independence": independence(tasks[0]),
         "problems": [compare(task, steps) for task in tasks],
     }
-    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
 
 

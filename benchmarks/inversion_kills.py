@@ -31,7 +31,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from latent_mixup import hub, invert
+from latent_mixup import files, invert
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.generators import wrap
 from latent_mixup.inversion import pixel_mse
@@ -257,7 +257,7 @@ def main(data_root: Path, out: Path, images: int, steps: int, batch_size: int, k
             "python": platform.python_version(),
             "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
         }
-    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
     if '_the_same": false' in json.dumps(record):
         raise SystemExit(1)

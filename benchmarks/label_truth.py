@@ -24,9 +24,9 @@ from rows import LABEL_TRUTH, RESULTS
 from torch import Tensor, nn
 from trials import json_bytes, split
 
-from latent_mixup import LatentBank, hub, load_generator
+from latent_mixup import LatentBank, files, load_generator
+from latent_mixup.augment.decoder import Decoder
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
-from latent_mixup.decoding import Decoder
 from latent_mixup.generators import Generator
 from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import path_named
@@ -94,7 +94,7 @@ def looked_at(
         pairs: Of codes, of two classes each.
     """
     rows, path, decoder = Rows(bank), path_named(generator.preferred_path), Decoder(generator)
-    draw = Policy(partners=OtherClass()).draw(pairs, rows, keyed_generator(0))
+    draw = Policy(partners=OtherClass()).draw(pairs, rows, keyed_generator("label-truth", 0))
     own, other = rows.codes(draw.rows), rows.codes(draw.partners)
     labels = rows.classes[draw.rows], rows.classes[draw.partners]
     real = [images[bank.source_index[each]] for each in (draw.rows, draw.partners)]
@@ -156,7 +156,7 @@ def main(
         "bank_digest": codes.digest(),
     }
     folder = out or RESULTS / dataset
-    hub.write_folder(folder, {LABEL_TRUTH: json_bytes(record)})
+    files.write_folder(folder, {LABEL_TRUTH: json_bytes(record)})
     click.echo(json.dumps({name: record[name] for name in ("judge", "lam", "curve", "pixel_curve")}))
 
 

@@ -25,10 +25,10 @@ from step_time import circumstances
 from tqdm import tqdm
 from trials import json_bytes, split
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
-from latent_mixup.comparison import Budget, Codes, Data, Method, Run, paper_points, seeded
+from latent_mixup.demo.comparison import Budget, Codes, Data, Method, Run, paper_points, seeded
 
 BLOCK = 8
 LEFT_OUT = (
@@ -102,7 +102,7 @@ def main(data_root: Path, work: Path, out: Path, turns: int, threads: int | None
         steppers[name] = stepper(method, images.train, known[codes], budget)
     rows = measured(steppers, turns)
     record = {"batch_size": budget.batch_size, "steps_a_block": BLOCK, "rows": rows, **circumstances()}
-    hub.write_folder(out.parent, {out.name: json_bytes(record)})
+    files.write_folder(out.parent, {out.name: json_bytes(record)})
     click.echo(json.dumps(rows, indent=2))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rows import LABEL_TRUTH
 
-from latent_mixup.comparison import Method, decoded_mixes
+from latent_mixup.demo.comparison import Method, decoded_mixes
 from latent_mixup.policies import (
     Beta,
     Channels,

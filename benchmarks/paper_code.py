@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup.comparison import Data, Method, Run, standard
+from latent_mixup.demo.comparison import Data, Method, Run, standard
 from latent_mixup.functional import mix_targets, soft_targets
 from latent_mixup.generators import Generator
 from latent_mixup.images import to_unit
@@ -80,7 +80,7 @@ def gan_mixup(coin: bool) -> Method:
         codes = run.needed_codes()
         in_unit = bool(run.data.train_images.min() >= 0)
         for number, (images, labels) in enumerate(run.real()):
-            draw = keyed_generator(run.seed, number)
+            draw = keyed_generator("coin", run.seed, number)
             if coin and torch.rand((), generator=draw) < 0.5:
                 yield images, soft_targets(labels, run.data.num_classes)
                 continue

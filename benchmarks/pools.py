@@ -22,10 +22,10 @@ from trials import Benchmark, Methods, Preset, split
 
 from latent_mixup import LatentBank, RenderedMixupDataset, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
-from latent_mixup.comparison import Budget, Codes, Method, Run, decoded_mixes, standard
+from latent_mixup.demo.comparison import Budget, Codes, Method, Run, decoded_mixes, standard
 from latent_mixup.functional import soft_targets
 from latent_mixup.images import from_uint8
-from latent_mixup.rendering import render
+from latent_mixup.pool.render import render
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import Batches, cross_entropy
 
@@ -41,7 +41,7 @@ def from_pool(folder: Path, size: int) -> Method:
         render(codes.generator, codes.bank, folder, n=max(SIZES), seed=0)  # nothing is done where it is there
         pool = RenderedMixupDataset(folder)
         for number, (images, labels, draw) in enumerate(run.draws(PROB)):
-            entries = torch.randint(size, (len(draw.slots),), generator=keyed_generator(run.seed, number, 3))
+            entries = torch.randint(size, (len(draw.slots),), generator=keyed_generator("pools", run.seed, number, 3))
             targets = pool.targets(entries)
             assert isinstance(targets, Tensor)
             yield (

@@ -29,7 +29,7 @@ from reconstruction import measure
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_mixup import LatentBank, hub, invert, load_generator
+from latent_mixup import LatentBank, cards, files, hub, invert, load_generator
 from latent_mixup.bank import fingerprint
 from latent_mixup.bundled import idx_bytes
 from latent_mixup.classifiers import PaperFeatures
@@ -38,12 +38,11 @@ from latent_mixup.cli.shared import FOLDER, one_sentence, torchvision_dataset, u
 from latent_mixup.convert import read_latents, read_nvidia
 from latent_mixup.encoders import load_encoder
 from latent_mixup.generators import Generator
-from latent_mixup.hub import cards
 from latent_mixup.images import from_uint8
-from latent_mixup.info import sample_sheet
 from latent_mixup.inversion import pixel_mse
 from latent_mixup.inversion.optimise import reconstruction_mse
 from latent_mixup.pictures import mix_sheet
+from latent_mixup.quality.info import sample_sheet
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training import CompactRecipe, EncoderRecipe, train_compact, train_encoder
 from latent_mixup.training.encoder import encoder_sheet
@@ -128,7 +127,7 @@ class Workshop:
         """Into the folder that is pushed: the thing, its pictures and its card."""
         folder = self.out / artefact.name
         thing.save_pretrained(folder, dtype=dtype)
-        hub.write_folder(folder, {f"{name}.png": picture for name, picture in pictures.items()})
+        files.write_folder(folder, {f"{name}.png": picture for name, picture in pictures.items()})
         self.write_card(artefact, LatentBank.from_pretrained(folder) if artefact.kind == "bank" else thing)
         return folder
 
@@ -143,7 +142,7 @@ class Workshop:
             measured=self._measured(artefact),
             pictures={name: text for name, text in PICTURES.items() if (folder / name).is_file()},
         )
-        hub.write_folder(folder, cards.card_file(folder, lambda: cards.card_of(thing, extras)))
+        files.write_folder(folder, cards.card_file(folder, lambda: cards.card_of(thing, extras)))
 
     def _files(self, artefact: Artefact) -> str:
         if artefact.data_set in TRAINED_ON:
@@ -156,7 +155,7 @@ class Workshop:
         path = self.reconstruction(artefact.data_set)
         if artefact.kind not in ("generator", "bank") or not path.is_file():
             return {}
-        found = hub.read_json(path)
+        found = files.read_json(path)
         errors, real = found["test_mse"], found["classifier_accuracy_on_real_test_images"]
         return {
             "MSE of the reconstructions of test images, mean": f"{errors['mean']:.4f}",
@@ -231,11 +230,11 @@ def make_bank(shop: Workshop, artefact: Artefact) -> Path:
     bank, test_bank = find(images.train, artefact.name), find(images.test, f"{artefact.name}-test")
     bank.metadata["dataset"]["name"] = artefact.data_set
     path = shop.reconstruction(artefact.data_set)
-    known = hub.read_json(path) if path.is_file() else {}
+    known = files.read_json(path) if path.is_file() else {}
     if (known.get("generator_digest"), known.get("bank_digest")) != (generator.digest(), bank.digest()):
         train, test = (images.pixels, images.train.targets), (uint8_images(images.test), images.test.targets)
         record = measure(generator, bank, test_bank, train, test, epochs=shop.effort.judge_epochs)
-        hub.write_folder(path.parent, {path.name: (json.dumps(record, indent=2) + "\n").encode()})
+        files.write_folder(path.parent, {path.name: (json.dumps(record, indent=2) + "\n").encode()})
         shop.write_card(next(each for each in PUBLISHED if each.name == artefact.generator), generator)
     return shop.write(artefact, bank, torch.float16, mixes=mixes(generator, bank, images))
 
@@ -273,7 +272,7 @@ def make_encoder(shop: Workshop, artefact: Artefact) -> Path:
 
 def mixes(generator: Generator, bank: LatentBank, images: Images) -> bytes:
     """Random pairs of the bank: real, reconstructed and mixed."""
-    rows, partners = torch.randint(len(bank), (2, PAIRS), generator=keyed_generator(0))
+    rows, partners = torch.randint(len(bank), (2, PAIRS), generator=keyed_generator("pairs", 0))
     real_own, real_other = (from_uint8(images.pixels[bank.source_index[chosen]]) for chosen in (rows, partners))
     return mix_sheet(generator, bank[rows][0], bank[partners][0], real_own, real_other, zoom=3)
 
@@ -364,7 +363,7 @@ def bundle(shop: Workshop, data_set: str, assets: Path, per_class: int, test_ima
     load_generator(shop.out / f"{data_set}-generator").save_pretrained(folder / "generator", dtype=torch.float16)
     best = best_of_each_class(LatentBank.from_pretrained(shop.out / f"{data_set}-bank"), per_class)
     best.save_pretrained(folder / "bank")
-    hub.write_folder(
+    files.write_folder(
         folder / "data",
         {
             "train-images-idx3-ubyte.xz": idx_bytes(images.train.data[best.source_index]),

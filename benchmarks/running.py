@@ -11,7 +11,7 @@ import torch.backends.cudnn as cudnn
 from trials import UNMIXED, Benchmark
 
 from latent_mixup.cli.shared import several
-from latent_mixup.comparison import Budget
+from latent_mixup.demo.comparison import Budget
 
 options = several(
     click.option("--epochs", type=click.IntRange(1), help="Default: the preset's."),

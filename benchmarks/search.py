@@ -31,9 +31,9 @@ from settings import Setting
 from small_images import PAPER_CNN
 from trials import Images, json_bytes, split
 
-from latent_mixup import LatentBank, hub, load_generator
+from latent_mixup import LatentBank, files, load_generator
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
-from latent_mixup.comparison import Budget, Codes, Method, circumstances, standard
+from latent_mixup.demo.comparison import Budget, Codes, Method, circumstances, standard
 from latent_mixup.policies import Anyone, Beta, LowPass, Noise, OtherClass, Policy, SameClass
 from latent_mixup.robustness import evaluate
 
@@ -134,7 +134,7 @@ class Search:
         with claimed(self.work / "standard.lock", wait=True):
             if not path.is_file():
                 record = {"identity": self.identity, "scores": self.scores(standard)}
-                hub.write_folder(self.work, {path.name: json_bytes(record)})
+                files.write_folder(self.work, {path.name: json_bytes(record)})
         found = json.loads(path.read_text())
         if found["identity"] != self.identity:
             raise click.ClickException(
@@ -223,7 +223,7 @@ def main(
     search = Search(images, codes, Budget(epochs=epochs), deepfool_images, folder, device)
     folder.mkdir(parents=True, exist_ok=True)
     found = {**record(search, search.run(trials)), **circumstances(codes, search.budget, device)}
-    hub.write_folder(out or RESULTS / dataset, {SEARCH_FILE: json_bytes(found)})
+    files.write_folder(out or RESULTS / dataset, {SEARCH_FILE: json_bytes(found)})
     click.echo(json.dumps(found["chosen"], indent=2))
 
 

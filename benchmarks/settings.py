@@ -9,7 +9,7 @@ from typing import Any
 
 from rows import SEARCH_FILE
 
-from latent_mixup.comparison import Method, decoded_mixes
+from latent_mixup.demo.comparison import Method, decoded_mixes
 from latent_mixup.policies import LowPass, Noise, Policy, from_config, to_config
 
 

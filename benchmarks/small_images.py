@@ -20,7 +20,7 @@ from trials import Benchmark, Classifier, Preset, split, stored_codes
 
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
-from latent_mixup.comparison import Budget, train_paper_cnn
+from latent_mixup.demo.comparison import Budget, train_paper_cnn
 
 GENERATED = {"mnist": 1.0, "fashion-mnist": 0.5}  # share of the training images that the generator makes in the paper
 EPOCHS = {"fixed": 20, "policies": 6, "quick": 3}

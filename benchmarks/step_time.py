@@ -36,13 +36,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from latent_mixup import LatentBank, LatentMixupLoader, RenderedMixupDataset, hub
+from latent_mixup import LatentBank, LatentMixupLoader, RenderedMixupDataset, files
+from latent_mixup.augment.decoder import Decoder
 from latent_mixup.classifiers import PaperCNN
-from latent_mixup.decoding import Decoder
-from latent_mixup.demo import bundled_codes, bundled_data
+from latent_mixup.demo.demo import bundled_codes, bundled_data
 from latent_mixup.generators import CompactGenerator, Generator, StyleGAN2
 from latent_mixup.images import from_uint8, to_uint8
-from latent_mixup.rendering import render
+from latent_mixup.pool.render import render
 from latent_mixup.sampling import keyed_generator
 
 MEMORY_LOOKS = 10  # in the course of a run
@@ -100,7 +100,7 @@ def compact_case(*, channels_last: bool) -> Case:
     generator = codes.generator
     assert isinstance(generator, CompactGenerator)
     linear = [each.weight for each in generator.decoder.modules() if isinstance(each, nn.Linear)]
-    draw = keyed_generator(0)
+    draw = keyed_generator("step-time", 0)
     layers = [(torch.randn(64, weight.shape[1], generator=draw), weight) for weight in linear]
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return Case(
@@ -124,7 +124,7 @@ def stylegan2_case(*, quick: bool) -> Case:
         torch.manual_seed(0)
         generator = StyleGAN2(**SMALL) if quick else StyleGAN2()
     batch_size = 4 if quick else 32
-    codes = generator.sample_latents(2 * batch_size, keyed_generator(1))
+    codes = generator.sample_latents(2 * batch_size, keyed_generator("step-time-2", 1))
     images, labels = from_uint8(to_uint8(Decoder(generator)(codes))), torch.arange(len(codes)) % 10
     return Case(
         "StyleGAN2 of the CIFAR-10 size, ResNet-18",
@@ -357,7 +357,7 @@ def main(
     }
     for part in parts or PARTS:
         record[part] = works[part]()
-        hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+        files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
 
 

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.generators.stylegan2 import Block, StyleGAN2
 from latent_mixup.sampling import keyed_generator
 
@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {"z_dim": 16, "w_dim": 16, "channel_max": 16}  # --quick
 def convolutions(generator: StyleGAN2, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     """Input ``[B, I, R, R]`` and weight ``[O, I, 3, 3]`` of the plain convolution in each styled one's place."""
     found = []
-    draw = keyed_generator(0)
+    draw = keyed_generator("stylegan2-speed", 0)
     for resolution in generator.synthesis.resolutions:
         block = generator.synthesis.get_submodule(f"b{resolution}")
         assert isinstance(block, Block)
@@ -62,7 +62,7 @@ def multiply_adds(layers: list[tuple[Tensor, Tensor]]) -> int:
 
 def works(generator: StyleGAN2, batch_size: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """What is timed: for each direction the network, and the convolutions alone."""
-    ws = generator.mapping(torch.randn(batch_size, generator.z_dim, generator=keyed_generator(1)))
+    ws = generator.mapping(torch.randn(batch_size, generator.z_dim, generator=keyed_generator("stylegan2-speed-2", 1)))
     layers = convolutions(generator, batch_size)
 
     def forward() -> None:
@@ -137,7 +137,7 @@ def main(out: Path, images: int, threads: int | None, quick: bool) -> None:
             "malloc": {name: os.environ.get(name) for name in MALLOC},
         },
     }
-    hub.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
+    files.write_folder(out.parent, {out.name: (json.dumps(record, indent=2) + "\n").encode()})
     click.echo(json.dumps(record, indent=2))
 
 

@@ -23,9 +23,9 @@ from paper_code import in_unit_range
 from torch import nn
 from tqdm import tqdm
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.cli.shared import uint8_images
-from latent_mixup.comparison import Budget, Codes, Data, Method, circumstances
+from latent_mixup.demo.comparison import Budget, Codes, Data, Method, circumstances
 from latent_mixup.images import from_uint8
 from latent_mixup.robustness import accuracy, evaluate
 
@@ -210,7 +210,7 @@ class Benchmark:
                 if (folder / twin.file).is_file():  # else another process is at it
                     found = twin.check_budget(folder / twin.file)
                     record = {**found, "method": trial.method, "same_as": twin.method}
-                    hub.write_folder(folder, {trial.file: json_bytes(record)})
+                    files.write_folder(folder, {trial.file: json_bytes(record)})
                 return
             model, training = self.trained(trial)
             started = time.perf_counter()
@@ -228,7 +228,7 @@ class Benchmark:
                 **training,
                 "scoring_seconds": round(time.perf_counter() - started, 1),
             }
-            hub.write_folder(folder, {trial.file: json_bytes(record)})
+            files.write_folder(folder, {trial.file: json_bytes(record)})
 
     def twin(self, trial: Trial) -> Trial | None:
         """The same trial before codes were refined, where no code changed: training it again would change nothing."""
@@ -264,9 +264,9 @@ class Benchmark:
             "training_seconds": round(time.perf_counter() - started, 1),
         }
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        hub.write_folder(
+        files.write_folder(
             folder,
-            {path.name: lambda target: hub.save_tensors(target, tensors), facts.name: json_bytes(training)},
+            {path.name: lambda target: files.save_tensors(target, tensors), facts.name: json_bytes(training)},
         )
         return model, training
 
@@ -285,7 +285,7 @@ class Benchmark:
                 held_out = tried.in_range(self.images.validation)
                 found[str(alpha)] = accuracy(model, [(held_out.test_images, held_out.test_labels)])
                 record = {"dataset": self.images.name, "seed": trial.seed, "validation_accuracy": found}
-                hub.write_folder(self.out / self.folder, {file: json_bytes(record)})
+                files.write_folder(self.out / self.folder, {file: json_bytes(record)})
         return float(max(found, key=lambda alpha: found[alpha]))
 
 
@@ -296,7 +296,7 @@ def stored_codes(make: Callable[[str], Codes], images: Images, out: Path) -> Cal
     def codes_named(name: str) -> Codes:
         codes = of_rows(make(name), images.rows)
         facts = {"dataset": images.name, "codes": name, **described(codes)}
-        hub.write_folder(out / "codes", {f"{name}.json": json_bytes(facts)})
+        files.write_folder(out / "codes", {f"{name}.json": json_bytes(facts)})
         return codes
 
     return codes_named

@@ -5,13 +5,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from latent_mixup import functional, generators, interpolation
+from latent_mixup.augment.collate import LatentMixupCollate
+from latent_mixup.augment.dataset import LatentMixupDataset
+from latent_mixup.augment.loader import LatentMixupLoader
 from latent_mixup.bank import LatentBank
-from latent_mixup.collate import LatentMixupCollate
-from latent_mixup.dataset import LatentMixupDataset
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.generators import load_generator
-from latent_mixup.loader import LatentMixupLoader
-from latent_mixup.rendered import RenderedMixupDataset
+from latent_mixup.pool.dataset import RenderedMixupDataset
 
 if TYPE_CHECKING:
     from latent_mixup import inversion, robustness

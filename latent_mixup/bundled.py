@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from latent_mixup import hub
+from latent_mixup import files, hub
 from latent_mixup.images import from_uint8
 
 IDX_UINT8 = 0x08
@@ -88,7 +88,7 @@ def read_idx(path: Path) -> Tensor:
             raise ValueError(f"expected uint8 values (type 8), found type {kind}")
         return values.view(shape)
     except (lzma.LZMAError, EOFError, struct.error, ValueError, RuntimeError) as cause:
-        raise hub.FormatError(f"{path} is not an xz-compressed idx file: {cause}") from cause
+        raise files.FormatError(f"{path} is not an xz-compressed idx file: {cause}") from cause
 
 
 def idx_bytes(values: Tensor) -> bytes:

@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from latent_mixup import hub
-from latent_mixup.hub import cards
+from latent_mixup import cards, files, hub
 
 FORMAT_VERSION = 1
 CONFIG_FILE = hub.MAIN_FILE["generator"]
@@ -41,7 +40,7 @@ class SavedNetwork(hub.Published, nn.Module):
 
     def digest(self) -> str:
         """SHA-256 over the names, shapes and float32 values of all tensors: the same weights, the same digest."""
-        return hub.tensors_sha256(self.state_dict())
+        return files.tensors_sha256(self.state_dict())
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write ``config.json``, ``model.safetensors`` and a card; an older network in the folder is replaced whole.
@@ -113,7 +112,7 @@ def load_network(
         token=token,
         local_files_only=local_files_only,
     )
-    config = read_config(hub.safe_path(folder, CONFIG_FILE), architectures, FIELDS)
+    config = read_config(files.safe_path(folder, CONFIG_FILE), architectures, FIELDS)
     network = read_network(folder, _builder(config, architectures))
     network.metadata = hub.with_origin(config["metadata"], folder)
     return network.requires_grad_(False).eval()
@@ -137,11 +136,11 @@ def write_network(network: nn.Module, folder: str | Path, fields: Mapping[str, A
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has a value that is not finite in {dtype}: save with dtype=torch.float32")
     config = {"format_version": FORMAT_VERSION, "architecture": type(network).__name__, **fields}
-    return hub.write_folder(
+    return files.write_folder(
         folder,
         {
-            **cards.card_file(folder, lambda: cards.card_of(network, digest=hub.tensors_sha256(tensors))),
-            WEIGHTS_FILE: lambda path: hub.save_tensors(path, tensors),
+            **cards.card_file(folder, lambda: cards.card_of(network, digest=files.tensors_sha256(tensors))),
+            WEIGHTS_FILE: lambda path: files.save_tensors(path, tensors),
             CONFIG_FILE: (json.dumps(config, indent=2, allow_nan=False) + "\n").encode(),
         },
     )
@@ -159,33 +158,35 @@ def read_config(path: Path, architectures: Mapping[str, type[nn.Module]], fields
         FileNotFoundError: The file is missing.
         FormatError: It holds something else; the message names file and field.
     """
-    config = hub.read_json(path)
+    config = files.read_json(path)
     version = config.get("format_version")
     if "_class_name" in config:
-        raise hub.FormatError(
+        raise files.FormatError(
             f"{path} is a {config['_class_name']!r:.100} of diffusers: an autoencoder of theirs is read by "
             "generators.DiffusersVAE.from_diffusers, or latent-mixup convert"
         )
-    if not hub.is_count(version):
-        raise hub.FormatError(
+    if not files.is_count(version):
+        raise files.FormatError(
             f"{path}: field 'format_version' needs an integer up to {FORMAT_VERSION}, found {version!r:.100}"
         )
     if version > FORMAT_VERSION:
-        raise hub.FormatError(
+        raise files.FormatError(
             f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade latent-mixup"
         )
     if set(config) != set(fields):
-        raise hub.FormatError(f"{path} needs the fields {', '.join(fields)}: found {', '.join(config) or 'none':.200}")
+        raise files.FormatError(
+            f"{path} needs the fields {', '.join(fields)}: found {', '.join(config) or 'none':.200}"
+        )
     for field, kind in fields.items():
         if not isinstance(config[field], kind):
-            raise hub.FormatError(f"{path}: field {field!r} needs a {kind.__name__}, found {config[field]!r:.100}")
+            raise files.FormatError(f"{path}: field {field!r} needs a {kind.__name__}, found {config[field]!r:.100}")
     for name, value in config["arguments"].items():
         if isinstance(value, list | dict | str) and len(value) > MAX_ENTRIES:
-            raise hub.FormatError(
+            raise files.FormatError(
                 f"{path}: field 'arguments' needs at most {MAX_ENTRIES} entries in {name!r:.100}, found {len(value)}"
             )
     if config["architecture"] not in architectures:
-        raise hub.FormatError(
+        raise files.FormatError(
             f"{path}: field 'architecture' needs one of {', '.join(architectures)}: "
             f"found {config['architecture']!r:.100}"
         )
@@ -208,7 +209,7 @@ def read_network(folder: Path, build: Callable[[], N]) -> N:
         FormatError: They are not the network's, or not finite; the message names file and tensor.
     """
     network = unallocated(folder, build)
-    weights = read_weights(hub.safe_path(folder, WEIGHTS_FILE), network.state_dict())
+    weights = read_weights(files.safe_path(folder, WEIGHTS_FILE), network.state_dict())
     network.load_state_dict(weights, strict=True, assign=True)
     return network
 
@@ -219,7 +220,7 @@ def unallocated(folder: Path, build: Callable[[], N]) -> N:
         with torch.device("meta"):
             return build()
     except (TypeError, ValueError, RuntimeError, OverflowError) as cause:
-        raise hub.FormatError(f"{folder / CONFIG_FILE}: field 'arguments' is not understood: {cause}") from cause
+        raise files.FormatError(f"{folder / CONFIG_FILE}: field 'arguments' is not understood: {cause}") from cause
 
 
 def read_weights(
@@ -247,22 +248,22 @@ def read_weights(
             names = list(file.keys())
             there = {_present_name(name, former_names or {}): name for name in names}
             if len(there) < len(names):
-                raise hub.FormatError(f"{path} has a tensor twice, under a former and its present name")
+                raise files.FormatError(f"{path} has a tensor twice, under a former and its present name")
             for name in sorted(set(expected) ^ set(there)):
                 problem = "is missing" if name in expected else "is unknown"
-                raise hub.FormatError(f"{path}: tensor {name!r:.100} {problem}: it does not belong to {CONFIG_FILE}")
+                raise files.FormatError(f"{path}: tensor {name!r:.100} {problem}: it does not belong to {CONFIG_FILE}")
             for name, tensor in expected.items():
                 found = file.get_slice(there[name])
                 if (shape := found.get_shape()) != list(tensor.shape):
-                    raise hub.FormatError(f"{path}: tensor {name!r} needs {list(tensor.shape)}, found {shape}")
+                    raise files.FormatError(f"{path}: tensor {name!r} needs {list(tensor.shape)}, found {shape}")
                 if (dtype := found.get_dtype()) not in dtypes:
-                    raise hub.FormatError(f"{path}: tensor {name!r} needs {' or '.join(dtypes)}, found {dtype}")
+                    raise files.FormatError(f"{path}: tensor {name!r} needs {' or '.join(dtypes)}, found {dtype}")
             weights = {name: file.get_tensor(there[name]).float() for name in expected}
     except SafetensorError as cause:
-        raise hub.FormatError(f"{path} is not a whole safetensors file: {cause}") from cause
+        raise files.FormatError(f"{path} is not a whole safetensors file: {cause}") from cause
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise hub.FormatError(f"{path}: tensor {name!r} has a value that is not finite: get the file again")
+            raise files.FormatError(f"{path}: tensor {name!r} has a value that is not finite: get the file again")
     return weights
 
 

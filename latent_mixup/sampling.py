@@ -19,17 +19,21 @@ NUM_PROPOSALS = 16  # each is accepted with probability > 0.95: all refused once
 FIRST_PROPOSALS = 4  # are looked at first: all refused once in 1e5 draws
 
 
-def keyed_generator(*key: int) -> torch.Generator:
-    """The random stream that belongs to these integers, of any size and sign; on the CPU.
+def keyed_generator(purpose: str, *key: int) -> torch.Generator:
+    """The random stream named by a purpose and integers of any size and sign; on the CPU.
 
     Neighbouring keys give unrelated streams: a hash of the key is the seed. (torch's CPU generator keeps 32
     bits of it, so among millions of keys a few pairs share a stream.)
 
+    Args:
+        purpose: A word for what is drawn. Streams with different words are unrelated, whatever the integers.
+        key: Such as seed, epoch, rank and sample.
+
     Example:
-        >>> torch.rand(3, generator=keyed_generator(7, 0, -1)).shape
+        >>> torch.rand(3, generator=keyed_generator("draws", 7, 0, -1)).shape
         torch.Size([3])
     """
-    name = ",".join(str(int(part)) for part in key).encode()
+    name = ",".join([purpose, *(str(int(part)) for part in key)]).encode()
     digest = hashlib.blake2b(name, digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little", signed=True))
 
@@ -56,7 +60,7 @@ def draw_lam(n: int, alpha: float, generator: torch.Generator, mode: Mode = "ele
     Reference: Latent-Mixup, section 1.1.3; Zhang et al. 2018 (arXiv 1710.09412).
 
     Example:
-        >>> draw_lam(64, 1.0, keyed_generator(0)).shape
+        >>> draw_lam(64, 1.0, keyed_generator("draws", 0)).shape
         torch.Size([64])
     """
     check_alpha(alpha)
@@ -107,7 +111,7 @@ def draw_simplex(k: int, n: int, alpha: float, generator: torch.Generator) -> Te
         ValueError: ``alpha`` is not above 0.
 
     Example:
-        >>> draw_simplex(64, 3, 1.0, keyed_generator(0)).shape
+        >>> draw_simplex(64, 3, 1.0, keyed_generator("draws", 0)).shape
         torch.Size([64, 3])
     """
     check_alpha(alpha)
@@ -129,7 +133,7 @@ def draw_slots(batch_size: int, prob: float, generator: torch.Generator) -> Tens
         ValueError: ``prob`` is out of range.
 
     Example:
-        >>> draw_slots(8, 0.5, keyed_generator(0)).shape
+        >>> draw_slots(8, 0.5, keyed_generator("draws", 0)).shape
         torch.Size([4])
     """
     check_prob(prob)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import lzma
 import os
 import signal
+import struct
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from latent_mixup.bank import LatentBank
+from latent_mixup.bundled import BundledImages
 from latent_mixup.generators.base import Generator
 
 torch.set_num_threads(1)  # the tests are small and may run beside each other
@@ -199,3 +202,18 @@ def hub_server(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopb
         server.elsewhere = elsewhere
         connect(server, tmp_path / "home", monkeypatch)
         yield server
+
+
+@pytest.fixture
+def data_root(tmp_path) -> Path:
+    """Sixty real images where torchvision looks for Fashion-MNIST."""
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    source = BundledImages("fashion-mnist", train=False)
+    for prefix, rows in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
+        images, labels = source.data[rows, 0], source.targets[rows].to(torch.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+            (raw / f"{prefix}-{kind}-ubyte").write_bytes(header + values.numpy().tobytes())
+            (raw / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(b""))
+    return tmp_path / "data"

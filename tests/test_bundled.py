@@ -8,7 +8,7 @@ from importlib import resources
 import pytest
 import torch
 
-from latent_mixup import LatentBank, hub
+from latent_mixup import LatentBank, files
 from latent_mixup.bundled import BundledImages, bundled_image_names, idx_bytes, read_idx
 from latent_mixup.images import from_uint8
 
@@ -59,7 +59,7 @@ HEADER = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3])
 )
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "t10k-images").write_bytes(content)
-    with pytest.raises(hub.FormatError, match=r"t10k-images is not an xz-compressed idx file: "):
+    with pytest.raises(files.FormatError, match=r"t10k-images is not an xz-compressed idx file: "):
         read_idx(tmp_path / "t10k-images")
 
 
@@ -92,7 +92,7 @@ def test_images_and_labels(assets, train, n):
 
 def test_a_damaged_asset_is_named(assets):
     (assets / "data" / "train-images-idx3-ubyte.xz").write_bytes(b"")
-    with pytest.raises(hub.FormatError, match=r"train-images-idx3-ubyte.xz is not"):
+    with pytest.raises(files.FormatError, match=r"train-images-idx3-ubyte.xz is not"):
         BundledImages("toy")
 
 

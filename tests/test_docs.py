@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from test_cli import data_root  # noqa: F401 - a fixture
 
 from latent_mixup import LatentBank
 from latent_mixup.cli import main
@@ -45,7 +44,7 @@ def test_an_indexed_job_has_a_shard_for_each_index():
 
 
 @pytest.fixture
-def python_here(tmp_path, data_root, monkeypatch):  # noqa: F811
+def python_here(tmp_path, data_root, monkeypatch):
     """The page's Python, on this machine's paths and the CPU, with three shards; ``ray`` runs a task at once."""
     ray = SimpleNamespace(
         remote=lambda **_: lambda task: SimpleNamespace(remote=task), init=lambda: None, get=lambda results: results

@@ -31,25 +31,25 @@ def rows_of(num_rows):
 
 
 def mixes(batch_size=64, rows=None, key=(0,), alpha=1.0, prob=1.0):
-    return Policy(Beta(alpha)).draw_batch(batch_size, prob, rows or rows_of(50), keyed_generator(*key))
+    return Policy(Beta(alpha)).draw_batch(batch_size, prob, rows or rows_of(50), keyed_generator("test", *key))
 
 
 # ---- keys ------------------------------------------------------------------------------------------
 
 
 def test_a_key_names_one_stream():
-    streams = [tuple(torch.rand(4, generator=keyed_generator(*key)).tolist()) for key in KEYS]
-    again = [tuple(torch.rand(4, generator=keyed_generator(*key)).tolist()) for key in KEYS]
+    streams = [tuple(torch.rand(4, generator=keyed_generator("test", *key)).tolist()) for key in KEYS]
+    again = [tuple(torch.rand(4, generator=keyed_generator("test", *key)).tolist()) for key in KEYS]
     assert streams == again
     assert len(set(streams)) == len(KEYS)
 
 
 def test_numpy_integers_are_integers():
-    assert keyed_generator(np.int64(3)).initial_seed() == keyed_generator(3).initial_seed()
+    assert keyed_generator("test", np.int64(3)).initial_seed() == keyed_generator("test", 3).initial_seed()
 
 
 def test_neighbouring_keys_are_unrelated():
-    first = torch.stack([torch.rand((), generator=keyed_generator(7, i)) for i in range(4000)])
+    first = torch.stack([torch.rand((), generator=keyed_generator("test", 7, i)) for i in range(4000)])
     assert abs(float(first.mean()) - 0.5) < 0.02
     assert abs(float(torch.corrcoef(torch.stack([first[:-1], first[1:]]))[0, 1])) < 0.06
 
@@ -75,7 +75,7 @@ def test_a_default_device_does_not_matter():
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 0.5, 1.0, 2.0, 10.0, 1e3])
 def test_lam_has_the_moments_of_beta(alpha):
-    lam = draw_lam(N, alpha, keyed_generator(0)).double()
+    lam = draw_lam(N, alpha, keyed_generator("test", 0)).double()
     variance = 1 / (4 * (2 * alpha + 1))
     assert lam.min() >= 0
     assert lam.max() <= 1
@@ -85,7 +85,7 @@ def test_lam_has_the_moments_of_beta(alpha):
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 2.0, 10.0, 1e3])
 def test_lam_is_distributed_as_beta(alpha):
-    ours = draw_lam(N, alpha, keyed_generator(1)).sort().values
+    ours = draw_lam(N, alpha, keyed_generator("test", 1)).sort().values
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         theirs = torch.distributions.Beta(alpha, alpha).sample((N,)).sort().values
@@ -96,7 +96,7 @@ def test_lam_is_distributed_as_beta(alpha):
 
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 1e3])
 def test_lam_is_symmetric(alpha):
-    lam = draw_lam(N, alpha, keyed_generator(2))
+    lam = draw_lam(N, alpha, keyed_generator("test", 2))
     at = torch.linspace(0.01, 0.99, 41)
     below = torch.stack([(lam <= x).float().mean() for x in at])
     above = torch.stack([(1 - lam <= x).float().mean() for x in at])
@@ -105,27 +105,29 @@ def test_lam_is_symmetric(alpha):
 
 @pytest.mark.parametrize("alpha", [1e-30, 1e-6, 1e12, 1e300])
 def test_extreme_alpha_stays_finite(alpha):
-    lam = draw_lam(1000, alpha, keyed_generator(0))
+    lam = draw_lam(1000, alpha, keyed_generator("test", 0))
     assert lam.isfinite().all()
     at_the_ends = ((lam < 1e-3) | (lam > 1 - 1e-3)).float().mean()
     assert at_the_ends == (1.0 if alpha < 1 else 0.0)
 
 
 def test_one_lam_for_the_batch():
-    lam = draw_lam(5, 1.0, keyed_generator(0), mode="batch")
+    lam = draw_lam(5, 1.0, keyed_generator("test", 0), mode="batch")
     assert torch.equal(lam, lam[:1].expand(5))
-    assert len(draw_lam(5, 1.0, keyed_generator(0)).tolist()) == len(set(draw_lam(5, 1.0, keyed_generator(0)).tolist()))
+    assert len(draw_lam(5, 1.0, keyed_generator("test", 0)).tolist()) == len(
+        set(draw_lam(5, 1.0, keyed_generator("test", 0)).tolist())
+    )
 
 
 @pytest.mark.parametrize("mode", ["elem", "batch"])
 def test_no_lam_at_all(mode):
-    assert draw_lam(0, 1.0, keyed_generator(0), mode).shape == (0,)
+    assert draw_lam(0, 1.0, keyed_generator("test", 0), mode).shape == (0,)
 
 
 @pytest.mark.parametrize("alpha", [0, -1.0, math.nan, math.inf])
 def test_bad_alpha(alpha):
     with pytest.raises(ValueError, match=f"alpha needs to be above 0 and finite: got {alpha}"):
-        draw_lam(3, alpha, keyed_generator(0))
+        draw_lam(3, alpha, keyed_generator("test", 0))
 
 
 # ---- a batch ---------------------------------------------------------------------------------------
@@ -151,14 +153,14 @@ def test_slots_are_distinct_and_sorted():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_mean_share_is_prob(batch_size):
-    share = [len(draw_slots(batch_size, 0.3, keyed_generator(i))) / batch_size for i in range(1500)]
+    share = [len(draw_slots(batch_size, 0.3, keyed_generator("test", i))) / batch_size for i in range(1500)]
     assert abs(sum(share) / len(share) - 0.3) < 0.04
 
 
 def test_each_slot_is_as_likely():
     counts = torch.zeros(5)
     for i in range(1000):
-        counts[draw_slots(5, 0.4, keyed_generator(i))] += 1
+        counts[draw_slots(5, 0.4, keyed_generator("test", i))] += 1
     assert (counts / 1000 - 0.4).abs().max() < 0.07
 
 
@@ -171,13 +173,13 @@ def test_rows_and_partners_are_uniform_and_independent():
 @pytest.mark.parametrize("prob", [1.5, -0.1, math.nan])
 def test_bad_prob(prob):
     with pytest.raises(ValueError, match=rf"prob needs to be in \[0, 1\]: got {prob}"):
-        draw_slots(3, prob, keyed_generator(0))
+        draw_slots(3, prob, keyed_generator("test", 0))
 
 
 @pytest.mark.parametrize("mode", ["pair", None])
 def test_bad_mode(mode):
     with pytest.raises(ValueError, match='mode needs to be "elem" or "batch"'):
-        draw_lam(3, 1.0, keyed_generator(0), mode)
+        draw_lam(3, 1.0, keyed_generator("test", 0), mode)
 
 
 def test_rank_from_the_environment(monkeypatch):
@@ -191,7 +193,7 @@ def test_rank_from_the_environment(monkeypatch):
 @pytest.mark.parametrize("first", [1, 2, 4])
 def test_looking_at_the_first_proposals_first_changes_nothing(monkeypatch, alpha, first):
     monkeypatch.setattr(sampling, "FIRST_PROPOSALS", sampling.NUM_PROPOSALS)
-    expected = [draw_lam(n, alpha, keyed_generator(n)) for n in range(1, 70)]
+    expected = [draw_lam(n, alpha, keyed_generator("test", n)) for n in range(1, 70)]
     monkeypatch.setattr(sampling, "FIRST_PROPOSALS", first)
     for n, lam in enumerate(expected, 1):
-        assert torch.equal(draw_lam(n, alpha, keyed_generator(n)), lam)
+        assert torch.equal(draw_lam(n, alpha, keyed_generator("test", n)), lam)

@@ -15,7 +15,7 @@ from latent_mixup.cli.shared import FOLDER, one_sentence
 @one_sentence
 def demo(out: Path, seed: int) -> None:
     """Train a classifier in seven ways on the bundled data: a table and a picture, in a few minutes."""
-    from latent_mixup.demo import demo_table, run_demo
+    from latent_mixup.demo.demo import demo_table, run_demo
 
     record = run_demo(out, seed=seed)
     click.echo(demo_table(record))
@@ -34,8 +34,8 @@ def demo(out: Path, seed: int) -> None:
 @one_sentence
 def preview(name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out: Path, seed: int) -> None:
     """Draw mixes of chosen classes with the generator NAME (folder, bundled name or Hub id)."""
-    from latent_mixup import LatentBank, hub, load_generator
-    from latent_mixup.preview import preview_sheet
+    from latent_mixup import LatentBank, files, load_generator
+    from latent_mixup.demo.preview import preview_sheet
 
     chosen = []
     for pair in pairs:
@@ -45,5 +45,5 @@ def preview(name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out:
         chosen.append((first, second))
     codes = LatentBank.from_pretrained(bank or name)
     sheet = preview_sheet(load_generator(name), codes, chosen, rows=rows, seed=seed)
-    hub.write_folder(out.parent, {out.name: sheet})
+    files.write_folder(out.parent, {out.name: sheet})
     click.echo(f"{out} written")

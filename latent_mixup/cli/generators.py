@@ -42,8 +42,8 @@ def info_command(
     """
     import torch
 
-    from latent_mixup import hub, inversion, load_generator
-    from latent_mixup.info import effort, generator_info, info_json, info_text, sample_sheet, self_test_text
+    from latent_mixup import files, hub, inversion, load_generator
+    from latent_mixup.quality.info import effort, generator_info, info_json, info_text, sample_sheet, self_test_text
 
     if not self_test and (images or steps):
         raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")
@@ -53,7 +53,7 @@ def info_command(
     network = load_generator(folder).to(device or "cpu")
     facts = generator_info(network, folder)
     if sheet:
-        hub.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})
+        files.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})
     if not as_json:
         click.echo(info_text(facts))
     settings = {**effort(facts.decode_multiply_adds), **given(images=images, steps=steps)}

@@ -175,8 +175,8 @@ def report_command(
 ) -> None:
     """Say how good the codes of BANK (folder, bundled name or Hub id) are: a page of figures, and their numbers."""
     from latent_mixup import LatentBank, load_generator
-    from latent_mixup.inversion.report import PAGE_FILE, report
-    from latent_mixup.inversion.report_page import report_sentence, report_table
+    from latent_mixup.quality.page import report_sentence, report_table
+    from latent_mixup.quality.report import PAGE_FILE, report
 
     images = image_dataset(dataset, data_root, test=test)
     decoder = load_generator(generator).to(device or "cpu")

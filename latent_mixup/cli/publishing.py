@@ -39,11 +39,11 @@ def push_command(
     Before anything is sent, everything is loaded. What is sent are the files that belong to it, its card, licence and
     pictures, and no others. The token is that of `hf auth login`, or HF_TOKEN.
     """
-    from latent_mixup import hub
+    from latent_mixup import files, hub
 
     kind = kind_of(folder)
     what = check(folder, kind, generator)
-    files = hub.files_to_push(folder, repo, kind)
+    found = hub.files_to_push(folder, repo, kind)
     if not dry_run:
         pushed = hub.push_folder(
             folder, repo, kind, private=private, branch=branch, commit_message=message, create_pr=create_pr
@@ -51,13 +51,13 @@ def push_command(
         click.echo(f"{what} pushed: {pushed.pr_url or pushed}\ncommit {pushed.oid}")
         return
     click.echo(f"{what}; would go to the Hub {hub.REPO_TYPE[kind]} repository {repo}:")
-    width, total = max(map(len, files)), 0
-    for name, content in files.items():
+    width, total = max(map(len, found)), 0
+    for name, content in found.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        found = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else hub.sha256(content)
-        click.echo(f"  {name:<{width}}  {size:>13,} bytes  {found}")
+        digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else files.sha256(content)
+        click.echo(f"  {name:<{width}}  {size:>13,} bytes  {digest}")
         total += size
-    click.echo(f"{len(files)} files, {total:,} bytes; nothing was sent")
+    click.echo(f"{len(found)} files, {total:,} bytes; nothing was sent")
 
 
 def kind_of(folder: Path) -> Kind:
@@ -66,7 +66,7 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         FileNotFoundError: It holds nothing of ours.
     """
-    from latent_mixup import hub
+    from latent_mixup import files, hub
     from latent_mixup.classifiers import FEATURES
 
     if (folder / hub.MAIN_FILE["bank"]).is_file():
@@ -76,7 +76,7 @@ def kind_of(folder: Path) -> Kind:
         raise FileNotFoundError(
             f"{folder} has no {main.name} and no {hub.MAIN_FILE['bank']}: expected a folder that save_pretrained wrote"
         )
-    config = hub.read_json(main)
+    config = files.read_json(main)
     if "generator" in config:
         return "encoder"
     return "features" if str(config.get("architecture")) in FEATURES else "generator"
@@ -89,7 +89,7 @@ def check(folder: Path, kind: Kind, generator: str | None) -> str:
         FormatError: A file is not what its format says.
         ValueError: An encoder comes without a generator, or something does not belong to the generator given.
     """
-    from latent_mixup import LatentBank, hub, load_generator
+    from latent_mixup import LatentBank, files, hub, load_generator
     from latent_mixup.classifiers import FEATURES
     from latent_mixup.encoders import load_encoder
 
@@ -107,7 +107,7 @@ def check(folder: Path, kind: Kind, generator: str | None) -> str:
     if generator:
         raise ValueError(f"--generator is for a bank or an encoder: {folder} holds a {kind}, leave it out")
     if kind == "features":
-        config = hub.read_json(folder / hub.MAIN_FILE[kind])
+        config = files.read_json(folder / hub.MAIN_FILE[kind])
         features = FEATURES[config["architecture"]].from_pretrained(folder)
         return f"{type(features).__name__}, digest {features.digest()[:12]}"
     found = load_generator(folder)

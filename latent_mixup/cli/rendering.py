@@ -46,7 +46,7 @@ def render_command(
     import torch
 
     from latent_mixup import LatentBank, load_generator
-    from latent_mixup.rendering import render
+    from latent_mixup.pool.render import render
 
     part = part_of(shard, device)
     if threads:
@@ -71,11 +71,11 @@ def render_command(
 
 def _policy(name: str) -> Any:
     """What ``--policy`` says: a policy's name, or what a JSON file holds; raises ``ValueError`` where it is neither."""
-    from latent_mixup import hub
+    from latent_mixup import files
     from latent_mixup.policies import NAMED, from_config
 
     if name in NAMED:
         return name
     if not Path(name).is_file():
         raise ValueError(f"--policy needs one of {', '.join(NAMED)}, or a JSON file: got {name!r}")
-    return from_config(hub.read_json(Path(name)))
+    return from_config(files.read_json(Path(name)))

@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from latent_mixup.generators import Generator
-    from latent_mixup.inversion.losses import Loss
+    from latent_mixup.losses.base import Loss
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latent_mixup.files import FormatError
 from latent_mixup.generators.stylegan2 import StyleGAN2, binomial_kernel
-from latent_mixup.hub import FormatError
 
 _LIMITS = {
     "z_dim": (1, 65536),

@@ -13,7 +13,7 @@ from latent_mixup.bank import LatentBank
 from latent_mixup.convert.assemble import brief
 from latent_mixup.convert.pickles import one_error, read_file
 from latent_mixup.convert.tensors import StoredArray, read_numpy_object
-from latent_mixup.hub import FormatError
+from latent_mixup.files import FormatError
 
 FORMAT = "grad_latents (pickled dict in .npy)"
 LATENTS_LICENCE = (

@@ -20,8 +20,8 @@ from latent_mixup.convert.pickles import (
     read_pickle,
 )
 from latent_mixup.convert.tensors import NUMPY_NAMES, TENSOR_NAMES, StoredTensor, load_from_bytes, read_torch_file
+from latent_mixup.files import FormatError
 from latent_mixup.generators.stylegan2 import StyleGAN2
-from latent_mixup.hub import FormatError
 
 NVIDIA_LICENCE = (
     "The weights come from a file in the format of NVIDIA's StyleGAN2 releases. NVIDIA licenses its own networks "

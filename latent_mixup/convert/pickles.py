@@ -19,7 +19,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, TypeAlias
 
-from latent_mixup.hub import FormatError
+from latent_mixup.files import FormatError
 
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_OPCODES = 4_000_000

@@ -16,8 +16,8 @@ from torch import Tensor
 from latent_mixup.convert.assemble import Source, assemble, brief, channel_arguments
 from latent_mixup.convert.pickles import Budget, Buildable, Maker
 from latent_mixup.convert.tensors import StoredTensor
+from latent_mixup.files import FormatError
 from latent_mixup.generators.stylegan2 import StyleGAN2
-from latent_mixup.hub import FormatError
 
 FORMAT = "rosinality/stylegan2-pytorch"
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."

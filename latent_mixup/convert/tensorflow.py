@@ -15,8 +15,8 @@ from torch import Tensor
 from latent_mixup.convert.assemble import Source, assemble, brief, channel_arguments
 from latent_mixup.convert.pickles import Budget, Buildable, Maker, UnsafeCheckpointError, mapping
 from latent_mixup.convert.tensors import StoredArray
+from latent_mixup.files import FormatError
 from latent_mixup.generators.stylegan2 import StyleGAN2
-from latent_mixup.hub import FormatError
 
 FORMAT = "stylegan2 (TensorFlow)"
 

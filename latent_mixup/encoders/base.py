@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from latent_mixup import hub
+from latent_mixup import files, hub
 from latent_mixup.generators.base import Generator
 from latent_mixup.networks import (
     CONFIG_FILE,
@@ -148,7 +148,7 @@ def load(name: str | Path, generator: Generator, architectures: dict[str, type[E
         return config, partial(architectures[config["architecture"]], generator, **config["arguments"])
 
     folder = hub.locate(name, "encoder", lambda main: [needed_weights(main, understood(main)[1])], **where)
-    config, build = understood(hub.safe_path(folder, CONFIG_FILE))
+    config, build = understood(files.safe_path(folder, CONFIG_FILE))
     encoder = read_network(folder, build).to(generator.device)
     encoder.metadata = hub.with_origin(config["metadata"], folder)
     return encoder.freeze()
@@ -156,7 +156,7 @@ def load(name: str | Path, generator: Generator, architectures: dict[str, type[E
 
 def _check_generator(folder: Path, trained_for: dict[str, Any], found: dict[str, Any]) -> None:
     if set(trained_for) != set(found):
-        raise hub.FormatError(
+        raise files.FormatError(
             f"{folder / CONFIG_FILE}: field 'generator' needs {', '.join(found)}: "
             f"found {', '.join(trained_for) or 'none'}"
         )
@@ -180,6 +180,6 @@ def counts(name: str, values: object) -> tuple[int, ...]:
     Raises:
         ValueError: It is something else.
     """
-    if not (isinstance(values, list | tuple) and len(values) <= MAX_LAYERS and all(map(hub.is_count, values))):
+    if not (isinstance(values, list | tuple) and len(values) <= MAX_LAYERS and all(map(files.is_count, values))):
         raise ValueError(f"{name} needs at most {MAX_LAYERS} integers from 1: got {values!r:.100}")
     return tuple(values)

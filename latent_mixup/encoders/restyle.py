@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.encoders.base import MAX_LAYERS, Encoder, counts
 from latent_mixup.generators.base import Generator
 
@@ -64,7 +64,7 @@ class ReStyleEncoder(Encoder):
         stem_stride: int | None = None,
     ) -> None:
         super().__init__(generator)
-        if not (hub.is_count(passes) and passes <= MAX_LAYERS):
+        if not (files.is_count(passes) and passes <= MAX_LAYERS):
             raise ValueError(f"passes needs an integer from 1 to {MAX_LAYERS}: got {passes!r:.100}")
         if stem_stride not in (None, *STEM_STRIDES):
             raise ValueError(f"stem_stride needs to be 1, 2, 4 or None: got {stem_stride!r}")

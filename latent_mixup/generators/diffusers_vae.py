@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup import hub
+from latent_mixup import files, hub
 from latent_mixup.generators.base import Generator
 from latent_mixup.networks import STORED_DTYPES, needed_weights, read_weights, unallocated
 
@@ -77,7 +77,7 @@ class DiffusersVAE(Generator):
                 f"img_channels needs to be {own_channels}, or 1 for grey images: got {img_channels} for an "
                 f"autoencoder from {own_channels} to {self.config['out_channels']} channels"
             )
-        if not hub.is_count(img_resolution):
+        if not files.is_count(img_resolution):
             raise ValueError(f"img_resolution needs an integer from 1: got {img_resolution!r}")
         side = math.ceil(img_resolution / self.factor)
         self.latent_shape = (self.config["latent_channels"], side, side)
@@ -143,12 +143,12 @@ class DiffusersVAE(Generator):
             token=token,
             local_files_only=local_files_only,
         )
-        config = _read_config(hub.safe_path(folder, CONFIG_FILE))
+        config = _read_config(files.safe_path(folder, CONFIG_FILE))
         path = _weights_in(folder)
         generator = unallocated(folder, partial(cls, *config, img_resolution, img_channels))
         generator._fill(read_weights(path, generator.autoencoder.state_dict(), FORMER_NAMES, READ_DTYPES))
         origin = hub.origin_of(folder) or {"folder": folder.resolve().name}
-        source = {**origin, "subfolder": subfolder or None, "sha256": hub.sha256(path)}
+        source = {**origin, "subfolder": subfolder or None, "sha256": files.sha256(path)}
         place = f"{origin['repo']}@{origin['commit']}" if "repo" in origin else origin["folder"]
         generator.metadata = {
             "name": f"{generator.autoencoder_name} of {place}, for {img_resolution} px",
@@ -318,17 +318,17 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     """
     if (path.parent / "model_index.json").is_file() and not path.is_file():
         raise FileNotFoundError(f"{path} is missing: pass subfolder='vae' of this whole pipeline")
-    config = hub.read_json(path)
+    config = files.read_json(path)
     name = config.get("_class_name")
     if name not in CLASSES:
         found = f"that of a {config['architecture']} of latent-mixup" if "architecture" in config else repr(name)[:100]
-        raise hub.FormatError(f"{path}: field '_class_name' needs one of {', '.join(CLASSES)}: found {found}")
+        raise files.FormatError(f"{path}: field '_class_name' needs one of {', '.join(CLASSES)}: found {found}")
     return name, config
 
 
 def _weights_in(folder: Path) -> Path:
     """The file of weights; raises ``FileNotFoundError`` where there is none, or only a pickle."""
-    path = hub.safe_path(folder, WEIGHTS_FILE)
+    path = files.safe_path(folder, WEIGHTS_FILE)
     if path.is_file():
         return path
     if pickles := sorted(pickle.name for pickle in folder.glob(PICKLES)):

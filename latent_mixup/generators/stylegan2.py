@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.generators.base import Generator, LatentSpace
 
 NoiseMode: TypeAlias = Literal["const", "random", "none"]
@@ -423,11 +423,11 @@ class StyleGAN2(Generator):
         sizes = {"z_dim": z_dim, "w_dim": w_dim, "img_channels": img_channels, "channel_max": channel_max}
         sizes |= {"mapping_num_layers": mapping_num_layers, "channel_base": channel_base}
         for name, size in sizes.items():
-            if not hub.is_count(size):
+            if not files.is_count(size):
                 raise ValueError(f"{name} needs an integer from 1: got {size!r}")
         if not isinstance(c_dim, int) or isinstance(c_dim, bool) or c_dim < 0:
             raise ValueError(f"c_dim needs an integer from 0: got {c_dim!r}")
-        if not hub.is_count(img_resolution) or img_resolution not in [2**i for i in range(3, 11)]:
+        if not files.is_count(img_resolution) or img_resolution not in [2**i for i in range(3, 11)]:
             raise ValueError(f"img_resolution needs a power of two from 8 to 1024: got {img_resolution!r}")
         if img_channels not in (1, 3):
             raise ValueError(f"img_channels needs to be 1 or 3: got {img_channels}")

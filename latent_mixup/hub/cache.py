@@ -1,4 +1,4 @@
-"""The Hub client's cache: which commit of which repository a folder of it holds, and where its links may lead."""
+"""The Hub client's cache: which commit of which repository a folder of it holds."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
+from latent_mixup.files import snapshot_of
+
 ORIGIN = "hub"
 _REPOSITORY = re.compile(r"(?:models|datasets)--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)", re.ASCII)
 
 
 def commit_of(folder: Path) -> str | None:
     """The commit hash of a folder that the Hub client downloaded; None for any other folder."""
-    snapshot = _snapshot(folder)
+    snapshot = snapshot_of(folder)
     return snapshot.name if snapshot else None
-
-
-def _snapshot(folder: Path) -> Path | None:
-    """The folder of a commit that a folder is or lies in."""
-    folder = folder.absolute()
-    found = (f for f in (folder, *folder.parents) if f.parent.name == "snapshots" and COMMIT.fullmatch(f.name))
-    return next(found, None)
 
 
 def origin_of(folder: Path) -> dict[str, str] | None:
@@ -32,7 +26,7 @@ def origin_of(folder: Path) -> dict[str, str] | None:
         >>> origin_of(Path(f"models--org--gan/snapshots/{'0' * 40}"))["repo"]
         'org/gan'
     """
-    snapshot = _snapshot(folder)
+    snapshot = snapshot_of(folder)
     match = _REPOSITORY.fullmatch(snapshot.parent.parent.name) if snapshot else None
     return {"repo": f"{match['owner']}/{match['name']}", "commit": snapshot.name} if snapshot and match else None
 
@@ -50,15 +44,3 @@ def stated_origin(metadata: Mapping[str, Any]) -> dict[str, str] | None:
         return None
     repo, commit = origin.get("repo"), origin.get("commit")
     return {"repo": repo, "commit": commit} if isinstance(repo, str) and isinstance(commit, str) else None
-
-
-def roots_of(folder: Path) -> list[Path]:
-    """Where a link in a folder may lead: into it; in one of the Hub client's also into its blobs.
-
-    Those of the repository, and those that it shares between the repositories of a cache.
-    """
-    resolved, snapshot = folder.resolve(), _snapshot(folder)
-    if snapshot is None:
-        return [resolved]
-    repository = snapshot.resolve().parent.parent
-    return [resolved, repository / "blobs", repository.parent / "blobs"]

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from latent_mixup.hub.cache import COMMIT
+from latent_mixup.files import COMMIT, MAX_JSON_BYTES, sha256
 from latent_mixup.hub.errors import HubError, Task, is_unreachable
-from latent_mixup.hub.reading import MAX_JSON_BYTES, sha256
 
 LIBRARY = "latent-mixup"
 PAUSES = (1.0, 2.0)  # seconds before a request is made again that the server failed to answer

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from latent_mixup.cards import is_ours, placed
+from latent_mixup.files import FormatError, read_json, safe_path, sha256
 from latent_mixup.hub.cache import ORIGIN
-from latent_mixup.hub.cards import is_ours, placed
 from latent_mixup.hub.download import LIBRARY
 from latent_mixup.hub.errors import Task
 from latent_mixup.hub.names import MAIN_FILE, REPO_TYPE, WEIGHTS_FILE, Kind
-from latent_mixup.hub.reading import FormatError, read_json, safe_path, sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from latent_mixup.inversion.engine import invert
-from latent_mixup.inversion.losses import FeatureLoss, pixel_mse
 from latent_mixup.inversion.optimise import optimise_codes
-from latent_mixup.inversion.perceptual import LPIPS, PerceptualLoss
 from latent_mixup.inversion.refine import refine
-from latent_mixup.inversion.report import report
-from latent_mixup.inversion.self_test import self_test
+from latent_mixup.losses.base import FeatureLoss, pixel_mse
+from latent_mixup.losses.perceptual import LPIPS, PerceptualLoss
+from latent_mixup.quality.report import report
+from latent_mixup.quality.self_test import self_test
 
 if TYPE_CHECKING:
     from latent_mixup.training.encoder import train_encoder

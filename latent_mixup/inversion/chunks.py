@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latent_mixup import hub
-from latent_mixup.bank_files import INDEX_FILE, Parts
+from latent_mixup import files
+from latent_mixup.bank.files import INDEX_FILE, Parts
 
 RUN_FILE = "inversion.json"
 COLUMNS = {"latents", "labels", "source_index", "mse", "status"}  # at least
@@ -90,12 +90,12 @@ class ChunkFolder:
         for stale in () if resume else (self.folder / "chunks").glob("chunk-*.safetensors"):
             stale.unlink(missing_ok=True)
         try:
-            hub.write_folder(self.folder, {RUN_FILE: (json.dumps(facts, indent=2) + "\n").encode()})
+            files.write_folder(self.folder, {RUN_FILE: (json.dumps(facts, indent=2) + "\n").encode()})
         except OSError as cause:
             raise OSError(f"cannot write into {self.folder}: {cause}; choose another out=") from cause
 
     def _agree(self, facts: dict[str, Any]) -> None:
-        earlier = hub.read_json(self.folder / RUN_FILE)
+        earlier = files.read_json(self.folder / RUN_FILE)
         wrong = differences(earlier, facts)
         if wrong:
             raise ValueError(
@@ -143,7 +143,9 @@ class ChunkFolder:
         columns = dict(chunk.columns)
         if chunk.errors:
             columns[ERRORS] = torch.tensor(list(json.dumps(chunk.errors).encode()), dtype=torch.uint8)
-        hub.write_folder(path.parent, {path.name: lambda target: hub.save_tensors(target, columns, {"run": self._run})})
+        files.write_folder(
+            path.parent, {path.name: lambda target: files.save_tensors(target, columns, {"run": self._run})}
+        )
 
     def finished(self) -> int:
         """How many chunks of this run are there, whoever wrote them, by the headers of their files."""
@@ -170,7 +172,7 @@ class ChunkFolder:
     def sweep(self) -> None:
         """Remove what killed processes left."""
         for folder in (self.folder, self._path(0).parent):
-            hub.sweep(folder)
+            files.sweep(folder)
 
     def _is_there(self, number: int) -> bool:
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_mixup.generators.base import Generator
-from latent_mixup.inversion.losses import Loss
+from latent_mixup.losses.base import Loss
 from latent_mixup.sampling import keyed_generator
 
 DRAWS = 1024  # images of the generator's own making that a run learns from, if nobody says otherwise
@@ -53,7 +53,7 @@ def learn_curvature(generator: Generator, loss: Loss, draws: int, seed: int) -> 
     Returns:
         The curvature of codes that are flattened to ``[D]``.
     """
-    draw = keyed_generator(seed, 1)
+    draw = keyed_generator("curvature", seed)
     codes = generator.sample_latents(draws, draw).cpu()
     offset = DISTANCE * codes.std() * torch.randn(codes.shape, generator=draw)
     slopes = []

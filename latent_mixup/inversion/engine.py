@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_mixup import hub
+from latent_mixup import files, hub
 from latent_mixup.bank import LatentBank, fingerprint
-from latent_mixup.bank_files import Parts
+from latent_mixup.bank.files import Parts
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import Moments
 from latent_mixup.inversion.chunks import FAILED, OK, Chunk, ChunkFolder, Found
 from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
-from latent_mixup.inversion.losses import Loss, callable_id, chosen_loss, pixel_mse
 from latent_mixup.inversion.optimise import Optimizer, optimise_codes, optimizer_settings, reconstruction_mse
 from latent_mixup.inversion.runs import CHUNK_BATCHES, Advance, Meter, check_shard, run_chunks, save_bank
 from latent_mixup.inversion.samples import Key, SampleFormat, class_names, probe, read_samples
 from latent_mixup.inversion.start import DrawnStart
+from latent_mixup.losses.base import Loss, callable_id, chosen_loss, pixel_mse
 
 
 def invert(
@@ -220,7 +220,7 @@ def _facts(
         "samples": format.to_dict(),
         "latent_space": generator.latent_space,
         "generator": {"name": generator.metadata.get("name"), "digest": generator.digest(), "commit": None},
-        "dataset": {**fingerprint(dataset), "first_images": hub.tensors_sha256({"images": first})},
+        "dataset": {**fingerprint(dataset), "first_images": files.tensors_sha256({"images": first})},
         "inversion": settings,
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from latent_mixup.generators.base import Generator
 from latent_mixup.inversion.curvature import Curvature
 from latent_mixup.inversion.descent import LBFGS, Adam, Descent
-from latent_mixup.inversion.losses import Loss, PlainLoss, TargetLoss, pixel_mse
+from latent_mixup.losses.base import Loss, PlainLoss, TargetLoss, pixel_mse
 from latent_mixup.sampling import keyed_generator
 
 Optimizer: TypeAlias = Literal["lbfgs", "adam"]
@@ -187,7 +187,7 @@ def optimizer_settings(
 
 def _directions(n: int, start: Tensor, seed: int) -> Tensor:
     """Standard normal rows ``[n, D]`` for codes of D numbers; the first are the same whatever ``n``."""
-    draw = keyed_generator(seed)
+    draw = keyed_generator("restart", seed)
     directions = torch.empty(n, start.shape[1:].numel())
     for direction in directions:
         direction.normal_(generator=draw)

@@ -17,11 +17,11 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.inversion.chunks import Chunk, ChunkFolder, Found
 from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
 from latent_mixup.inversion.gains import STAGE_MSE, Stage, with_found
-from latent_mixup.inversion.losses import Loss, callable_id, chosen_loss
 from latent_mixup.inversion.optimise import Optimizer, optimise_codes, optimizer_settings, reconstruction_mse
-from latent_mixup.inversion.report import CHECKED_ROWS, compare_mse
 from latent_mixup.inversion.runs import Advance, Meter, check_shard, run_chunks, save_bank
 from latent_mixup.inversion.samples import SampleFormat, Samples, read_samples, stated_format
+from latent_mixup.losses.base import Loss, callable_id, chosen_loss
+from latent_mixup.quality.report import CHECKED_ROWS, compare_mse
 
 
 def refine(

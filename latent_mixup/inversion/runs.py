@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_mixup.bank import LatentBank
-from latent_mixup.bank_files import COLUMN_DTYPES, BankFormatError
+from latent_mixup.bank.files import COLUMN_DTYPES, BankFormatError
 from latent_mixup.inversion.chunks import Chunk, ChunkFolder, Found, join
 
 CHUNK_BATCHES = 4  # batches in a chunk: the optimiser fills its batch again within one

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent_mixup.generators.base import Generator
-from latent_mixup.inversion.losses import pixel_mse
+from latent_mixup.losses.base import pixel_mse
 from latent_mixup.sampling import keyed_generator
 
 COARSE = 32  # images are averaged down to so many pixels
@@ -30,7 +30,7 @@ class DrawnStart:
 
     def __init__(self, generator: Generator, draws: int, seed: int) -> None:
         self.generator = generator
-        own = [generator.mean_latent()[None], generator.sample_latents(draws, keyed_generator(seed))]
+        own = [generator.mean_latent()[None], generator.sample_latents(draws, keyed_generator("start", seed))]
         self.codes = torch.cat([codes.to(generator.device) for codes in own])
         with torch.no_grad():
             self.images = torch.cat([coarse(generator.decode(codes)) for codes in self.codes.split(BATCH)])

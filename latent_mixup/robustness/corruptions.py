@@ -82,7 +82,9 @@ def corrupt(
     corruption = CORRUPTIONS[name]
     named = int.from_bytes(name.encode(), "big")
     indices = range(first_index, first_index + len(images))
-    draws = [keyed_generator(seed, index, named, severity) for index in indices] if corruption.random else []
+    draws = (
+        [keyed_generator("corruption", seed, index, named, severity) for index in indices] if corruption.random else []
+    )
     unit = to_unit(images.detach(), bounds).float().clamp(0, 1)
     corrupted = corruption.apply(unit, corruption.strengths[severity - 1], draws)
     return from_unit(corrupted.clamp(0, 1), bounds).to(images)

@@ -277,7 +277,7 @@ def _random_start(like: Tensor, attack: _Attack, keys: Sequence[tuple[int, ...]]
 
 
 def _in_ball(shape: torch.Size, attack: _Attack, key: tuple[int, ...]) -> Tensor:
-    draw = keyed_generator(*key)
+    draw = keyed_generator("pgd-start", *key)
     if attack.norm == "linf":
         return attack.eps * (2 * torch.rand(shape, generator=draw) - 1)
     direction = torch.randn(shape, generator=draw)

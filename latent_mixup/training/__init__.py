@@ -4,7 +4,7 @@ from latent_mixup.training.classifier import shuffled_batches, train_classifier,
 from latent_mixup.training.compact import CompactRecipe, train_compact
 from latent_mixup.training.dcgan import DCGANRecipe, train_dcgan
 from latent_mixup.training.encoder import EncoderRecipe, train_encoder
-from latent_mixup.training.stylegan2 import StyleGAN2Recipe, pad_to_power_of_two, train_stylegan2
+from latent_mixup.training.stylegan2.train import StyleGAN2Recipe, pad_to_power_of_two, train_stylegan2
 from latent_mixup.training.vae import VAERecipe, train_vae
 
 __all__ = [

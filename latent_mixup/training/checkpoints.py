@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from latent_mixup import hub
+from latent_mixup import files
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.json"
@@ -60,7 +60,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any], sheet: bytes) -> None:
     """
     log = {LOG_FILE: (json.dumps(state["log"], indent=1) + "\n").encode()} if "log" in state else {}
     sheets = {f"sheet-{state['step']:06d}.png": sheet}
-    hub.write_folder(folder, {**sheets, **log, CHECKPOINT_FILE: lambda path: torch.save(state, path)})
+    files.write_folder(folder, {**sheets, **log, CHECKPOINT_FILE: lambda path: torch.save(state, path)})
 
 
 class Stepping(Protocol):

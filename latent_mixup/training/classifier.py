@@ -58,7 +58,7 @@ def shuffled_batches(images: Tensor, labels: Tensor, batch_size: int, steps: int
     for step in range(steps):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0:
-            order = torch.randperm(len(images), generator=keyed_generator(seed, epoch))
+            order = torch.randperm(len(images), generator=keyed_generator("order", seed, epoch))
         rows = order[batch * batch_size : (batch + 1) * batch_size]
         yield images[rows], labels[rows]
 

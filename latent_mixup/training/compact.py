@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.functional import mix_latents
 from latent_mixup.generators.compact import CompactGenerator, on_sphere
 from latent_mixup.images import from_uint8
@@ -106,7 +106,7 @@ class CompactTraining:
     def advance(self, images_uint8: Tensor) -> dict[str, float]:
         """One training step on a batch drawn from ``[N, C, R, R]`` uint8; returns the losses."""
         recipe, generator = self.recipe, self.generator
-        draw = keyed_generator(recipe.seed, self.step)
+        draw = keyed_generator("train-compact", recipe.seed, self.step)
         real = from_uint8(images_uint8[torch.randint(len(images_uint8), (recipe.batch_size,), generator=draw)])
         latents = generator.encode(real)
         rebuilt = generator.decode(add_noise(latents, recipe.noise, draw))
@@ -201,7 +201,7 @@ def train_compact(
     identity = {
         "recipe": asdict(recipe),
         "network": generator.arguments(),
-        "images": hub.tensors_sha256({"images": images_uint8[::64]}),
+        "images": files.tensors_sha256({"images": images_uint8[::64]}),
     }
     images_uint8 = images_uint8.to(device)
     state = read_checkpoint(out, identity)
@@ -235,7 +235,7 @@ def _finish(generator: CompactGenerator, images_uint8: Tensor, out: Path, facts:
 def training_sheet(generator: CompactGenerator, images: Tensor) -> bytes:
     """A PNG of the first half of ``images`` with their second half as partners: see :func:`train_compact`."""
     own, other = generator.encode(images).chunk(2)
-    noisy = on_sphere(own + 0.3 * torch.randn(own.shape, generator=keyed_generator(0)).to(own))
+    noisy = on_sphere(own + 0.3 * torch.randn(own.shape, generator=keyed_generator("sheet-compact")).to(own))
     rows = {
         "real": images[: len(own)],
         "decoded": generator.decode(own),

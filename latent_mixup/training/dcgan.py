@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.images import from_uint8
 from latent_mixup.pictures import png
@@ -72,7 +72,7 @@ class DCGANTraining:
     def advance(self, images_uint8: Tensor) -> dict[str, float]:
         """One step of each player on ``[B, C, R, R]`` uint8; returns the losses."""
         of_generator, of_discriminator = self.optimizers
-        draw = keyed_generator(self.recipe.seed, self.step, 1)
+        draw = keyed_generator("train-dcgan", self.recipe.seed, self.step)
         real = from_uint8(images_uint8)
         made = self.generator.decode(self.generator.sample_latents(len(real), draw).to(real))
         judged = non_saturating(self.discriminator(real), True) + non_saturating(
@@ -155,7 +155,7 @@ def train_dcgan(
     identity = {
         "recipe": {**asdict(recipe), "betas": list(recipe.betas)},
         "network": generator.arguments(),
-        "images": hub.tensors_sha256({"images": images_uint8[::64]}),
+        "images": files.tensors_sha256({"images": images_uint8[::64]}),
     }
     images_uint8 = images_uint8.to(device)
     if (state := read_checkpoint(out, identity)) is not None:
@@ -177,7 +177,7 @@ def train_dcgan(
 def _rows(num_images: int, recipe: DCGANRecipe, step: int) -> Tensor:
     """The images of a step: each epoch in an order of its own."""
     epoch, batch = divmod(step, num_images // recipe.batch_size)
-    order = torch.randperm(num_images, generator=keyed_generator(recipe.seed, epoch, 0))
+    order = torch.randperm(num_images, generator=keyed_generator("order-dcgan", recipe.seed, epoch))
     return order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
 
 
@@ -185,6 +185,6 @@ def _rows(num_images: int, recipe: DCGANRecipe, step: int) -> Tensor:
 def _sheet(generator: DCGAN) -> bytes:
     """A PNG of 64 samples as anybody will get them: in eval mode."""
     generator.network.eval()
-    samples = generator.decode(generator.sample_latents(64, keyed_generator(0)).to(generator.device))
+    samples = generator.decode(generator.sample_latents(64, keyed_generator("sheet-dcgan")).to(generator.device))
     generator.network.train()
     return png(samples.split(16))

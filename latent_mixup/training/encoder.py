@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.encoders import Encoder, MLPEncoder, ReStyleEncoder
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import from_uint8
-from latent_mixup.inversion.losses import Loss, PlainLoss, TargetLoss, callable_id, pixel_mse
+from latent_mixup.losses.base import Loss, PlainLoss, TargetLoss, callable_id, pixel_mse
 from latent_mixup.pictures import png
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
@@ -95,7 +95,7 @@ class EncoderTraining:
     def batch(self, images_uint8: Tensor | None) -> tuple[Tensor, Tensor]:
         """This step's images ``[B, C, R, R]``, real ones first, and the codes of the generated ones that follow."""
         recipe, generator = self.recipe, self.encoder.generator
-        draw = keyed_generator(recipe.seed, self.step)
+        draw = keyed_generator("train-encoder", recipe.seed, self.step)
         learns_from_real = images_uint8 is not None and isinstance(self.encoder, ReStyleEncoder)
         num_generated = round(recipe.generated * recipe.batch_size) if learns_from_real else recipe.batch_size
         parts, known = [], generator.mean_latent().new_empty(0, *generator.latent_shape)
@@ -198,7 +198,7 @@ def train_encoder(
         "network": {"arch": arch, **encoder.arguments()},
         "generator": generator.digest(),
         "loss": callable_id(loss),
-        "images": None if images_uint8 is None else hub.tensors_sha256({"images": images_uint8[::64]}),
+        "images": None if images_uint8 is None else files.tensors_sha256({"images": images_uint8[::64]}),
     }
     log: list[dict[str, float]] = []
     state = read_checkpoint(out, identity)
@@ -246,7 +246,7 @@ def sheet_images(generator: Generator, images_uint8: Tensor | None) -> Tensor:
     """The first real images, or the same generated ones each time: ``[n, C, R, R]`` in [-1, 1]."""
     if images_uint8 is not None:
         return from_uint8(images_uint8[:SHEET_IMAGES].to(generator.device))
-    return generator.decode(generator.sample_latents(SHEET_IMAGES, keyed_generator(0)))
+    return generator.decode(generator.sample_latents(SHEET_IMAGES, keyed_generator("sheet-encoder")))
 
 
 @torch.no_grad()

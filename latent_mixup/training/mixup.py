@@ -60,7 +60,7 @@ class ManifoldMixup(Loss):
     def draw(self, images: Tensor, targets: Tensor) -> tuple[int, tuple[Tensor, ...]]:
         """Which of the points; and images, partners ``[B]``, ``lam`` ``[B]`` and soft targets, of int64 labels."""
         partner, lam = _pairing(len(images), self._alpha, self._seed, self._number, self._mode)
-        chosen = int(torch.randint(len(self.points), (), generator=keyed_generator(self._seed, self._number, 1)))
+        chosen = int(torch.randint(len(self.points), (), generator=keyed_generator("layer", self._seed, self._number)))
         self._number += 1
         return chosen, (images, partner, lam, mix_targets(targets, targets[partner], lam, self.num_classes))
 
@@ -78,5 +78,5 @@ class ManifoldMixup(Loss):
 
 
 def _pairing(size: int, alpha: float, seed: int, number: int, mode: Mode = "elem") -> tuple[Tensor, Tensor]:
-    draw = keyed_generator(seed, number)
+    draw = keyed_generator("pixel-mix", seed, number)
     return torch.randperm(size, generator=draw), draw_lam(size, alpha, draw, mode)

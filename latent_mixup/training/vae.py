@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_mixup import hub
+from latent_mixup import files
 from latent_mixup.generators.vae import VAE
 from latent_mixup.images import from_uint8, to_unit
 from latent_mixup.pictures import mixes, png
@@ -65,7 +65,7 @@ class VAETraining:
 
     def advance(self, images_uint8: Tensor) -> dict[str, float]:
         """One training step on a batch drawn from ``[N, C, R, R]`` uint8; returns the loss."""
-        recipe, draw = self.recipe, keyed_generator(self.recipe.seed, self.step)
+        recipe, draw = self.recipe, keyed_generator("train-vae", self.recipe.seed, self.step)
         images = from_uint8(images_uint8[torch.randint(len(images_uint8), (recipe.batch_size,), generator=draw)])
         mean, log_variance = self.vae.posterior(images)
         latents = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=draw).to(mean)
@@ -126,7 +126,7 @@ def train_vae(
     identity = {
         "recipe": asdict(recipe),
         "network": vae.arguments(),
-        "images": hub.tensors_sha256({"images": images_uint8[::64]}),
+        "images": files.tensors_sha256({"images": images_uint8[::64]}),
     }
     images_uint8 = images_uint8.to(device)
     if (state := read_checkpoint(out, identity)) is not None:

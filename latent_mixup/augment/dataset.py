@@ -1,0 +1,228 @@
+"""LatentMixupDataset: a map-style data set whose samples are decoded mixes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence, Sized
+from itertools import product
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from latent_mixup.augment.base import Mixer, MixSettings, Target, TargetFormat, Transform
+from latent_mixup.bank import LatentBank
+from latent_mixup.generators.base import Generator, PathName
+from latent_mixup.images import MIN_IMAGES, Moments, check_size
+from latent_mixup.labels import MISSING, read_label
+from latent_mixup.policies import Draw, Policy
+from latent_mixup.sampling import Mode
+
+NUM_PROBES = 16
+
+
+class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
+    """Wrap a data set: sample i is decoded from its own code, mixed with that of a drawn partner.
+
+    What happens to sample i depends on seed, epoch, rank and i alone, so call ``set_epoch`` before each
+    epoch: without it every epoch sees the same mixes. A sample without a code in the bank comes through as
+    it is. For speed, and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
+
+    Args:
+        dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the decoded images'
+            size, the label an int or soft, ``[num_classes]`` floats; None: the bank alone is the data set, and
+            sample i is its row i.
+        generator: Decodes the bank's codes.
+        bank: The codes of ``dataset``.
+        alpha: ``lam`` is drawn from Beta(alpha, alpha).
+        prob: Probability that a sample is a mix. Others come from ``dataset``, or are decoded unmixed
+            without one.
+        mode: ``"elem"`` only: a sample does not know its batch.
+        path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`; or a
+            name, ``"robust"`` or ``"paper"``.
+        num_classes: Width of the targets; None for the bank's.
+        label_smoothing: Share of a target that is spread over all classes:
+            ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
+        transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
+        normalize: ``(mean, std)`` that the data set's images were normalised with, as ``v2.Normalize`` takes them;
+            decoded images get it last. None: they stay in [-1, 1].
+        target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where the bank has
+            soft labels with these.
+        seed: Names all draws; None for ``torch.initial_seed()``.
+        rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
+            them: they draw the same.
+
+    Raises:
+        ValueError: A setting is out of range, a row of the bank has no label, or data set, bank and generator
+            do not belong together.
+
+    Reference: Latent-Mixup, section 1.1.3.
+
+    Example:
+        >>> image, target = LatentMixupDataset(dataset, generator, bank)[0]  # doctest: +SKIP
+        >>> image.shape, target.shape  # doctest: +SKIP
+        (torch.Size([1, 28, 28]), torch.Size([10]))
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any] | Sequence[Any] | None,
+        generator: Generator,
+        bank: LatentBank,
+        *,
+        alpha: float = 1.0,
+        prob: float | None = None,
+        mode: Mode = "elem",
+        path: PathName | None = None,
+        policy: Policy | str | None = None,
+        num_classes: int | None = None,
+        label_smoothing: float = 0.0,
+        transform: Transform | None = None,
+        normalize: tuple[Moments, Moments] | None = None,
+        target_format: TargetFormat = "soft",
+        seed: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        settings = MixSettings(
+            alpha=alpha,
+            prob=prob,
+            mode=mode,
+            path=path,
+            policy=policy,
+            num_classes=num_classes,
+            label_smoothing=label_smoothing,
+            transform=transform,
+            normalize=normalize,
+            target_format=target_format,
+            seed=seed,
+            rank=rank,
+        )
+        if settings.followed.by_batch:
+            raise ValueError(
+                'mode="batch" needs a batch, and a data set gives one sample at a time: '
+                "use LatentMixupLoader or LatentMixupCollate"
+            )
+        self.dataset: Any = dataset
+        if dataset is not None:
+            bank.check(dataset)
+        self._mixer = Mixer(generator, bank, settings)
+        self._length = len(bank if dataset is None else cast(Sized, dataset))
+        self._rows: Tensor | None = None
+        self._probes = self._choose_probes()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def _row_of(self) -> Tensor:
+        """The bank's row of each sample, ``[N]`` int64, -1 where it has none; each process finds them for itself."""
+        if self._rows is None:
+            indices = torch.arange(len(self), device="cpu")
+            self._rows = indices if self.dataset is None else self._mixer.bank.rows_of(indices)
+        return self._rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to a worker process does not grow with the data set."""
+        return {**self.__dict__, "_rows": None}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew; reaches worker processes, persistent ones included."""
+        self._mixer.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``.
+
+        Raises:
+            ValueError: A sample that comes through as it is has no label.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
+        """Several samples, decoded in one batch: what a DataLoader calls. The same draws as one by one."""
+        self._check_range_once()
+        wanted = [self._index(index) for index in indices]
+        plans = [self._plan(index) for index in wanted]
+        decoded = self._decode([plan for plan in plans if plan is not None])
+        fresh = iter(decoded)
+        samples = [
+            self._real(index) if plan is None else next(fresh) for index, plan in zip(wanted, plans, strict=True)
+        ]
+        for (image, _), (first, _) in product(samples, decoded[:1]):
+            check_size(image[None], first[None])
+        return samples
+
+    def _index(self, index: int) -> int:
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"sample {number} is out of range for a data set of {len(self)}")
+        return number % len(self)
+
+    def _plan(self, index: int) -> Draw | None:
+        """What becomes of sample ``index``; None where the data set's own comes through."""
+        row = self._row_of[[index]]
+        if int(row) < 0:
+            return None
+        draw = self._mixer.draw(1, self._mixer.key(index), row)
+        if len(draw):
+            return draw
+        return None if self.dataset is not None else Draw.alone(row, self._mixer.policy.num_sources)
+
+    def _decode(self, plans: Sequence[Draw]) -> list[tuple[Tensor, Any]]:
+        if not plans:
+            return []
+        images, parts = self._mixer.decode(Draw.cat(plans))
+        return list(zip(images.cpu(), split_targets(self._mixer.targets(*parts)), strict=True))
+
+    def _real(self, index: int) -> tuple[Tensor, Any]:
+        image, label = read_sample(self.dataset, index)
+        if not label.ndim and label == MISSING:
+            raise ValueError(
+                f"sample {index} has no label, and no code to mix: leave it out, such as by "
+                "sampler=SubsetRandomSampler(labelled_indices)"
+            )
+        return image, split_targets(self._mixer.unmixed(image[None], label[None])[1])[0]
+
+    def _check_range_once(self) -> None:
+        """At first access, compare some samples with their own decodes; in one process."""
+        worker = get_worker_info()
+        if not len(self._probes) or self._mixer.range_checked or (worker is not None and worker.id != 0):
+            return
+        rows = self._row_of[self._probes]
+        with torch.random.fork_rng(devices=[]):  # a look that leaves no trace in the data set's augmentation
+            decoded = self._mixer.decode(Draw.alone(rows, self._mixer.policy.num_sources))[0].cpu()
+            images = [read_sample(self.dataset, index)[0] for index in self._probes.tolist()]
+        for image in images:
+            check_size(image[None], decoded)
+        self._mixer.check_range(torch.stack(images), decoded)
+
+    def _choose_probes(self) -> Tensor:
+        """Evenly spaced samples that have a code; none where there is nothing to compare."""
+        coded = (self._row_of >= 0).nonzero()[:, 0]
+        if self.dataset is None or self._mixer.settings.share == 0 or len(coded) < MIN_IMAGES:
+            return coded[:0].clone()
+        return coded[torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), device="cpu").long()]
+
+
+def read_sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
+    """``dataset[index]`` as a float image, and a label as :func:`read_label` gives it, or a clear error."""
+    sample = dataset[index]
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        raise TypeError(f"sample {index} needs to be (image, label): got {type(sample).__name__}")
+    image, label = sample
+    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(
+            f"the image of sample {index} needs to be a float tensor [C, H, W]: got {found}; "
+            "give the data set v2.ToImage() and v2.ToDtype(torch.float32, scale=True)"
+        )
+    try:
+        return image, read_label(label)
+    except (TypeError, ValueError) as cause:
+        raise type(cause)(f"sample {index}: {cause}") from None
+
+
+def split_targets(targets: Target) -> list[Target]:
+    """Targets of a batch, one by one."""
+    return list(targets) if isinstance(targets, Tensor) else list(zip(*targets, strict=True))

@@ -1,0 +1,10 @@
+"""LatentBank: the inverted codes of a data set."""
+
+from latent_mixup.bank.bank import LatentBank, fingerprint
+from latent_mixup.bank.files import BankFormatError
+
+__all__ = [
+    "BankFormatError",
+    "LatentBank",
+    "fingerprint",
+]

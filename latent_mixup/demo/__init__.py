@@ -1,0 +1,1 @@
+"""``latent-mixup demo`` and ``preview``: the method on what comes with the package."""

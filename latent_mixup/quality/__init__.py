@@ -1,0 +1,1 @@
+"""Quality: reports on banks, self-tests of generators, and facts about both."""

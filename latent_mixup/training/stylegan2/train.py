@@ -1,0 +1,434 @@
+"""How StyleGAN2 is trained on images of its size: the logistic game with R1, and a running mean of the generator.
+
+As in the paper's and StyleGAN2-ADA's CIFAR-10 setting there is no style mixing and no path length penalty.
+
+References: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), its lazy regularisation
+and implementation details; Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), its
+setting for CIFAR-10.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latent_mixup import files
+from latent_mixup.generators.stylegan2 import StyleGAN2
+from latent_mixup.images import from_uint8
+from latent_mixup.pictures import mixes, png
+from latent_mixup.sampling import keyed_generator
+from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
+from latent_mixup.training.frechet import FeatureDistance
+from latent_mixup.training.stylegan2.augment import adapt, augment
+from latent_mixup.training.stylegan2.discriminator import STD_GROUP, Discriminator
+
+ADAPT_EVERY = 4  # steps between two adjustments of the augmentation
+W_AVG_DECAY = 0.998
+
+
+@dataclass(frozen=True)
+class StyleGAN2Recipe:
+    """What decides the result of a training run; kept in its checkpoint and compared on resume.
+
+    Attributes:
+        steps: Training steps, each of both networks.
+        batch_size: Images a step.
+        lr: Learning rate of both networks (Adam, betas 0 and 0.99).
+        r1_gamma: Weight of the R1 penalty.
+        r1_every: Steps between two computations of it; its weight is multiplied by as much.
+        ema_images: Half-life of the running mean of the generator, in images.
+        ema_ramp: ... and at most this share of the images seen so far.
+        ada_target: Mean sign of the discriminator's score for real images that augmentation aims at; None: no
+            augmentation.
+        ada_images: So many images take the probability of augmentation from 0 to 1.
+        feature_steps: Steps of 128 images that the classifier is trained for whose features measure progress.
+        seed: Of every draw: those of a step depend on (seed, step) alone.
+
+    Raises:
+        ValueError: A number cannot be.
+    """
+
+    steps: int = 25_000
+    batch_size: int = 32
+    lr: float = 2.5e-3
+    r1_gamma: float = 0.01
+    r1_every: int = 16
+    ema_images: int = 500_000
+    ema_ramp: float = 0.05
+    ada_target: float | None = None
+    ada_images: int = 500_000
+    feature_steps: int = 1_500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "r1_every", "ema_images", "ada_images"):
+            if not files.is_count(getattr(self, name)):
+                raise ValueError(f"{name} needs an integer from 1: got {getattr(self, name)!r}")
+        for name in ("lr", "ema_ramp"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} needs to be above 0 and finite: got {getattr(self, name)!r}")
+
+
+def generator_loss(fake_scores: Tensor) -> Tensor:
+    """Non-saturating logistic loss (Goodfellow et al. 2014): ``-log sigmoid(D(G(z)))``."""
+    return F.softplus(-fake_scores).mean()
+
+
+def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Logistic loss: ``-log sigmoid(D(x)) - log(1 - sigmoid(D(G(z))))``."""
+    return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
+
+
+def r1_penalty(real_scores: Tensor, real: Tensor) -> Tensor:
+    """Half the mean squared norm of the gradient at real images (R1 of Mescheder et al. 2018)."""
+    (slope,) = torch.autograd.grad(real_scores.sum(), real, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean() / 2
+
+
+def draw_rows(n_images: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Rows of a batch, ``[batch_size]``, each image as likely as any other."""
+    return torch.randint(n_images, (batch_size,), generator=generator)
+
+
+def draw_rows_by_class(labels: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Rows of a batch, each image as likely as any other, where the images of a deviation group share a class.
+
+    Among images of several classes the standard deviation over the batch says little of how images of one class
+    differ, and a generator that makes one image a class goes unpunished.
+
+    Args:
+        labels: ``[N]`` int64.
+        batch_size: A multiple of four.
+        generator: What is drawn from.
+
+    Returns:
+        ``[batch_size]``: rows i, i + B / 4, i + B / 2, ... are of one class, as
+        :func:`~latent_mixup.training.discriminator.with_batch_deviation` groups them.
+    """
+    groups = []
+    for label in labels[draw_rows(len(labels), batch_size // STD_GROUP, generator)]:
+        members = (labels == label).nonzero()[:, 0]
+        groups.append(members[draw_rows(len(members), STD_GROUP, generator)])
+    return torch.stack(groups, 1).flatten()
+
+
+class StyleGAN2Training:
+    """Networks, optimisers and counters of one run: what a checkpoint holds.
+
+    Args:
+        averaged: The running mean; its weights are where the generator starts.
+        recipe: How.
+
+    Attributes:
+        averaged: What is kept in the end.
+        generator: The network being trained.
+        p: Probability of each augmentation.
+
+    Raises:
+        ValueError: The network has classes, and the batch size is no multiple of four.
+    """
+
+    def __init__(self, averaged: StyleGAN2, recipe: StyleGAN2Recipe) -> None:
+        if averaged.c_dim and recipe.batch_size % STD_GROUP:
+            raise ValueError(
+                f"batch_size needs to be a multiple of {STD_GROUP} for a network with classes, "
+                f"so that groups of {STD_GROUP} images share a class: got {recipe.batch_size}"
+            )
+        self.averaged, self.recipe, self.step, self.p, self.signs = averaged, recipe, 0, 0.0, 0.0
+        self.generator = copy.deepcopy(averaged).requires_grad_(True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed + 1)
+            self.discriminator = Discriminator(
+                averaged.img_resolution,
+                averaged.img_channels,
+                averaged.c_dim,
+                averaged.channel_base,
+                averaged.channel_max,
+            ).to(averaged.device)
+        # where a penalty comes every k steps, k + 1 updates do the work of k (StyleGAN2, lazy regularisation)
+        lazy = recipe.r1_every / (recipe.r1_every + 1)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=recipe.lr, betas=(0.0, 0.99))
+        self.discriminator_optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), lr=recipe.lr * lazy, betas=(0.0, 0.99**lazy)
+        )
+
+    def advance(self, images_uint8: Tensor, labels: Tensor) -> dict[str, float]:
+        """One step of the discriminator, then one of the generator.
+
+        Args:
+            images_uint8: All real images, ``[N, C, R, R]`` uint8, on the CPU; a batch is drawn from them.
+            labels: ``[N]`` int64.
+
+        Returns:
+            The losses, ``"generator"`` and ``"discriminator"``.
+        """
+        recipe, device = self.recipe, self.averaged.device
+        draw = keyed_generator("train-stylegan2", recipe.seed, self.step)
+        if self.averaged.c_dim:
+            rows = draw_rows_by_class(labels, recipe.batch_size, draw)
+        else:
+            rows = draw_rows(len(labels), recipe.batch_size, draw)
+        real = from_uint8(images_uint8[rows].to(device))
+        classes = F.one_hot(labels[rows], self.averaged.c_dim).float().to(device) if self.averaged.c_dim else None
+        z = torch.randn(recipe.batch_size, self.averaged.z_dim, generator=draw).to(device)
+
+        ws = self.generator.mapping(z, classes)
+        fake = self.generator.synthesis(ws, "random", draw)
+        judged = self._move_discriminator(real, augment(fake.detach(), self.p, draw), classes, draw)
+        self.discriminator.requires_grad_(False)
+        fooled = generator_loss(self.discriminator(augment(fake, self.p, draw), classes))
+        self.discriminator.requires_grad_(True)
+        _move(self.optimizer, fooled)
+
+        self.step += 1
+        self._average(ws[:, 0].detach())
+        return {"generator": fooled.item(), "discriminator": judged}
+
+    def _move_discriminator(self, real: Tensor, fake: Tensor, classes: Tensor | None, draw: torch.Generator) -> float:
+        """A step on the loss, and a second one on the penalty where it is due; returns the loss."""
+        recipe = self.recipe
+        real = augment(real, self.p, draw)
+        scores = self.discriminator(real, classes)
+        loss = discriminator_loss(scores, self.discriminator(fake, classes))
+        _move(self.discriminator_optimizer, loss)
+        if self.step % recipe.r1_every == 0:
+            real = real.detach().requires_grad_(True)
+            penalty = r1_penalty(self.discriminator(real, classes), real)
+            _move(self.discriminator_optimizer, recipe.r1_gamma * recipe.r1_every * penalty)
+        if recipe.ada_target is not None:
+            self._adapt(scores, recipe.ada_target)
+        return loss.item()
+
+    def _adapt(self, real_scores: Tensor, target: float) -> None:
+        self.signs += float(real_scores.detach().sign().mean())
+        if (self.step + 1) % ADAPT_EVERY == 0:
+            seen = ADAPT_EVERY * self.recipe.batch_size
+            self.p = adapt(self.p, self.signs / ADAPT_EVERY, seen, target=target, images_to_one=self.recipe.ada_images)
+            self.signs = 0.0
+
+    @torch.no_grad()
+    def _average(self, w: Tensor) -> None:
+        """Move the running means of the weights, and of w, ``[B, w_dim]``."""
+        recipe = self.recipe
+        half_life = min(recipe.ema_images, recipe.ema_ramp * self.step * recipe.batch_size)
+        share = 1 - 0.5 ** (recipe.batch_size / half_life)
+        w_avg = self.generator.mapping.w_avg
+        w_avg.lerp_(w.mean(0), 1 - W_AVG_DECAY)
+        for mean, value in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
+            mean.lerp_(value, share)
+        self.averaged.mapping.w_avg.copy_(w_avg)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        networks = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return {"step": self.step, "p": self.p, "signs": self.signs, **networks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a run where :meth:`state_dict` left it."""
+        self.step, self.p, self.signs = state["step"], state["p"], state["signs"]
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+
+
+MEASURES = ("feature_distance", "class_deviation")
+STATEFUL = ("generator", "averaged", "discriminator", "optimizer", "discriminator_optimizer")
+
+
+def _move(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def train_stylegan2(
+    images_uint8: Tensor,
+    labels: Tensor,
+    out: str | Path,
+    *,
+    network: dict[str, Any] | None = None,
+    recipe: StyleGAN2Recipe | None = None,
+    facts: dict[str, Any] | None = None,
+    checkpoint_every: int = 1_000,
+    distance_samples: int = 5_000,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> StyleGAN2:
+    """Train a StyleGAN2; a killed run goes on from its last checkpoint when started again.
+
+    ``out`` gets, with every checkpoint, ``checkpoint.pt``, a sheet ``sheet-STEP.png`` (samples, truncated samples, and
+    mixes of two samples in W), and ``log.json``: losses, the probability of augmentation, seconds, the Fréchet distance
+    of :mod:`latent_mixup.training.frechet`, and for a network with classes :func:`class_deviations`: where the
+    generated images' is far below the real ones', there is little but one image a class. In the end ``out`` gets the
+    running mean of the generator.
+
+    Args:
+        images_uint8: ``[N, C, R, R]`` uint8, R a power of two from 8: see :func:`pad_to_power_of_two`.
+        labels: ``[N]`` int64; used by a network with classes, and by the classifier that measures progress.
+        out: Folder of the run.
+        network: Arguments of :class:`~latent_mixup.generators.StyleGAN2`; size and channels are those of the images.
+        recipe: See :class:`StyleGAN2Recipe`.
+        facts: What to add to the generator's metadata, e.g. its name and the data set's.
+        checkpoint_every: Steps between two checkpoints.
+        distance_samples: Generated images that the distance is computed from; 0: do not measure anything.
+        device: Where to train.
+        progress: Show a progress bar.
+
+    Returns:
+        The generator as its files hold it.
+
+    Raises:
+        ValueError: The images have another size, there is not one label an image, or ``out`` holds a run with another
+            recipe, network or data set, or a broken checkpoint.
+        RuntimeError: The losses are no longer finite; the last checkpoint is kept.
+    """
+    recipe, out = recipe or StyleGAN2Recipe(), Path(out)
+    _check_data(images_uint8, labels)
+    channels, height = images_uint8.shape[1:3]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        averaged = StyleGAN2(**{**(network or {}), "img_resolution": height, "img_channels": channels}).to(device)
+    if averaged.c_dim and int(labels.max()) >= averaged.c_dim:
+        raise ValueError(f"labels need to be in [0, {averaged.c_dim}), the network's c_dim: got {int(labels.max())}")
+    training = StyleGAN2Training(averaged, recipe)
+    identity = {
+        "recipe": asdict(recipe),
+        "network": averaged.arguments(),
+        "images": files.tensors_sha256({"images": images_uint8[::64], "labels": labels}),
+    }
+    log: list[dict[str, float]] = []
+    state = read_checkpoint(out, identity)
+    if state is not None:
+        training.load_state_dict(state)
+        log = state["log"]
+    measure = (
+        FeatureDistance(images_uint8, labels, steps=recipe.feature_steps, seed=recipe.seed)
+        if distance_samples and training.step < recipe.steps
+        else None
+    )
+    started, before = time.perf_counter(), log[-1]["seconds"] if log else 0.0
+    steps = checkpoints_due(
+        training,
+        recipe.steps,
+        lambda: training.advance(images_uint8, labels),
+        every=checkpoint_every,
+        progress=progress,
+    )
+    for losses, bar in steps:
+        _check_finite(training.step, losses)
+        row = {"step": training.step, "images": training.step * recipe.batch_size, "p": training.p, **losses}
+        row["seconds"] = round(before + time.perf_counter() - started, 1)
+        if measure is not None:
+            row["feature_distance"] = round(measure(samples(averaged, distance_samples)), 4)
+            row["classifier_accuracy"] = measure.accuracy
+            if averaged.c_dim:
+                row |= class_deviations(averaged, images_uint8, labels)
+        log.append(row)
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in (*losses, *MEASURES) if name in row})
+        state = {"identity": identity, "log": log, **training.state_dict()}
+        write_checkpoint(out, state, training_sheet(averaged))
+    averaged.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
+    averaged.save_pretrained(out)
+    return StyleGAN2.from_pretrained(out)
+
+
+def _check_data(images_uint8: Tensor, labels: Tensor) -> None:
+    if images_uint8.ndim != 4 or images_uint8.dtype != torch.uint8:
+        raise ValueError(
+            f"images need shape [N, C, R, R] and dtype uint8: got {list(images_uint8.shape)} {images_uint8.dtype}"
+        )
+    height, width = images_uint8.shape[2:]
+    if height != width:
+        raise ValueError(f"images need to be square: got {height}x{width}; crop them")
+    if labels.shape != images_uint8.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels need shape [{len(images_uint8)}], one an image, and dtype int64: "
+            f"got {list(labels.shape)} {labels.dtype}"
+        )
+    if len(labels) < 2:
+        raise ValueError(f"training needs two images or more: got {len(labels)}")
+    if labels.min() < 0:
+        raise ValueError(f"labels need to be from 0: got {int(labels.min())}")
+
+
+def _check_finite(step: int, losses: dict[str, float]) -> None:
+    if not all(map(math.isfinite, losses.values())):
+        raise RuntimeError(
+            f"training diverged by step {step}, its losses are {losses}: start again in another folder with a lower lr "
+            "or a higher r1_gamma; the last checkpoint is kept"
+        )
+
+
+@torch.no_grad()
+def samples(generator: StyleGAN2, n: int, batch_size: int = 250) -> Iterator[Tensor]:
+    """Batches of ``n`` images in all, each time the same codes, and classes in turn; on the CPU."""
+    for start in range(0, n, batch_size):
+        size = min(batch_size, n - start)
+        classes = torch.arange(start, start + size) % generator.c_dim if generator.c_dim else None
+        yield generator.decode(generator.sample_latents(size, keyed_generator("frechet-samples", start), classes)).cpu()
+
+
+@torch.no_grad()
+def class_deviations(
+    generator: StyleGAN2, images_uint8: Tensor, labels: Tensor, images_a_class: int = 64
+) -> dict[str, float]:
+    """How much images of a class differ: the standard deviation of a pixel, mean over all pixels, then over classes.
+
+    Args:
+        generator: A network with classes.
+        images_uint8: Real images ``[N, C, R, R]`` uint8.
+        labels: ``[N]`` int64.
+        images_a_class: As many are made, and as many real ones looked at; fewer where there are fewer.
+
+    Returns:
+        ``"class_deviation"`` of generated images and ``"real_class_deviation"``, in the units of [-1, 1].
+    """
+    found: dict[str, list[float]] = {"class_deviation": [], "real_class_deviation": []}
+    for label in labels.unique():
+        shown = from_uint8(images_uint8[(labels == label).nonzero()[:images_a_class, 0]])
+        codes = generator.sample_latents(
+            len(shown), keyed_generator("class-samples", int(label)), label.expand(len(shown))
+        )
+        for name, images in zip(found, (generator.decode(codes), shown), strict=True):
+            found[name].append(float(images.std(0, correction=0).mean()))
+    return {name: round(statistics.fmean(deviations), 4) for name, deviations in found.items()}
+
+
+@torch.no_grad()
+def training_sheet(generator: StyleGAN2, columns: int = 20) -> bytes:
+    """A PNG of samples, the same ones truncated, and mixes in W of one sample with another."""
+    classes = torch.arange(2 * columns) % generator.c_dim if generator.c_dim else None
+    own, other = generator.sample_latents(2 * columns, keyed_generator("sheet-stylegan2"), classes).chunk(2)
+    mean = generator.mean_latent()
+    other = other.roll(1, 0)
+    rows = {
+        "samples": generator.decode(own),
+        "psi 0.7": generator.decode(mean + 0.7 * (own - mean)),
+        "psi 0.5": generator.decode(mean + 0.5 * (own - mean)),
+        **{f"mix {lam}": mixes(generator, own, other, lam) for lam in (1.0, 0.75, 0.5, 0.25, 0.0)},
+    }
+    return png([row.cpu() for row in rows.values()], list(rows))
+
+
+def pad_to_power_of_two(images_uint8: Tensor) -> Tensor:
+    """Add a black border to ``[N, C, R, R]`` up to the next power of two, evenly: 28 px become 32.
+
+    Raises:
+        ValueError: The border cannot be even, or the images are not square.
+    """
+    height, width = images_uint8.shape[2:]
+    if height != width or height % 2 or height > 1024:
+        raise ValueError(
+            f"images need to be square, of an even size up to 1024 px: got {height}x{width}; crop or resize them"
+        )
+    border = (max(8, 1 << (height - 1).bit_length()) - height) // 2
+    return F.pad(images_uint8, (border,) * 4)

@@ -1,0 +1,223 @@
+"""The benchmark of CIFAR-10: images from either form, the network, its training, and the codes it is given."""
+
+from __future__ import annotations
+
+import json
+
+import cifar10
+import click
+import numpy as np
+import pytest
+import torch
+import trials
+from codes import Effort
+from PIL import Image
+from torch import nn
+
+from latent_mixup.demo.comparison import Budget, manifold_mixup, standard
+
+BUDGET = Budget(epochs=2, batch_size=8, lr=0.05)
+SMALL = cifar10.Plan(width=8, plateau=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """60 training and 20 test images as JPEGs, two classes: bright above or below."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = torch.Generator().manual_seed(0)
+    for part, number in (("train", 60), ("test", 20)):
+        for row in range(number):
+            pixels = torch.randint(0, 80, (32, 32, 3), generator=draw, dtype=torch.uint8)
+            pixels[16 * (row % 2) :][:16] += 150
+            path = folder / "cifar10-jpeg" / part / f"class{row % 2}" / f"{row:03}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.numpy()).save(path, quality=95)
+    return folder
+
+
+@pytest.fixture
+def images(root, monkeypatch):
+    monkeypatch.setattr(trials, "VALIDATION", 20)
+    return split(root)
+
+
+def split(root, limit=None):
+    return trials.split("cifar10", *(cifar10.cifar10(root, train=part) for part in (True, False)), limit)
+
+
+def test_jpegs_are_read_in_torchvisions_form(root):
+    data = cifar10.cifar10(root, train=True)
+    assert data.data.shape == (60, 32, 32, 3)
+    assert data.data.dtype == torch.uint8
+    assert torch.bincount(data.targets).tolist() == [30, 30]
+    assert data.targets.tolist() == [0, 1] * 30, "the first so many are of all classes"
+    image, label = data[41]
+    assert (image == data.data[41].numpy()).all()
+    assert label == int(data.targets[41]) == 1
+    for row in (0, 1, 40):
+        with Image.open(root / f"cifar10-jpeg/train/class{row % 2}/{row:03}.jpg") as file:
+            assert (np.asarray(file) == image_of(data, row)).all()
+
+
+def image_of(data, row):
+    return data.data[row].numpy()
+
+
+def test_neither_form(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no CIFAR10 as torchvision lays it out"):
+        cifar10.cifar10(tmp_path, train=True)
+
+
+def test_the_split(images, root):
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(42))
+    assert images.rows.equal(order[:40])
+    data = cifar10.cifar10(root, train=True)
+    assert images.train.train_labels.equal(data.targets[order[:40]])
+    assert images.validation.test_labels.equal(data.targets[order[40:]])
+    assert images.train.train_images.abs().max() <= 1
+    fewer = split(root, limit=30)
+    assert fewer.rows.tolist() == [row for row in order[:40].tolist() if row < 30]
+
+
+def test_the_network_is_resnet18_with_a_small_stem():
+    model = cifar10.resnet18(10, cifar10.Plan())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_962
+    assert (model.conv1.kernel_size, model.conv1.stride) == ((3, 3), (1, 1))
+    assert model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(torch.zeros(2, 3, 32, 32)))))).shape[-1] == 16
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_hidden_layers_are_mixed_in_the_network_itself(images, augment):
+    plan = cifar10.Plan(width=8, augment=augment)
+    model = cifar10.resnet18(2, plan).eval()
+    points = cifar10.resnet_points(model)
+    shapes = []
+    for point in points[1:]:
+        point.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape[1:])))
+    model(images.train.train_images[:2])
+    sizes = [(14, 14), (14, 14), (7, 7), (4, 4)] if augment else [(16, 16), (16, 16), (8, 8), (4, 4)]
+    assert points[0] is None
+    assert [shape[1:] for shape in shapes] == sizes
+
+
+@pytest.mark.parametrize("method", [standard, manifold_mixup], ids=["standard", "manifold_mixup"])
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("plateau", [False, True])
+def test_training_depends_on_its_seed_alone(images, method, augment, plateau):
+    plan = cifar10.Plan(width=8, augment=augment, plateau=plateau)
+
+    def train(seed):
+        before = torch.get_rng_state()
+        model = cifar10.train_resnet(
+            method, images.train, None, BUDGET, seed=seed, plan=plan, validation=images.validation
+        )
+        assert torch.get_rng_state().equal(before)
+        assert not model.training
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    one, two, other = train(1), train(1), train(2)
+    assert one.equal(two)
+    assert not one.equal(other)
+
+
+def test_it_learns(images):
+    model = cifar10.train_resnet(
+        standard,
+        images.train,
+        None,
+        Budget(epochs=8, batch_size=8, lr=0.05),
+        seed=0,
+        plan=SMALL,
+        validation=images.train,
+    )
+    with torch.no_grad():
+        right = model(images.train.test_images).argmax(1) == images.train.test_labels
+    assert float(right.float().mean()) > 0.9
+
+
+def test_the_learning_rate_falls_when_validation_stalls(images, monkeypatch):
+    monkeypatch.setattr(cifar10, "validation_loss", lambda *_: 1.0)
+    rates, sgd = [], torch.optim.SGD
+
+    class Watched(sgd):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    budget = Budget(epochs=14, batch_size=20, lr=0.1)
+    cifar10.train_resnet(
+        standard, images.train, None, budget, seed=0, plan=cifar10.Plan(width=8), validation=images.validation
+    )
+    assert rates[:24] == [0.1] * 24  # an epoch has two steps; the first loss is the best, eleven more are not better
+    assert rates[24:] == pytest.approx([0.01] * 4)
+
+
+def test_validation_goes_back_to_training(images):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 2)).train()
+    one = cifar10.validation_loss(model, images.validation, "cpu")
+    assert model.training
+    logits = model.eval()(images.validation.test_images)
+    expected = nn.functional.cross_entropy(logits, images.validation.test_labels)
+    assert one == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_each_image_is_augmented_by_itself(images):
+    batch = images.train.train_images[:1].expand(12, -1, -1, -1)
+    changed = cifar10.augmented(batch, 0, 1)
+    assert changed.shape == (12, 3, 28, 28)
+    assert changed.abs().max() <= 1
+    assert changed.equal(cifar10.augmented(batch, 0, 1))
+    assert not changed.equal(cifar10.augmented(batch, 0, 2))
+    assert len({image.sum().item() for image in changed}) > 6
+
+
+def test_one_trial_from_the_codes_to_the_record(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(trials, "VALIDATION", 20)
+    small = {"z_dim": 8, "network": {"decoder_widths": (16,), "encoder_widths": (16,)}}
+    monkeypatch.setattr(cifar10, "COMPACT", small)
+    effort = Effort(compact_steps=2, steps=2, images=50)
+    arguments = (
+        "reduced",
+        Budget(epochs=1, batch_size=8, lr=0.05),
+        SMALL,
+        effort,
+        root,
+        tmp_path / "w",
+        tmp_path / "o",
+    )
+    bench = cifar10.benchmark(*arguments, {})
+    bench.preset.scores.update(deepfool_images=2, pgd_images=2, pgd_steps=2, corruption_images=0)
+    bench.run(bench.trial("gan_mixup", 42))
+    record = json.loads((tmp_path / "o" / "reduced" / "gan_mixup-42.json").read_text())
+    rows = len(bench.images.rows)
+    assert (record["dataset"], record["images"], record["train_images"], record["bank_rows"]) == (
+        "cifar10",
+        "JPEG",
+        rows,
+        rows,
+    )
+    assert record["classifier"] == "ResNet-18, width 8"
+    trained_on = json.loads((tmp_path / "w" / "gan" / "config.json").read_text())["metadata"]["dataset"]["trained_on"]
+    assert trained_on == 50
+    facts = json.loads((tmp_path / "o" / "codes" / "gan.json").read_text())
+    assert (facts["rows"], facts["generator_digest"]) == (rows, record["generator_digest"])
+    given = {"gan_0.025": (str(tmp_path / "w" / "gan"), str(tmp_path / "w" / "gan-bank"))}
+    again = cifar10.benchmark(*arguments, given)
+    assert again.codes_named("gan_0.025").bank.digest() == bench.codes_named("gan").bank.digest()
+
+
+@pytest.mark.parametrize("pair", ["gan", "gan=folder", "gan=:bank", "gan=generator:", "dcgan=generator:bank"])
+def test_codes_in_another_form(pair):
+    with pytest.raises(click.BadParameter, match=r"expected NAME=GENERATOR:BANK with a name of gan, gan_0\.025"):
+        cifar10.given_codes([pair])
+
+
+def test_codes_that_are_given():
+    assert cifar10.given_codes(["gan=a/b@c:d"]) == {"gan": ("a/b@c", "d")}
+
+
+def test_the_methods_are_table_ones_and_more():
+    table_one = {"standard", "mixup", "manifold_mixup", "gan_mixup", "gan_mixup_0.025", "gan_mixup_0.020"}
+    assert table_one <= set(cifar10.METHODS)
+    assert "gan_mixup_dcgan" not in cifar10.METHODS

@@ -1,0 +1,563 @@
+"""Encoders: codes of the right shape, passes that are one pass repeated, folders, and a training that goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from torch import nn
+
+from latent_mixup import cli, inversion, training
+from latent_mixup.encoders import Encoder, MLPEncoder, ReStyleEncoder, load_encoder
+from latent_mixup.encoders.restyle import stride_for
+from latent_mixup.files import FormatError
+from latent_mixup.generators import CompactGenerator, StyleGAN2, load_generator, wrap
+from latent_mixup.images import from_uint8, to_uint8
+from latent_mixup.inversion import FeatureLoss, invert, pixel_mse
+from latent_mixup.sampling import keyed_generator
+from latent_mixup.training import EncoderRecipe, train_encoder
+from latent_mixup.training import encoder as encoder_module
+
+TINY = {"channels": (8, 8, 8, 8), "layers": (1, 1, 1, 1)}
+RECIPE = EncoderRecipe(steps=6, batch_size=8)
+
+
+def seeded(make, seed=0):
+    """A network with the same weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def compact(seed=0):
+    """Codes of 4 numbers to 8x8 grey images; its mean code is not zero."""
+    generator = seeded(lambda: CompactGenerator(4, 1, 8, (32,), (16,)), seed)
+    generator.latent_mean.copy_(torch.randn(4, generator=keyed_generator("test", seed)))
+    return generator
+
+
+def stylegan2(space="w+"):
+    generator = seeded(lambda: StyleGAN2(6, 6, 0, 8, 3, channel_base=64, channel_max=4, latent_space=space))
+    generator.mapping.w_avg.copy_(torch.randn(6, generator=keyed_generator("test", 1)))
+    return generator
+
+
+def awake(encoder, scale=0.1):
+    """The encoder with a head that is no longer zero: each pass moves the codes."""
+    draw = keyed_generator("test", 3)
+    for parameter in encoder.parameters():
+        parameter.data += scale * torch.randn(parameter.shape, generator=draw)
+    return encoder
+
+
+GENERATORS = {
+    "z": compact,
+    "w": lambda: stylegan2("w"),
+    "w+": lambda: stylegan2("w+"),
+    "wrapped": lambda: wrap(nn.Sequential(nn.Linear(5, 50), nn.Unflatten(1, (2, 5, 5))), latent_shape=(5,)),
+}
+
+
+@pytest.fixture(params=GENERATORS)
+def generator(request):
+    return seeded(GENERATORS[request.param])
+
+
+def random_images(generator, n=3):
+    size = (n, generator.img_channels, generator.img_resolution, generator.img_resolution)
+    return torch.rand(size, generator=keyed_generator("test", 5)) * 2 - 1
+
+
+# ---- the networks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda g: MLPEncoder(g, (7,)), lambda g: ReStyleEncoder(g, **TINY)])
+def test_images_become_codes(generator, make):
+    encoder = make(generator)
+    codes = awake(encoder)(random_images(generator))
+    assert codes.shape == (3, *generator.latent_shape)
+    assert codes.dtype == torch.float32
+    assert not codes.requires_grad
+    assert not encoder.training
+    assert codes.flatten(1).std(0).min() > 0
+    with pytest.raises(ValueError, match=r"images need shape \[B, \d, \d, \d\]: got \[2, 1, 3, 3\]"):
+        encoder(torch.zeros(2, 1, 3, 3))
+
+
+@pytest.mark.parametrize("make", [lambda g: MLPEncoder(g, (7,)), lambda g: ReStyleEncoder(g, **TINY)])
+def test_the_generator_is_at_hand_but_not_a_part(generator, make):
+    encoder = make(generator)
+    assert encoder.generator is generator
+    owned = {parameter.data_ptr() for parameter in generator.state_dict().values()}
+    assert not owned & {tensor.data_ptr() for tensor in encoder.state_dict().values()}
+    assert [name for name, _ in encoder.named_modules() if name.startswith("generator")] == []
+    assert not any(module is generator for module in encoder.modules())
+
+
+def test_the_papers_mlp():
+    generator = wrap(lambda z: z[:, :784].view(-1, 1, 28, 28), latent_shape=(1024,))
+    encoder = MLPEncoder(generator)
+    sizes = [(layer.in_features, layer.out_features) for layer in encoder.body if isinstance(layer, nn.Linear)]
+    assert sizes == [(784, 1024), (1024, 1024), (1024, 1024)]
+    images = random_images(generator)
+    hidden = images.flatten(1)
+    for weight, bias in zip(*[[*encoder.parameters()][start::2] for start in (0, 1)], strict=True):
+        hidden = F.linear(hidden, weight, bias)
+        if weight is not [*encoder.parameters()][-2]:
+            hidden = hidden.clamp_min(0)
+    torch.testing.assert_close(encoder(images), hidden)
+
+
+def test_before_training_the_mlp_gives_codes_around_the_mean_code(generator):
+    encoder = MLPEncoder(generator, (7,))
+    assert encoder.body[-1].bias.equal(generator.mean_latent().flatten())
+
+
+def test_before_training_restyle_gives_the_mean_code(generator):
+    codes = ReStyleEncoder(generator, **TINY)(random_images(generator))
+    assert codes.equal(generator.mean_latent().expand(3, *generator.latent_shape))
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_n_passes_are_one_pass_repeated(generator, passes):
+    encoder = awake(ReStyleEncoder(generator, passes=passes, **TINY))
+    images = random_images(generator)
+    codes = generator.mean_latent().repeat(3, *[1] * len(generator.latent_shape))
+    expected = [codes]
+    for _ in range(passes):
+        both = torch.cat([images, generator.decode(codes)], 1)
+        codes = codes + encoder.head(encoder.backbone(both)).view(3, *generator.latent_shape)
+        expected.append(codes)
+    found = encoder.trajectory(images)
+    assert len(found) == passes + 1
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert encoder(images).equal(found[-1])
+    assert (found[-1] - found[-2]).abs().max() > 1e-3
+
+
+def test_an_image_keeps_its_code_in_another_batch():
+    generator = compact()
+    encoder = awake(ReStyleEncoder(generator, **TINY)).train()
+    images = random_images(generator, 6)
+    torch.testing.assert_close(encoder(images)[2:4], encoder(images[2:4]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "stride", "last"), [(8, 1, 1), (28, 1, 4), (32, 1, 4), (64, 2, 4), (128, 4, 4), (256, 4, 8)]
+)
+def test_the_stem_leaves_the_last_stage_some_pixels(resolution, stride, last):
+    generator = wrap(lambda z: z.view(-1, 1, 1, 1).expand(-1, 1, resolution, resolution), latent_shape=(1,))
+    encoder = ReStyleEncoder(generator, **TINY)
+    assert stride_for(resolution) == encoder.stem_stride == stride
+    assert encoder.backbone(torch.zeros(1, 2, resolution, resolution)).shape == (1, 8, last, last)
+    assert encoder.head[2].in_features == 8 * min(last, 4) ** 2
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "resnet26d", "seresnext26d_32x4d"])
+def test_other_resnets_of_timm(backbone):
+    generator = compact()
+    encoder = ReStyleEncoder(generator, backbone, channels=(32, 32, 32, 32), layers=(1, 1, 1, 1))
+    assert awake(encoder)(random_images(generator)).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "vit_tiny_patch16_224"}, r"backbone needs a ResNet of timm .*: got 'vit_tiny"),
+        ({"backbone": "hf-hub:someone/else"}, r"backbone needs a ResNet of timm .*: got 'hf-hub"),
+        ({"backbone": "resnetblur18"}, r"backbone 'resnetblur18' keeps filters outside its weights: choose another"),
+        ({"passes": 0}, "passes needs an integer from 1 to 64: got 0"),
+        ({"passes": 65}, "passes needs an integer from 1 to 64: got 65"),
+        ({"stem_stride": 3}, "stem_stride needs to be 1, 2, 4 or None: got 3"),
+        ({"channels": (8, 8, 8)}, r"channels needs one integer for each of four stages: got \[8, 8, 8\]"),
+        ({"layers": (1, 1, 1, 10**9)}, r"layers needs integers up to 64: got \[1, 1, 1, 1000000000\]"),
+        ({"layers": (1, 1, 1, 0)}, r"layers needs at most 64 integers from 1: got \(1, 1, 1, 0\)"),
+    ],
+)
+def test_sizes_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ReStyleEncoder(compact(), **{**TINY, **arguments})
+
+
+def test_widths_that_cannot_be():
+    with pytest.raises(ValueError, match=r"widths needs at most 64 integers from 1: got \[8, 0\]"):
+        MLPEncoder(compact(), [8, 0])
+
+
+# ---- folders ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda g: MLPEncoder(g, (7,)), lambda g: ReStyleEncoder(g, passes=2, **TINY)])
+def test_a_folder_gives_the_encoder_back(generator, make, tmp_path):
+    encoder, before = awake(make(generator)), torch.get_rng_state()
+    encoder.metadata = {"note": "made here"}
+    encoder.save_pretrained(tmp_path)
+    again = load_encoder(tmp_path, generator)
+    assert torch.get_rng_state().equal(before)
+    assert type(again) is type(encoder)
+    assert again.arguments() == encoder.arguments()
+    assert again.metadata == encoder.metadata
+    assert again.digest() == encoder.digest()
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    images = random_images(generator)
+    assert again(images).equal(encoder(images))
+    assert type(encoder).from_pretrained(tmp_path, generator)(images).equal(encoder(images))
+
+
+def test_half_precision_is_half_the_size(tmp_path):
+    generator = compact()
+    encoder = awake(MLPEncoder(generator, (64, 64)))
+    encoder.save_pretrained(tmp_path / "whole")
+    encoder.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert 1.8 < sizes[0] / sizes[1] < 2.2
+    images = random_images(generator)
+    torch.testing.assert_close(
+        load_encoder(tmp_path / "half", generator)(images), encoder(images), rtol=1e-2, atol=1e-2
+    )
+    with pytest.raises(ValueError, match=r"dtype needs to be torch.float32 or torch.float16: got torch.int8"):
+        encoder.save_pretrained(tmp_path / "bytes", dtype=torch.int8)
+
+
+def test_another_generator_is_refused_by_name(tmp_path):
+    generator, other = compact(), compact(seed=1)
+    generator.metadata, other.metadata = {"name": "shoes"}, {"name": "bags"}
+    MLPEncoder(generator, (7,)).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=rf"belongs to generator 'shoes' \(digest {generator.digest()[:12]}, codes of \[4\] in 'z'\): "
+        rf"got generator 'bags' \(digest {other.digest()[:12]}, .*load that generator, or train",
+    ):
+        load_encoder(tmp_path, other)
+
+
+def test_another_space_of_the_same_generator_is_refused(tmp_path):
+    assert stylegan2("w").digest() == stylegan2("w+").digest()
+    MLPEncoder(stylegan2("w"), (7,)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"codes of \[6\] in 'w'\): got generator None .*codes of \[4, 6\] in 'w\+'"):
+        load_encoder(tmp_path, stylegan2("w+"))
+
+
+def test_another_class_is_refused(tmp_path):
+    generator = compact()
+    MLPEncoder(generator, (7,)).save_pretrained(tmp_path)
+    with pytest.raises(FormatError, match="field 'architecture' needs one of ReStyleEncoder: found 'MLPEncoder'"):
+        ReStyleEncoder.from_pretrained(tmp_path, generator)
+    generator.save_pretrained(tmp_path)
+    with pytest.raises(FormatError, match=r"needs the fields .*generator: found format_version"):
+        load_encoder(tmp_path, generator)
+    with pytest.raises(FileNotFoundError, match=r"no encoder is called '.*nowhere': expected a folder, a bundled name"):
+        load_encoder(tmp_path / "nowhere", generator)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("arguments", {"widths": [-1]}, "field 'arguments' is not understood: widths needs"),
+        ("arguments", {"widths": [7], "generator": 1}, "field 'arguments' is not understood: .*multiple values"),
+        ("arguments", {"widths": [8]}, r"tensor 'body.0.weight' needs \[8, 64\], found \[7, 64\]"),
+        ("arguments", {"widths": [10**12]}, "field 'arguments' is not understood|needs"),
+        (
+            "generator",
+            {"digest": "1"},
+            "field 'generator' needs name, digest, latent_space, latent_shape: found digest",
+        ),
+        ("generator", 3, "field 'generator' needs a dict, found 3"),
+    ],
+)
+def test_a_spoilt_config_is_named(tmp_path, field, value, message):
+    generator = compact()
+    MLPEncoder(generator, (7,)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(FormatError, match=message):
+        load_encoder(tmp_path, generator)
+
+
+def test_an_inversion_starts_from_an_encoder(tmp_path, toy_dataset, linear_generator):
+    encoder = seeded(lambda: MLPEncoder(linear_generator, (7,)))
+    bank = invert(toy_dataset, linear_generator, encoder=encoder, loss=pixel_mse, steps=0, progress=False)
+    torch.testing.assert_close(bank[torch.arange(50)][0], encoder(toy_dataset.images))
+    assert bank.metadata["inversion"]["start"] == f"MLPEncoder ({encoder.digest()[:12]})"
+
+
+# ---- training --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images_uint8():
+    generator = compact()
+    return to_uint8(generator.decode(generator.sample_latents(40, keyed_generator("test", 8))))
+
+
+def train(out, arch="restyle", **given):
+    network = TINY if arch == "restyle" else {"widths": (7,)}
+    settings = {"network": network, "recipe": RECIPE, "checkpoint_every": 2, "progress": False, **given}
+    return train_encoder(compact(), out, arch=arch, **settings)
+
+
+@pytest.fixture(scope="module", params=["mlp", "restyle"])
+def trained(request, tmp_path_factory, images_uint8):
+    out = tmp_path_factory.mktemp("encoder")
+    return request.param, out, train(out, request.param, images_uint8=images_uint8)
+
+
+def test_the_contracts_name():
+    assert inversion.train_encoder is training.train_encoder
+    assert "train_encoder" in inversion.__all__
+    with pytest.raises(AttributeError, match=r"'latent_mixup.inversion' has no attribute 'nothing'"):
+        _ = inversion.nothing
+
+
+def test_a_run_writes_an_encoder_and_what_it_is_resumed_from(trained):
+    arch, out, encoder = trained
+    assert isinstance(encoder, Encoder)
+    assert load_encoder(out, compact()).digest() == encoder.digest()
+    sheets = [f"sheet-00000{step}.png" for step in (2, 4, 6)]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "checkpoint.pt", "config.json", "log.json", "model.safetensors", *sheets,
+    ]  # fmt: skip
+    log = json.loads((out / "log.json").read_text())
+    losses = {"codes"} if arch == "mlp" else {"pass 1", "pass 2", "pass 3"}
+    assert [set(row) for row in log] == [{"step", "seconds"} | losses] * 3
+    assert encoder.metadata["recipe"]["steps"] == 6
+
+
+def test_a_training_leaves_the_global_randomness_and_the_generator_alone(tmp_path, images_uint8):
+    generator, before = compact(), torch.get_rng_state()
+    digest = generator.digest()
+    for arch, network in (("mlp", {}), ("restyle", TINY)):
+        train_encoder(generator, tmp_path / arch, arch=arch, network=network, recipe=RECIPE, progress=False)
+    assert torch.get_rng_state().equal(before)
+    assert generator.digest() == digest
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in generator.parameters())
+
+
+@pytest.mark.parametrize("stopped_after", [0, 3, 4, 5])
+def test_a_stopped_training_goes_on_bit_for_bit(trained, images_uint8, tmp_path, monkeypatch, stopped_after):
+    arch, out, _ = trained
+    advance, taken = encoder_module.EncoderTraining.advance, []
+
+    def stops(run, batch):
+        if len(taken) == stopped_after:
+            raise KeyboardInterrupt
+        taken.append(run.step)
+        return advance(run, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_module.EncoderTraining, "advance", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, arch, images_uint8=images_uint8)
+    assert not (tmp_path / "config.json").exists()
+    train(tmp_path, arch, images_uint8=images_uint8)
+    for name in ("model.safetensors", "config.json", "sheet-000004.png", "sheet-000006.png"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_finished_training_is_not_done_again(trained, images_uint8, tmp_path, monkeypatch):
+    arch, out, encoder = trained
+    (tmp_path / "checkpoint.pt").write_bytes((out / "checkpoint.pt").read_bytes())
+    monkeypatch.setattr(encoder_module.EncoderTraining, "advance", None)
+    assert train(tmp_path, arch, images_uint8=images_uint8).digest() == encoder.digest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"recipe": EncoderRecipe(steps=7, batch_size=8)}, "recipe"),
+        ({"images_uint8": None}, "images"),
+        ({"loss": lambda images, targets: pixel_mse(images, targets)}, "loss"),
+        ({"network": {}}, "network"),
+    ],
+)
+def test_another_run_is_refused(trained, images_uint8, changes, wrong):
+    arch, out, encoder = trained
+    with pytest.raises(ValueError, match=rf"the checkpoint in .* was made with another {wrong}: expected"):
+        train(out, arch, **{"images_uint8": images_uint8, **changes})
+    assert load_encoder(out, compact()).digest() == encoder.digest()
+
+
+def test_a_run_for_another_generator_is_refused(trained):
+    arch, out, _ = trained
+    with pytest.raises(ValueError, match=r"the checkpoint in .* was made with another .*generator"):
+        train_encoder(compact(seed=1), out, arch=arch, recipe=RECIPE, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"arch": "unet"}, "arch needs to be 'mlp' or 'restyle': got 'unet'"),
+        ({"recipe": EncoderRecipe(steps=0)}, "steps >= 1, .* are needed: got EncoderRecipe"),
+        ({"recipe": EncoderRecipe(generated=1.5)}, r"generated in \[0, 1\] are needed: got"),
+        (
+            {"images_uint8": torch.zeros(4, 1, 9, 9, dtype=torch.uint8)},
+            r"images_uint8 needs to be uint8 \[N, 1, 8, 8\], the generator's size: got torch.uint8 \[4, 1, 9, 9\]",
+        ),
+        ({"images_uint8": torch.zeros(4, 1, 8, 8)}, r"needs to be uint8 .*: got torch.float32 \[4, 1, 8, 8\]"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        train_encoder(compact(), tmp_path / "out", progress=False, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_step_of_restyle_is_the_formula(images_uint8):
+    """Adam on the sum of the passes' gradients; each pass takes the codes before it as constants."""
+    recipe = EncoderRecipe(steps=10, batch_size=6, generated=0.5, code_weight=0.3, mean_weight=0.2, seed=4)
+    generator = compact()
+    loss = FeatureLoss(nn.Flatten(), pixel_weight=2.0)
+    encoder, expected = (awake(seeded(lambda: ReStyleEncoder(generator, passes=2, **TINY))) for _ in range(2))
+    run = encoder_module.EncoderTraining(encoder, recipe, loss)
+    images, known = run.batch(images_uint8)
+    run.advance(images_uint8)
+
+    draw = keyed_generator("test", 4, 0)
+    rows = torch.randint(40, (3,), generator=draw)
+    assert images[:3].equal(from_uint8(images_uint8[rows]))
+    assert known.equal(generator.sample_latents(3, draw))
+    assert images[3:].equal(generator.decode(known))
+
+    expected.requires_grad_(True)
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-3)  # the first twentieth of ten steps: the peak at once
+    mean = generator.mean_latent()
+    codes = mean.repeat(6, 1)
+    for _ in range(2):
+        before = codes.detach()
+        codes = before + expected.head(expected.backbone(torch.cat([images, generator.decode(before)], 1)))
+        total = 3 * (generator.decode(codes) - images).square().mean()
+        total = total + 0.2 * (codes - mean).square().mean() + 0.3 * (codes[3:] - known).square().mean()
+        total.backward()
+    optimizer.step()
+    torch.testing.assert_close(encoder.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arch", "real", "share", "num_generated"),
+    [("mlp", True, 0.0, 8), ("mlp", False, 0.0, 8), ("restyle", True, 0.0, 0), ("restyle", True, 0.25, 2),
+     ("restyle", True, 1.0, 8), ("restyle", False, 0.0, 8)],
+)  # fmt: skip
+def test_what_a_batch_is_made_of(images_uint8, arch, real, share, num_generated):
+    recipe = EncoderRecipe(steps=4, batch_size=8, generated=share)
+    encoder = encoder_module.ARCHES[arch](compact(), **(TINY if arch == "restyle" else {}))
+    images, known = encoder_module.EncoderTraining(encoder, recipe, pixel_mse).batch(images_uint8 if real else None)
+    assert images.shape == (8, 1, 8, 8)
+    assert known.shape == (num_generated, 4)
+    assert images[8 - num_generated :].equal(encoder.generator.decode(known))
+
+
+# ---- the command -----------------------------------------------------------------------------------
+
+
+class GreyImages:
+    """What the command reads of a torchvision data set: 20 grey images of 6x6."""
+
+    data = torch.randint(0, 256, (20, 6, 6), generator=keyed_generator("test", 0), dtype=torch.uint8)
+    targets = torch.arange(20) % 2
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data[index][None], int(self.targets[index])
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli.main, ["train-encoder", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def bordered(tmp_path, monkeypatch):
+    """The folder of a generator that was trained with a border of one pixel, and data for it."""
+    monkeypatch.setattr(cli.training, "torchvision_dataset", lambda *_, train: GreyImages())
+    generator = compact()
+    generator.metadata = {"name": "small", "border": 1}
+    return generator.save_pretrained(tmp_path / "generator")
+
+
+def test_the_command_trains_and_resumes(bordered, tmp_path):
+    out, small = tmp_path / "out", ("--channels", "8,8,8,8", "--layers", "1,1,1,1", "--passes", 2, "--batch-size", 4)
+    data = ("--dataset", "mnist", "--data-root", tmp_path)
+    for _ in range(2):
+        code, output = call(bordered, "--arch", "restyle", "--out", out, "--steps", 2, *small, *data)
+        assert code == 0, output
+        assert "images get a black border of 1 px" in output
+    generator = load_generator(bordered)
+    encoder = load_encoder(out, generator)
+    assert isinstance(encoder, ReStyleEncoder)
+    assert encoder.passes == 2
+    assert encoder.metadata["dataset"]["name"] == "mnist"
+    assert f"ReStyleEncoder for small, digest {encoder.digest()[:12]}" in output
+    expected = train_encoder(
+        generator,
+        tmp_path / "expected",
+        arch="restyle",
+        images_uint8=F.pad(GreyImages.data[:, None], (1, 1, 1, 1)),
+        network={"passes": 2, **TINY},
+        recipe=EncoderRecipe(steps=2, batch_size=4),
+        progress=False,
+    )
+    assert encoder.digest() == expected.digest()
+
+
+def test_the_command_trains_an_mlp_without_images(bordered, tmp_path):
+    code, output = call(bordered, "--out", tmp_path / "out", "--steps", 1)
+    assert code == 0, output
+    assert isinstance(load_encoder(tmp_path / "out", load_generator(bordered)), MLPEncoder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--passes", 2), "mlp has no --passes: leave out, or pass --arch restyle"),
+        (("--dataset", "mnist"), "--dataset needs --data-root"),
+        (("--arch", "restyle", "--layers", "1,x"), "--layers needs integers with commas between them"),
+        (("--arch", "restyle", "--loss", "features"), "brings no trained features"),
+        (("--arch", "restyle", "--backbone", "vgg11"), "backbone needs a ResNet of timm"),
+    ],
+)
+def test_the_command_says_what_is_wrong(bordered, tmp_path, arguments, message):
+    code, output = call(bordered, "--out", tmp_path / "out", *arguments)
+    assert code == 1
+    assert message in " ".join(output.split())
+    assert not (tmp_path / "out").exists()
+
+
+# ---- it learns -------------------------------------------------------------------------------------
+
+
+def reconstruction_errors(generator, codes):
+    images = generator.decode(generator.sample_latents(256, keyed_generator("test", 9)))
+    return [float(pixel_mse(generator.decode(code), images).mean()) for code in codes(images)]
+
+
+def test_the_mlp_learns_to_invert(tmp_path):
+    generator = compact()
+    recipe = EncoderRecipe(steps=300, batch_size=64, lr=3e-3)
+    encoder = train_encoder(generator, tmp_path, network={"widths": (64, 64)}, recipe=recipe, progress=False)
+    mean_code, encoded = reconstruction_errors(
+        generator, lambda images: (generator.mean_latent().expand(256, 4), encoder(images))
+    )
+    assert encoded < mean_code / 100  # measured: 3,000 times smaller
+
+
+def test_restyle_learns_to_invert_and_gains_by_its_passes(tmp_path):
+    generator = compact()
+    images = to_uint8(generator.decode(generator.sample_latents(500, keyed_generator("test", 10))))
+    encoder = train_encoder(
+        generator,
+        tmp_path,
+        arch="restyle",
+        images_uint8=images,
+        network={"channels": (16, 16, 16, 16), "layers": (1, 1, 1, 1)},
+        recipe=EncoderRecipe(steps=80, batch_size=16, lr=5e-3),
+        progress=False,
+    )
+    mean_code, first, _, third = reconstruction_errors(generator, encoder.trajectory)
+    assert third < mean_code / 8  # measured: 32 and 15 times smaller with two seeds
+    assert third < 0.9 * first  # measured: 0.63 and 0.62

@@ -1,0 +1,462 @@
+"""The contract of a generator, ``wrap``, and generators as folders that are read strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+
+import pytest
+import torch
+from conftest import LinearGenerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from latent_mixup import files
+from latent_mixup.classifiers import PaperCNN
+from latent_mixup.generators import CompactGenerator, Generator, load_generator, wrap
+
+TINY = {"z_dim": 8, "img_resolution": 6, "decoder_widths": (16,), "encoder_widths": (12, 10)}
+
+
+def tiny(seed: int = 0, **changes) -> CompactGenerator:
+    """A compact generator of 6x6 images with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CompactGenerator(**{**TINY, **changes})
+
+
+def codes(n: int = 5, dim: int = 8) -> torch.Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(n))
+
+
+# ---- the compact generator -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "resolution"), [(1, 28), (3, 6), (1, 5)])
+def test_codes_become_images_and_images_codes(channels, resolution):
+    generator = tiny(img_channels=channels, img_resolution=resolution)
+    images = generator.decode(codes())
+    assert images.shape == (5, channels, resolution, resolution)
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1
+    assert generator(codes()).equal(images)
+    latents = generator.encode(images)
+    assert latents.shape == (5, *generator.latent_shape) == (5, 8)
+    torch.testing.assert_close(latents.norm(dim=1), torch.full((5,), 8**0.5))
+    assert (generator.latent_space, generator.preferred_path, generator.has_encoder) == ("z", "slerp", True)
+
+
+def test_only_grey_images_of_28_pixels_bring_the_papers_features():
+    assert tiny().features is None
+    features = tiny(img_resolution=28).features
+    assert features(torch.zeros(2, 1, 28, 28)).shape == (2, 32, 12, 12)
+    assert PaperCNN().features.load_state_dict(features.state_dict())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 7.0, 1e4])
+def test_the_length_of_a_code_does_not_matter(scale):
+    torch.testing.assert_close(tiny().decode(codes() * scale), tiny().decode(codes()))
+
+
+def test_a_code_of_zeros_and_half_precision_codes_decode():
+    assert tiny().decode(torch.zeros(1, 8)).isfinite().all()
+    assert tiny().decode(codes().half()).dtype == torch.float32
+    assert tiny().decode(torch.zeros(0, 8)).shape == (0, 1, 6, 6)
+
+
+@pytest.mark.parametrize("shape", [(8,), (5, 7), (5, 8, 1), (5, 1, 8)])
+def test_codes_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"latents need shape \[B, 8\]: got \["):
+        tiny().decode(torch.zeros(shape))
+
+
+def test_decode_is_differentiable_in_the_codes():
+    latents = codes(3).requires_grad_(True)
+    tiny().decode(latents).square().sum().backward()
+    assert latents.grad.abs().sum() > 0
+    along = (latents.grad * latents.detach()).sum(1)  # nothing changes along the code itself
+    torch.testing.assert_close(along, torch.zeros(3), atol=1e-5, rtol=0)
+
+
+def test_it_stays_frozen_inside_a_model_that_is_trained():
+    generator = tiny(img_resolution=28)
+    model = nn.Sequential(generator, nn.Dropout())
+    model.train()
+    assert model.training
+    assert not any(module.training for module in generator.modules())
+    assert not any(parameter.requires_grad for parameter in generator.parameters())
+    assert generator.train() is generator
+
+
+def test_the_prior_is_the_gaussian_of_the_codes():
+    generator, draw = tiny(), torch.Generator().manual_seed(1)
+    latents = torch.randn(2_000, 8, generator=draw) @ torch.randn(8, 8, generator=draw) + 2
+    generator.fit_prior(latents)
+    torch.testing.assert_close(generator.mean_latent(), latents.mean(0))
+    factor = generator.latent_factor
+    torch.testing.assert_close(factor @ factor.T, torch.cov(latents.T), rtol=1e-4, atol=1e-4)
+    assert factor.equal(factor.tril())
+    drawn = generator.sample_latents(4, torch.Generator().manual_seed(3))
+    noise = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
+    expected = latents.mean(0) + noise @ torch.linalg.cholesky(torch.cov(latents.T)).T
+    torch.testing.assert_close(drawn, expected / expected.norm(dim=1, keepdim=True) * 8**0.5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny, lambda: wrap(tiny().decode, latent_shape=(8,))], ids=["own", "wrap"])
+def test_draws_depend_on_their_generator_alone(make):
+    generator, before = make(), torch.get_rng_state()
+    one, two, other = (generator.sample_latents(6, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert one.shape == (6, 8)
+    assert one.dtype == torch.float32
+    assert one.equal(two)
+    assert not one.equal(other)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_generator_without_an_encoder_says_so():
+    generator = wrap(tiny().decode, latent_shape=(8,))
+    assert not generator.has_encoder
+    with pytest.raises(NotImplementedError, match=r"has no encoder: pass encoder= to latent_mixup.invert"):
+        generator.encode(torch.zeros(1, 1, 6, 6))
+
+
+# ---- wrap ------------------------------------------------------------------------------------------
+
+
+def sigmoid_decoder() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 36), nn.Dropout(), nn.Sigmoid(), nn.Unflatten(1, (1, 6, 6)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-1, 1), (-0.5, 0.5)])
+def test_wrap_brings_any_range_to_ours_and_back(low, high):
+    inside = sigmoid_decoder().eval()
+    seen = []
+    generator = wrap(
+        lambda latents: inside(latents) * (high - low) + low,
+        latent_shape=(8,),
+        image_range=(low, high),
+        encoder=lambda images: seen.append(images) or images.flatten(1)[:, :8],
+    )
+    images = generator.decode(codes())
+    torch.testing.assert_close(images, inside(codes()) * 2 - 1)
+    assert (generator.img_channels, generator.img_resolution, generator.has_encoder) == (1, 6, True)
+    assert generator.encode(images).shape == (5, 8)
+    torch.testing.assert_close(seen[0], inside(codes()) * (high - low) + low, rtol=1e-5, atol=1e-5)
+
+
+def test_wrap_freezes_a_module_in_place():
+    module, encoder = sigmoid_decoder().train(), nn.Sequential(nn.Flatten(), nn.Linear(36, 8))
+    generator = wrap(module, latent_shape=(8,), image_range=(0, 1), encoder=encoder)
+    for part in (module, encoder):
+        assert not part.training
+        assert not any(parameter.requires_grad for parameter in part.parameters())
+    latents = codes().requires_grad_(True)
+    generator.decode(latents).sum().backward()
+    assert latents.grad.abs().sum() > 0
+
+
+def test_wrap_takes_a_function_without_parameters():
+    generator = wrap(lambda latents: latents.view(-1, 2, 3, 3).tanh(), latent_shape=(2, 9), latent_space="vae")
+    assert generator.device == torch.device("cpu")
+    assert generator.mean_latent().equal(torch.zeros(2, 9))
+    assert generator.sample_latents(3).shape == (3, 2, 9)
+    assert generator.decode(torch.zeros(3, 2, 9)).shape == (3, 2, 3, 3)
+
+
+@pytest.mark.parametrize(("space", "path"), [("z", "slerp"), ("w", "lerp"), ("w+", "lerp"), ("vae", "lerp")])
+def test_wrap_mixes_along_the_sphere_in_z_alone(space, path):
+    assert wrap(sigmoid_decoder(), latent_shape=(8,), latent_space=space).preferred_path == path
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (sigmoid_decoder(), {"image_range": (1, 0)}, r"image_range needs \(low, high\) with low < high: got \(1, 0\)"),
+        (sigmoid_decoder(), {"image_range": (0, 0)}, "with low < high"),
+        (lambda latents: latents, {}, r"square images \[B, C, R, R\]: got \[1, 8\] for latents \[1, 8\]"),
+        (lambda latents: latents.view(-1, 1, 2, 4), {}, r"got \[1, 1, 2, 4\]"),
+    ],
+)
+def test_wrap_refuses(module, options, message):
+    with pytest.raises(ValueError, match=message):
+        wrap(module, latent_shape=(8,), **options)
+
+
+def test_what_is_not_ours_cannot_be_saved(tmp_path):
+    for generator in (wrap(sigmoid_decoder(), latent_shape=(8,)), LinearGenerator()):
+        with pytest.raises(NotImplementedError, match="only latent_mixup's own generators have a file format"):
+            generator.save_pretrained(tmp_path / "generator")
+    assert not any(tmp_path.iterdir())
+
+
+# ---- folders ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A generator as a folder."""
+    generator = tiny()
+    generator.metadata = {"name": "tiny"}
+    return generator.save_pretrained(tmp_path / "tiny")
+
+
+def same_weights(one: Generator, two: Generator) -> bool:
+    return all(a.equal(b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"img_channels": 3}, {"img_resolution": 28}])
+def test_a_round_trip_in_float32_is_exact(tmp_path, arguments):
+    generator = tiny(**arguments)
+    generator.fit_prior(codes(50))
+    generator.metadata = {"name": "tiny", "steps": 3}
+    generator.save_pretrained(tmp_path)
+    for read in (load_generator(tmp_path), CompactGenerator.from_pretrained(str(tmp_path))):
+        assert type(read) is CompactGenerator
+        assert same_weights(read, generator)
+        assert read.digest() == generator.digest()
+        assert (read.metadata, read.arguments()) == (generator.metadata, generator.arguments())
+        assert read.decode(codes()).equal(generator.decode(codes()))
+        assert not read.training
+        assert not any(parameter.requires_grad for parameter in read.parameters())
+        assert not any(tensor.is_meta for tensor in read.state_dict().values())
+
+
+def test_a_round_trip_in_float16_rounds_once(tmp_path):
+    generator = tiny()
+    generator.save_pretrained(tmp_path, dtype=torch.float16)
+    read = load_generator(tmp_path)
+    for name, tensor in read.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert tensor.equal(generator.state_dict()[name].half().float())
+    content = (tmp_path / "model.safetensors").read_bytes()
+    read.save_pretrained(tmp_path, dtype=torch.float16)
+    assert (tmp_path / "model.safetensors").read_bytes() == content
+    assert load_generator(tmp_path).digest() == read.digest() != generator.digest()
+
+
+def test_the_digest_is_that_of_the_weights():
+    generator = tiny()
+    assert generator.digest() == tiny().digest() == generator.digest()
+    assert generator.digest() != tiny(seed=1).digest()
+    generator.metadata = {"name": "other"}
+    assert generator.digest() == tiny().digest()
+    generator.latent_mean[3] += 1e-6
+    assert generator.digest() != tiny().digest()
+
+
+def test_what_float16_cannot_hold_is_refused(folder):
+    generator = tiny()
+    generator.latent_mean[0] = 1e6
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"latent_mean has a value that is not finite in torch.float16.*dtype="):
+        generator.save_pretrained(folder, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"dtype needs to be torch.float32 or torch.float16: got torch.bfloat16"):
+        generator.save_pretrained(folder, dtype=torch.bfloat16)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+
+
+@pytest.mark.parametrize("where", ["save_tensors", "first replace", "second replace"])
+def test_a_failed_write_leaves_the_old_generator(folder, monkeypatch, where):
+    calls, replace = [], os.replace
+
+    def fails(*arguments):
+        calls.append(arguments)
+        if where == "second replace" and len(calls) == 1:
+            return replace(*arguments)
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((files, "save_tensors") if where == "save_tensors" else (os, "replace")), fails)
+        with pytest.raises(OSError, match="no space left"):
+            tiny(seed=1).save_pretrained(folder)
+    assert calls
+    assert load_generator(folder).digest() == tiny().digest()
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_folder_without_a_generator(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing: expected a folder that save_pretrained"):
+        load_generator(tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
+        load_generator(folder)
+
+
+# ---- a config that says something else -------------------------------------------------------------
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_arguments(folder, **changes):
+    edit_config(folder, arguments={**json.loads((folder / "config.json").read_text())["arguments"], **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, r"has format_version 2, this version reads up to 1: upgrade latent-mixup"),
+        ({"format_version": 2, "new": 1}, "upgrade latent-mixup"),
+        ({"format_version": "1"}, "field 'format_version' needs"),
+        ({"format_version": 0}, "field 'format_version' needs"),
+        ({"format_version": True}, "field 'format_version' needs"),
+        (
+            {"architecture": "StyleGAN9"},
+            "field 'architecture' needs one of CompactGenerator, DCGAN, DiffusersVAE, StyleGAN2, VAE: "
+            "found 'StyleGAN9'",
+        ),
+        ({"architecture": ["CompactGenerator"]}, "field 'architecture' needs a str"),
+        ({"architecture": "os.system"}, "field 'architecture' needs one of"),
+        ({"arguments": [8]}, r"field 'arguments' needs a dict, found \[8\]"),
+        ({"metadata": "x"}, "field 'metadata' needs a dict"),
+        ({"__class__": "os.system"}, "needs the fields format_version, architecture, arguments, metadata: found"),
+    ],
+)
+def test_a_wrong_field_is_named(folder, changes, message):
+    edit_config(folder, **changes)
+    with pytest.raises(files.FormatError, match=message) as caught:
+        load_generator(folder)
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["format_version", "architecture", "arguments", "metadata"])
+def test_a_missing_field(folder, field):
+    config = json.loads((folder / "config.json").read_text())
+    del config[field]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(files.FormatError, match=r"needs (the fields|an integer)"):
+        load_generator(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 100_000])
+def test_a_config_that_is_no_json_object(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(files.FormatError, match=r"config.json (is not valid JSON|needs to hold a JSON object)"):
+        load_generator(folder)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"__class__": "os.system"},
+        {"__init__": {}},
+        {"self": 1},
+        {"unknown": 1},
+        {"z_dim": "8"},
+        {"z_dim": 8.5},
+        {"z_dim": -8},
+        {"z_dim": None},
+        {"z_dim": [8]},
+        {"z_dim": 10**40},
+        {"img_resolution": 10**400},
+        {"img_resolution": "28"},
+        {"decoder_widths": 16},
+        {"decoder_widths": {"16": 1}},
+        {"decoder_widths": [[16]]},
+        {"decoder_widths": None},
+    ],
+    ids=str,
+)
+def test_hostile_arguments_are_refused(folder, arguments):
+    edit_arguments(folder, **arguments)
+    with pytest.raises(files.FormatError, match="field 'arguments' is not understood: "):
+        load_generator(folder)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"z_dim": 10**9},
+        {"img_resolution": 10**6},
+        {"decoder_widths": [10**9, 10**9]},
+        {"encoder_widths": [10**9] * 3},
+    ],
+    ids=str,
+)
+def test_a_network_larger_than_its_file_is_refused_before_it_is_allocated(folder, arguments):
+    edit_arguments(folder, **arguments)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(files.FormatError, match=r"model.safetensors: tensor '.*' (needs|is missing|is unknown)"):
+        load_generator(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200_000  # KiB
+
+
+# ---- weights that are something else ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("encoder.skip.bias"), "tensor 'encoder.skip.bias' is missing"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "tensor 'extra' is unknown"),
+        (lambda tensors: tensors.update(latent_mean=torch.zeros(9)), r"'latent_mean' needs \[8\], found \[9\]"),
+        (lambda tensors: tensors.update(latent_mean=torch.zeros(8, 1)), r"needs \[8\], found \[8, 1\]"),
+        (lambda tensors: tensors.clear(), "is missing"),
+    ],
+)
+def test_a_missing_extra_or_reshaped_tensor(folder, change, message):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    with pytest.raises(files.FormatError, match=message) as caught:
+        load_generator(folder)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, 0.25, 0.5, 0.75, -1])
+def test_a_truncated_file(folder, cut):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(cut * len(content)) if isinstance(cut, float) else cut])
+    with pytest.raises(files.FormatError, match=r"model.safetensors is not a whole safetensors file: "):
+        load_generator(folder)
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("write", ["pickle", "torch", "torch legacy"])
+def test_a_pickle_is_refused_and_not_executed(folder, tmp_path, write):
+    canary, path = tmp_path / "canary", folder / "model.safetensors"
+    bomb = Bomb(f"touch {canary}")
+    if write == "pickle":
+        path.write_bytes(pickle.dumps(bomb))
+    else:
+        torch.save(bomb, path, _use_new_zipfile_serialization=write == "torch")
+    with pytest.raises(files.FormatError, match="is not a whole safetensors file"):
+        load_generator(folder)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(bomb))  # noqa: S301  (the canary sings where a pickle is read)
+    assert canary.exists()
+
+
+def test_weights_that_are_a_link_out_of_the_folder(folder, tmp_path):
+    shutil.move(folder / "model.safetensors", tmp_path / "elsewhere")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(files.FormatError, match="is a link that leaves its folder"):
+        load_generator(folder)
+
+
+class OtherGenerator(CompactGenerator):
+    """Another architecture."""
+
+
+def test_a_class_reads_its_own_folders_only(folder):
+    with pytest.raises(files.FormatError, match="'architecture' needs one of OtherGenerator: found 'CompactGenerator'"):
+        OtherGenerator.from_pretrained(folder)

@@ -1,0 +1,414 @@
+"""Training: batches are permutations, mixes are the formula, and a stopped training goes on bit for bit."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from reference import mix_one_by_one
+from torch import nn
+
+from latent_mixup.classifiers import PaperCNN
+from latent_mixup.generators import CompactGenerator, load_generator
+from latent_mixup.images import from_uint8, to_uint8
+from latent_mixup.interpolation import slerp
+from latent_mixup.pictures import CAPTION_WIDTH, png
+from latent_mixup.sampling import draw_lam, keyed_generator
+from latent_mixup.training import CompactRecipe, shuffled_batches, train_classifier, train_compact, train_features
+from latent_mixup.training import compact as compact_module
+from latent_mixup.training.classifier import CrossEntropy, cross_entropy
+from latent_mixup.training.compact import add_noise, critic_loss
+from latent_mixup.training.mixup import ManifoldMixup, mixup_batches
+
+RECIPE = CompactRecipe(steps=6, batch_size=8, feature_steps=2)
+
+
+def seeded(make):
+    """A network with the same weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def small_net() -> nn.Sequential:
+    """4 x 4 grey images to three logits, through a hidden layer of five."""
+    return seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 3)))
+
+
+# ---- batches ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 20])
+def test_each_epoch_is_a_permutation(batch_size):
+    rows, per_epoch = torch.arange(20), 20 // batch_size
+    batches = list(shuffled_batches(rows, rows + 100, batch_size, 3 * per_epoch, seed=0))
+    assert all(labels.equal(images + 100) for images, labels in batches)
+    epochs = [torch.cat([images for images, _ in batches[e * per_epoch :][:per_epoch]]) for e in range(3)]
+    for epoch in epochs:
+        assert len(epoch.unique()) == len(epoch) == per_epoch * batch_size
+    assert not epochs[0].equal(epochs[1])
+    assert not epochs[1].equal(epochs[2])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    rows, before = torch.arange(20), torch.get_rng_state()
+    once, longer, other = (
+        torch.cat([images for images, _ in shuffled_batches(rows, rows, 5, steps, seed=seed)])
+        for steps, seed in ((8, 0), (12, 0), (8, 1))
+    )
+    assert longer[:40].equal(once)
+    assert not other.equal(once)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_no_steps_no_batches():
+    assert list(shuffled_batches(torch.arange(4), torch.arange(4), 2, 0, seed=0)) == []
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 5])
+def test_a_batch_larger_than_the_data(batch_size):
+    with pytest.raises(ValueError, match=rf"batch_size needs to be in \[1, 4\], the number .*: got {batch_size}"):
+        next(shuffled_batches(torch.arange(4), torch.arange(4), batch_size, 1, seed=0))
+
+
+# ---- the loop --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay_every", [None, 1, 3])
+def test_the_loop_is_adam_with_a_decaying_rate(toy_dataset, decay_every):
+    model, expected, steps = small_net(), small_net(), []
+    images, labels = toy_dataset.images, toy_dataset.labels
+    batches = list(shuffled_batches(images, labels, 8, 7, seed=0))
+    train_classifier(
+        model, iter(batches), lr=0.01, decay=0.5, decay_every=decay_every, on_step=lambda: steps.append(model.training)
+    )
+    optimizer = torch.optim.Adam(expected.parameters(), lr=0.01)
+    for step, (x, y) in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.5 ** (step // decay_every if decay_every else 0)
+        optimizer.zero_grad()
+        F.cross_entropy(expected(x), y).backward()
+        optimizer.step()
+    for one, two in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)  # fused Adam rounds otherwise
+    assert steps == [True] * 7
+    assert not model.training
+
+
+def test_soft_targets_and_another_loss(toy_dataset):
+    hard, soft = small_net(), small_net()
+    seen = []
+
+    class Watched(CrossEntropy):
+        def of(self, model, variant, *tensors):
+            seen.append(len(tensors[0]))
+            return super().of(model, variant, *tensors)
+
+    labels = toy_dataset.labels
+    train_classifier(hard, shuffled_batches(toy_dataset.images, labels, 10, 5, seed=0))
+    targets = F.one_hot(labels, 3).float()
+    train_classifier(soft, shuffled_batches(toy_dataset.images, targets, 10, 5, seed=0), loss=Watched())
+    assert seen == [10] * 5
+    torch.testing.assert_close(soft.state_dict(), hard.state_dict())
+
+
+def test_features_are_the_papers_and_depend_on_the_seed_alone():
+    images = torch.rand(130, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels, before = torch.arange(130) % 4, torch.get_rng_state()
+    one, two, other = (train_features(images, labels, steps=1, seed=seed) for seed in (0, 0, 1))
+    assert torch.get_rng_state().equal(before)
+    PaperCNN().features.load_state_dict(one.state_dict())
+    assert not any(parameter.requires_grad for parameter in one.parameters())
+    assert not one.training
+    assert one(images[:2]).equal(two(images[:2]))
+    assert not one(images[:2]).equal(other(images[:2]))
+
+
+def test_the_papers_classifier_has_596042_parameters():
+    assert sum(parameter.numel() for parameter in PaperCNN().parameters()) == 596_042
+
+
+def test_pooling_before_the_second_relu_changes_neither_outputs_nor_gradients():
+    features = PaperCNN().features
+    papers = nn.Sequential(*(features[i] for i in (0, 1, 2, 4, 3)))  # conv, ReLU, conv, ReLU, pool
+    images = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    outputs = [network(images) for network in (features, papers)]
+    assert outputs[0].equal(outputs[1])
+    weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.autograd.grad((output * weights).sum(), [*features.parameters()]) for output in outputs)
+    assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+# ---- mixup and manifold mixup ----------------------------------------------------------------------
+
+
+def pairing(seed: int, number: int, size: int) -> tuple[list[int], list[float]]:
+    draw = keyed_generator("test", seed, number)
+    return torch.randperm(size, generator=draw).tolist(), draw_lam(size, 1.0, draw).tolist()
+
+
+def test_mixup_is_the_formula(toy_dataset):
+    images, labels = toy_dataset.images, toy_dataset.labels
+    batches = list(mixup_batches(shuffled_batches(images, labels, 9, 3, seed=1), 4, seed=2))
+    for number, (x, y) in enumerate(shuffled_batches(images, labels, 9, 3, seed=1)):
+        mixed, targets = mix_one_by_one(lambda image: image, x, y, *pairing(2, number, 9), 4)
+        torch.testing.assert_close(batches[number][0], mixed)
+        torch.testing.assert_close(batches[number][1], targets)
+    assert len(batches) == 3
+
+
+def test_at_the_input_manifold_mixup_is_mixup(toy_dataset):
+    model, loss = small_net(), ManifoldMixup([None], 3, seed=5)
+    real = list(shuffled_batches(toy_dataset.images, toy_dataset.labels, 10, 4, seed=0))
+    mixed = list(mixup_batches(iter(real), 3, seed=5))
+    for (images, labels), (mixed_images, targets) in zip(real, mixed, strict=True):
+        assert loss(model, images, labels).equal(cross_entropy(model, mixed_images, targets))
+
+
+def test_in_a_hidden_layer_the_hidden_values_are_mixed(toy_dataset):
+    model = small_net()
+    images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
+    hidden = model[:3](images)
+    mixed, targets = mix_one_by_one(model[3], hidden, labels, *pairing(0, 0, 8), 3)
+    loss = ManifoldMixup([model[2]], 3, seed=0)(model, images, labels)
+    torch.testing.assert_close(loss, F.cross_entropy(mixed, targets))
+    loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("layer", [None, 0, 2, 3])
+def test_with_lam_one_or_one_image_nothing_is_mixed(monkeypatch, toy_dataset, layer):
+    model = small_net()
+    point = None if layer is None else model[layer]
+    images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
+    alone = ManifoldMixup([point], 3)(model, images[:1], labels[:1])
+    torch.testing.assert_close(alone, cross_entropy(model, images[:1], labels[:1]))
+    monkeypatch.setattr("latent_mixup.training.mixup.draw_lam", lambda size, *_: torch.ones(size))
+    loss = ManifoldMixup([point], 3)(model, images, labels)
+    torch.testing.assert_close(loss, cross_entropy(model, images, labels))
+
+
+def test_every_point_gets_its_turn_and_each_batch_its_own_draws(toy_dataset):
+    model = small_net()
+    images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
+
+    def values(points):
+        loss = ManifoldMixup(points, 3)
+        return [loss(model, images, labels).item() for _ in range(20)]
+
+    at_input, hidden, either = values([None]), values([model[2]]), values([None, model[2]])
+    from_input = [value == own for value, own in zip(either, at_input, strict=True)]
+    from_hidden = [value == own for value, own in zip(either, hidden, strict=True)]
+    assert all(one != two for one, two in zip(from_input, from_hidden, strict=True))
+    assert {*from_input} == {True, False}
+    assert len(set(either)) == 20
+    assert either == values([None, model[2]])
+
+
+def test_the_hook_is_gone_afterwards(toy_dataset):
+    model = small_net()
+    images, labels = toy_dataset.images[:8], toy_dataset.labels[:8]
+    before = model(images)
+    ManifoldMixup([model[2]], 3)(model, images, labels)
+    assert not model[2]._forward_hooks
+    with pytest.raises(RuntimeError):
+        ManifoldMixup([model[2]], 3)(model, torch.zeros(8, 1, 9, 9), labels)
+    with pytest.raises(ValueError, match="label 2 is outside num_classes=2"):
+        ManifoldMixup([model[2]], 2)(model, images, labels)
+    assert not model[2]._forward_hooks
+    assert model(images).equal(before)
+
+
+# ---- the compact generator -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images_uint8():
+    """130 images of four kinds: a bright square in one of the corners."""
+    images = torch.randint(0, 60, (130, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for row in range(130):
+        images[row, 0, 14 * (row // 2 % 2) :, 14 * (row % 2) :][:14, :14] += 150
+    return images
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return torch.arange(130) % 4
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, images_uint8, labels):
+    """The folder of an uninterrupted run, and its generator."""
+    out = tmp_path_factory.mktemp("trained")
+    before = torch.get_rng_state()
+    generator = train(images_uint8, labels, out)
+    assert torch.get_rng_state().equal(before)
+    return out, generator
+
+
+def train(images_uint8, labels, out, recipe=RECIPE, **options):
+    options = {"z_dim": 8, "checkpoint_every": 2, "progress": False, "facts": {"name": "corners"}, **options}
+    return train_compact(images_uint8, labels, out, recipe=recipe, **options)
+
+
+def test_a_run_writes_a_generator_and_what_it_is_resumed_from(trained, images_uint8):
+    out, generator = trained
+    sheets = [f"sheet-{step:06d}.png" for step in (2, 4, 6)]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["README.md", "checkpoint.pt", "config.json", "model.safetensors", *sheets]
+    )
+    read = load_generator(out)
+    assert read.digest() == generator.digest()
+    assert read.metadata["name"] == "corners"
+    assert read.metadata["recipe"]["steps"] == 6
+    assert read.metadata["versions"] == {"torch": torch.__version__}
+    assert all(tensor.equal(tensor.half().float()) for tensor in read.state_dict().values())
+    assert not any(parameter.requires_grad for parameter in generator.parameters())
+    latents = generator.encode(from_uint8(images_uint8))
+    torch.testing.assert_close(generator.mean_latent(), latents.mean(0), atol=5e-3, rtol=0)
+
+
+def test_the_sheet_shows_the_rows_it_says(trained, images_uint8):
+    """Real, decoded, with noise on the code, three mixes, and the partner: sixteen columns of 56 pixels."""
+    sheet = Image.open(trained[0] / "sheet-000006.png")
+    assert (sheet.format, sheet.size) == ("PNG", (CAPTION_WIDTH + 16 * 58 + 2, 7 * 58 + 2))
+    checkpoint = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    generator = CompactGenerator(8)
+    generator.load_state_dict(checkpoint["generator"])
+    images = from_uint8(images_uint8[:32])
+    own, other = generator.encode(images).chunk(2)
+    mixes = [slerp(own, other, torch.full((16,), lam)) for lam in (0.75, 0.5, 0.25)]
+    rows = {0: images[:16], 1: generator.decode(own), 6: generator.decode(other)}
+    rows |= {row: generator.decode(codes) for row, codes in enumerate(mixes, start=3)}
+    pixels = torch.frombuffer(bytearray(sheet.convert("L").tobytes()), dtype=torch.uint8).view(sheet.height, -1)
+    for row, expected in rows.items():
+        for column in (0, 9, 15):
+            tile = pixels[2 + 58 * row :, CAPTION_WIDTH + 2 + 58 * column :][:56:2, :56:2].int()
+            assert (tile - to_uint8(expected[column, 0]).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("captions", [(), ("one", "two")])
+def test_a_picture_is_white_between_its_images(captions):
+    black = torch.full((3, 3, 4, 4), -1.0)
+    sheet = Image.open(io.BytesIO(png([black, black], captions, zoom=3)))
+    left = CAPTION_WIDTH if captions else 0
+    assert (sheet.mode, sheet.size) == ("RGB", (left + 3 * 14 + 2, 2 * 14 + 2))
+    assert sheet.getpixel((left, 0)) == sheet.getpixel((left + 15, 5)) == (255, 255, 255)
+    assert sheet.getpixel((left + 2, 2)) == sheet.getpixel((left + 13, 13)) == (0, 0, 0)
+
+
+def test_a_picture_needs_even_rows_and_a_caption_each():
+    row = torch.zeros(3, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"rows of one length and a caption each: got \[3, 2\] and 0 captions"):
+        png([row, row[:2]])
+    with pytest.raises(ValueError, match=r"got \[3, 3\] and 1 captions"):
+        png([row, row], ["one"])
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3, 5])
+def test_a_stopped_training_goes_on_bit_for_bit(trained, images_uint8, labels, tmp_path, monkeypatch, stopped_after):
+    advance = compact_module.CompactTraining.advance
+    taken = []
+
+    def stops(training, batch):
+        if len(taken) == stopped_after:
+            raise KeyboardInterrupt
+        taken.append(training.step)
+        return advance(training, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compact_module.CompactTraining, "advance", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train(images_uint8, labels, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    train(images_uint8, labels, tmp_path)
+    for name in ("model.safetensors", "config.json", "sheet-000004.png", "sheet-000006.png"):
+        assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_a_finished_training_is_not_done_again(trained, images_uint8, labels, tmp_path, monkeypatch):
+    (tmp_path / "checkpoint.pt").write_bytes((trained[0] / "checkpoint.pt").read_bytes())
+    monkeypatch.setattr(compact_module.CompactTraining, "advance", None)
+    assert train(images_uint8, labels, tmp_path).digest() == trained[1].digest()
+
+
+@pytest.mark.parametrize("changes", [{"steps": 7}, {"seed": 1}, {"lr": 1e-3}])
+def test_another_recipe_is_refused(trained, images_uint8, labels, changes):
+    out, generator = trained
+    recipe = CompactRecipe(**{"steps": 6, "batch_size": 8, "feature_steps": 2, **changes})
+    message = r"the checkpoint in .* was made with another recipe: expected .* choose another"
+    with pytest.raises(ValueError, match=message):
+        train(images_uint8, labels, out, recipe)
+    assert load_generator(out).digest() == generator.digest()
+
+
+def test_other_images_or_another_network_are_refused(trained, images_uint8, labels):
+    out, generator = trained
+    recipe = CompactRecipe(steps=6, batch_size=8, feature_steps=2)
+    for images, z_dim, wrong in ((255 - images_uint8, 8, "images"), (images_uint8, 9, "network")):
+        with pytest.raises(ValueError, match=f"the checkpoint in .* was made with another {wrong}: expected"):
+            train_compact(images, labels, out, recipe=recipe, z_dim=z_dim, progress=False)
+    assert load_generator(out).digest() == generator.digest()
+
+
+def test_a_cut_checkpoint_is_named(trained, images_uint8, labels, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes((trained[0] / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"checkpoint.pt is no whole checkpoint: remove it to start again"):
+        train(images_uint8, labels, tmp_path)
+
+
+def test_a_checkpoint_that_is_a_pickle_is_not_executed(images_uint8, labels, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'canary'}",)
+
+    torch.save({"recipe": Bomb()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        train(images_uint8, labels, tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_another_seed_is_another_generator(trained, images_uint8, labels, tmp_path):
+    recipe = CompactRecipe(steps=1, batch_size=8, feature_steps=1, seed=1)
+    assert train(images_uint8, labels, tmp_path, recipe).digest() != trained[1].digest()
+
+
+def test_images_without_the_papers_features_train_on_pixels(tmp_path):
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    generator = train(images, torch.zeros(40, dtype=torch.long), tmp_path)
+    assert generator.features is None
+    assert generator.decode(generator.encode(from_uint8(images))).shape == images.shape
+
+
+def test_the_noise_spares_every_other_code():
+    latents = F.normalize(torch.randn(10, 8, generator=keyed_generator("test", 0)), dim=1) * 8**0.5
+    noisy = add_noise(latents, 0.3, keyed_generator("test", 1))
+    torch.testing.assert_close(noisy[::2], latents[::2])
+    assert (noisy[1::2] - latents[1::2]).norm(dim=1).min() > 0
+    torch.testing.assert_close(noisy.norm(dim=1), torch.full((10,), 8**0.5))
+
+
+def test_the_critic_is_content_beyond_its_margin():
+    assert critic_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -5.0])) == 0
+    assert critic_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, -1.0])) == 0.5 + 1.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("manifold", [False, True])
+def test_captured_steps_are_the_steps(monkeypatch, manifold):
+    """On a GPU a step is captured and replayed: the weights are those of steps that are not."""
+    images, labels = torch.rand(320, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(320) % 10
+    trained = []
+    for eager_steps in (3, 10**6):
+        monkeypatch.setattr("latent_mixup.training.captured.EAGER_STEPS", eager_steps)
+        torch.manual_seed(0)
+        model = PaperCNN().cuda()
+        model.head[3].p = 0.0
+        loss = ManifoldMixup([None, model.features[1]], 10) if manifold else None
+        batches = shuffled_batches(images.cuda(), labels, 32, 40, seed=0)
+        train_classifier(model, batches, loss=loss, decay_every=10)
+        trained.append(model.state_dict())
+    torch.testing.assert_close(*trained)
