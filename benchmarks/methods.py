@@ -71,7 +71,7 @@ def low_pass_of_real(prob: float, low_pass: LowPass) -> Method:
 
     def batches(run: Run) -> Batches:
         for number, (images, labels) in enumerate(run.real()):
-            draw = keyed_generator("methods", run.seed, number)
+            draw = keyed_generator("low-pass-of-real", run.seed, number)
             slots = draw_slots(len(images), prob, draw)
             changed = low_pass(images[slots], low_pass.draw(len(slots), draw))
             yield images.index_copy(0, slots.to(images.device), changed), labels
@@ -109,7 +109,7 @@ def _mixed(run: Run, mixer: PairMixer, stream: Callable[[int], Any]) -> Batches:
 
 
 def _seed(*key: int) -> int:
-    return int(torch.randint(2**31, (), generator=keyed_generator("methods-2", *key)))
+    return int(torch.randint(2**31, (), generator=keyed_generator("library-mixing", *key)))
 
 
 @contextmanager

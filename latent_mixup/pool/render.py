@@ -33,7 +33,6 @@ from latent_mixup.sampling import keyed_generator
 
 RUN_FILE = "rendering.json"
 POOL_BLOCK = 1024  # entries that share a stream; another number is another pool
-POOL_KEY = -1  # where other keys have the epoch, so that they never share a stream
 CHUNK_BYTES = 4 * 1024**2  # of images that are written at a time: what a kill loses
 
 

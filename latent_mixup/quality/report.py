@@ -31,7 +31,6 @@ TOLERANCE = (0.1, 2e-4)  # of a stored mse: relative, for another device; absolu
 MAX_DISAGREEING = 0.1  # share of the checked rows
 RANDOM_LINES = 3
 BATCH_SIZE = 32  # images in memory at a time
-_CHECK, _SHOW = 0, 1  # streams of random rows
 
 Encoder: TypeAlias = Callable[[Tensor], Tensor]
 

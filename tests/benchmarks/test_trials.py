@@ -144,7 +144,7 @@ def test_the_mixed_branch_ends_in_two_softmaxes(images):
     batch, labels = next(iter(run.real()))
     run.model.eval()
     found = loss(run.model, batch, labels)
-    draw = keyed_generator("test", run.seed, 0)
+    draw = keyed_generator("pixel-mix", run.seed, 0)
     partner = torch.randperm(16, generator=draw)
     lam = draw_lam(16, 1.0, draw, "batch")[0]
     mixed = lam * batch + (1 - lam) * batch[partner]

@@ -32,7 +32,7 @@ def curved(shape: tuple[int, ...] = (6,), resolution: int = 4) -> Generator:
 
 def nearest_draw(generator: Generator, target: Tensor, seed: int) -> Tensor:
     """Of the mean code and the draws, that whose coarse image is nearest: one after the other."""
-    codes = [generator.mean_latent(), *generator.sample_latents(DRAWS, keyed_generator("test", seed))]
+    codes = [generator.mean_latent(), *generator.sample_latents(DRAWS, keyed_generator("start", seed))]
     return min(codes, key=lambda code: float((coarse(generator.decode(code[None])) - coarse(target[None])).norm()))
 
 
@@ -47,7 +47,7 @@ def test_the_start_of_a_linear_generator_is_exact(linear_generator, toy_dataset,
 def test_the_guess_is_ridge_regression(linear_generator, toy_dataset):
     """The dual form against the primal one, with its matrix of pixels x pixels."""
     start = DrawnStart(linear_generator, DRAWS, 0)
-    draws = torch.cat([torch.zeros(1, 16), linear_generator.sample_latents(DRAWS, keyed_generator("test", 0))]).double()
+    draws = torch.cat([torch.zeros(1, 16), linear_generator.sample_latents(DRAWS, keyed_generator("start", 0))]).double()
     images = linear_generator.decode(draws.float()).flatten(1).double()
     x, z = images - images.mean(0), draws - draws.mean(0)
     penalty = module.RIDGE * x.square().sum(1).mean()
@@ -59,7 +59,7 @@ def test_the_guess_is_ridge_regression(linear_generator, toy_dataset):
 @pytest.mark.parametrize("resolution", [4, 40])
 def test_the_start_is_the_nearest_draw_or_better(resolution):
     generator = curved(resolution=resolution)
-    drawn = generator.sample_latents(DRAWS, keyed_generator("test", 3))[:20]
+    drawn = generator.sample_latents(DRAWS, keyed_generator("start", 3))[:20]
     targets = generator.decode(
         torch.cat([0.95 * drawn, normal(20, 6, seed=7)])
     )  # of codes beside the draws, and others

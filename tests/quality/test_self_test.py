@@ -139,7 +139,7 @@ def test_start_knows_nothing_of_the_codes(monkeypatch):
     generator = wrapped(mlp())
     quietly(generator, steps=1, images=3)
     assert len(seen["start"]) == 3
-    others = generator.decode(generator.sample_latents(64, keyed_generator("test", 0, 1)))
+    others = generator.decode(generator.sample_latents(64, keyed_generator("self-test-codes", 0, 1)))
     nearest = torch.stack([pixel_mse(others, target).min() for target in seen["targets"]])
     assert nearest.min() > 0
     torch.testing.assert_close(pixel_mse(generator.decode(seen["start"]), seen["targets"]), nearest)

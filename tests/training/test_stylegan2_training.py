@@ -1025,7 +1025,7 @@ def test_the_deviations_in_the_log_are_those_within_a_class(trained, data):
     images, labels = data
     means = {"class_deviation": 0.0, "real_class_deviation": 0.0}
     for label in (0, 1):
-        made = generator.decode(generator.sample_latents(64, keyed_generator("test", label), torch.full((64,), label)))
+        made = generator.decode(generator.sample_latents(64, keyed_generator("class-samples", label), torch.full((64,), label)))
         real = from_uint8(images)[labels == label][:64]
         for name, shown in zip(means, (made, real), strict=True):
             pixels = [statistics.pstdev(column.tolist()) for column in shown.flatten(1).T]
@@ -1059,7 +1059,7 @@ def test_samples_are_the_same_each_time_with_classes_in_turn(trained, batch_size
     classes = (torch.arange(7) % 2).split(batch_size)
     for start, batch, labels in zip(range(0, 7, batch_size), batches, classes, strict=True):
         assert batch.equal(
-            generator.decode(generator.sample_latents(len(batch), keyed_generator("test", start), labels))
+            generator.decode(generator.sample_latents(len(batch), keyed_generator("frechet-samples", start), labels))
         )
 
 
@@ -1069,7 +1069,7 @@ def test_the_sheet_shows_the_rows_it_says(trained):
     sheet = Image.open(out / "sheet-000006.png")
     assert (sheet.format, sheet.size) == ("PNG", (CAPTION_WIDTH + 20 * 18 + 2, 8 * 18 + 2))
     assert (out / "sheet-000006.png").read_bytes() == training_sheet(generator)
-    ws = generator.sample_latents(40, keyed_generator("test", 0), torch.arange(40) % 2)
+    ws = generator.sample_latents(40, keyed_generator("sheet-stylegan2"), torch.arange(40) % 2)
     own, other = ws[:20], ws[20:].roll(1, 0)
     mean = generator.mean_latent()
     rows = [own, mean.lerp(own, 0.7), mean.lerp(own, 0.5)]

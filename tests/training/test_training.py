@@ -146,7 +146,7 @@ def test_pooling_before_the_second_relu_changes_neither_outputs_nor_gradients():
 
 
 def pairing(seed: int, number: int, size: int) -> tuple[list[int], list[float]]:
-    draw = keyed_generator("test", seed, number)
+    draw = keyed_generator("pixel-mix", seed, number)
     return torch.randperm(size, generator=draw).tolist(), draw_lam(size, 1.0, draw).tolist()
 
 
