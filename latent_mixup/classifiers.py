@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -101,3 +102,49 @@ class FeatureCNN(SavedNetwork):
 FEATURES: dict[str, type[PaperFeatures] | type[FeatureCNN]] = {
     network.__name__: network for network in (PaperFeatures, FeatureCNN)
 }
+
+
+def logits_of_output(output: object, num_images: int, num_classes: int | None = None) -> Tensor:
+    """The logits ``[num_images, K]`` in what a classifier returned.
+
+    Args:
+        output: A tensor, an object with ``.logits`` (as transformers' image classifiers return), a mapping with
+            ``"logits"``, or a tuple or list that holds one of these alone.
+        num_images: Images that the classifier was called with.
+        num_classes: Logits wanted of each image; None: any number from two.
+
+    Raises:
+        ValueError: There are no logits in it, they have another shape, or one is NaN or infinite.
+
+    Example:
+        >>> logits_of_output({"logits": torch.zeros(5, 10)}, num_images=5).shape
+        torch.Size([5, 10])
+    """
+    logits = output[0] if isinstance(output, tuple | list) and len(output) == 1 else output
+    if not isinstance(logits, Tensor):
+        logits = logits.get("logits") if isinstance(logits, Mapping) else getattr(logits, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"the classifier needs to return logits, a tensor [B, K]: got {_described(output)}; "
+            "pass a module whose forward returns the logits alone"
+        )
+    wanted = f"[{num_images}, {'K' if num_classes is None else num_classes}]"
+    if logits.ndim != 2 or len(logits) != num_images or logits.shape[1] != (num_classes or logits.shape[1]):
+        raise ValueError(f"the classifier needs to return logits {wanted}: got {list(logits.shape)}")
+    if logits.shape[1] < 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"the classifier needs to return a floating-point logit for each of two or more classes: got {logits.dtype} "
+            f"{list(logits.shape)}; make one logit z two, torch.cat([-z, z], 1)"
+        )
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite()).any(1).sum())
+        raise ValueError(f"the classifier returns NaN or infinite logits for {bad} of {num_images} images")
+    return logits
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {', '.join(map(repr, output)) or 'nothing'}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {len(output)}"
+    return type(output).__name__

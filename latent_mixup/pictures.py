@@ -1,8 +1,9 @@
-"""Sheets of images, as PNG."""
+"""What a command shows: sheets of images as PNG, tables as text."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,26 @@ from latent_mixup.images import to_uint8
 from latent_mixup.interpolation import path_named
 
 CAPTION_WIDTH = 96
+
+
+def text_table(rows: Sequence[Sequence[object]], align: str = "<>") -> str:
+    """Rows of cells as lines of text, each column as wide as its widest cell, two spaces apart.
+
+    Args:
+        rows: Cells are shown as ``str`` gives them; a short row ends early.
+        align: ``<`` or ``>`` for each column; the last one also holds for the columns after it. The default puts the
+            first column to the left and the others to the right.
+
+    Example:
+        >>> print(text_table([["", "mse"], ["median", "0.013"]]))
+                  mse
+        median  0.013
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*cells, fillvalue="")]
+    sides = align + align[-1] * len(widths)
+    lines = ("  ".join(f"{cell:{side}{n}}" for cell, side, n in zip(row, sides, widths, strict=False)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def png(rows: Sequence[Tensor], captions: Sequence[str] = (), *, zoom: int = 2) -> bytes:
