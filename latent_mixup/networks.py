@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,18 @@ HEADER_BYTES = 1024**2  # more than the names and shapes of a file of weights ta
 
 N = TypeVar("N", bound=nn.Module)
 S = TypeVar("S", bound="SavedNetwork")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each submodule is as it was, some frozen ones in eval mode included."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 class SavedNetwork(hub.Published, nn.Module):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from latent_mixup.networks import eval_mode
 
 Loader: TypeAlias = Iterable[Sequence[Tensor]]
 Bounds: TypeAlias = tuple[float, float]  # what black and white are
@@ -19,18 +20,6 @@ CHUNK_NUMBERS = 2**22  # the same in numbers (channels x pixels), for large imag
 BEYOND = 1e-5  # share of the range by which rounding may take an image out of it
 
 NO_GRADIENT = "the model's logits carry no gradient back to the images: is there a torch.no_grad or a detach inside?"
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is as it was, some frozen ones in eval mode included."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device | str:
