@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Plan:
         width: Channels of its first stage; 64 is ResNet-18.
         plateau: The paper's schedule: a tenth of the learning rate after ten epochs without a better validation
             loss. False: straight down to zero.
-        augment: Flips, AutoAugment, and a crop to 28x28; the middle 28x28 of a test image.
+        augment: Flips, AutoAugment, and a crop to 28x28; the middle 28x28 of a test image, but blurred images whole.
     """
 
     width: int = 64
@@ -119,9 +120,14 @@ def resnet18(num_classes: int, plan: Plan) -> nn.Module:
     return nn.Sequential(v2.CenterCrop(CROP), network) if plan.augment else network
 
 
-def resnet_points(model: Any) -> list[nn.Module | None]:
+def whole(model: nn.Module) -> nn.Module:
+    """The network without the crop before it."""
+    return model[-1] if isinstance(model, nn.Sequential) else model
+
+
+def resnet_points(model: nn.Module) -> list[nn.Module | None]:
     """Where the paper mixes hidden layers: the input, the stem, and the first three stages."""
-    resnet: Any = model[-1] if isinstance(model, nn.Sequential) else model
+    resnet: Any = whole(model)
     return [None, resnet.maxpool, resnet.layer1, resnet.layer2, resnet.layer3]
 
 
@@ -137,19 +143,23 @@ def train_resnet(
     device: torch.device | str = "cpu",
     on_step: Callable[[], object] | None = None,
 ) -> nn.Module:
-    """SGD with momentum 0.9 and weight decay 1e-4, as in the paper."""
+    """SGD with momentum 0.9 and weight decay 1e-4, as in the paper; images are augmented before they are mixed."""
     with seeded(seed, device):
         model = resnet18(data.num_classes, plan).to(device)
         run = Run(
-            data.training_on(device), codes and codes.decode_on(device), budget, seed, model, resnet_points(model)
+            data.training_on(device),
+            codes and codes.decode_on(device),
+            budget,
+            seed,
+            model,
+            resnet_points(model),
+            Augmentation(seed) if plan.augment else None,
         )
         batches, loss = method(run)
         optimizer = torch.optim.SGD(model.parameters(), lr=budget.lr, momentum=0.9, weight_decay=1e-4)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
         model.train()
         for step, (images, targets) in enumerate(batches, start=1):
-            if plan.augment:
-                images = augmented(images, seed, step)
             if not plan.plateau:
                 optimizer.param_groups[0]["lr"] = budget.lr * (1 - (step - 1) / run.steps)
             optimizer.zero_grad()
@@ -162,15 +172,23 @@ def train_resnet(
     return model.eval()
 
 
-def augmented(images: Tensor, seed: int, step: int) -> Tensor:
-    """Each image ``[B, 3, 32, 32]`` in [-1, 1] by AutoAugment for CIFAR-10, a flip and a crop of its own.
+class Augmentation:
+    """AutoAugment for CIFAR-10, a flip and a crop to 28x28 of an image ``[3, 32, 32]`` in [-1, 1].
 
-    The crop's surroundings are black again, so that the network's own middle crop leaves it as it is.
+    The draws of an image depend on (``seed``, its number in the run) alone.
     """
-    change = v2.Compose([v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.RandomCrop(CROP)])
-    with seeded(int(torch.randint(2**31, (), generator=keyed_generator("augment", seed, step, 2)))):
-        changed = torch.stack([change(image) for image in to_uint8(images)])
-    return from_uint8(changed)
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._numbers = seed, count()
+        self._change = v2.Compose(
+            [v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), v2.RandomCrop(CROP)]
+        )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """``[3, 28, 28]`` in [-1, 1]."""
+        draw = keyed_generator("augment", self._seed, next(self._numbers))
+        with seeded(int(torch.randint(2**31, (), generator=draw))):
+            return from_uint8(self._change(to_uint8(image[None]))[0])
 
 
 @torch.no_grad()
@@ -287,7 +305,7 @@ def benchmark(
         return codes
 
     classifier = Classifier(
-        partial(resnet18, plan=plan), partial(train_resnet, plan=plan, validation=images.validation)
+        partial(resnet18, plan=plan), partial(train_resnet, plan=plan, validation=images.validation), whole
     )
     facts = {
         "images": "JPEG" if isinstance(train, JPEGs) else "original",

@@ -77,17 +77,23 @@ def split(name: str, train: Any, test: Any, limit: int | None = None) -> Images:
     )
 
 
+def _itself(model: nn.Module) -> nn.Module:
+    return model
+
+
 @dataclass(frozen=True)
 class Classifier:
     """What is trained.
 
     Attributes:
         build: Number of classes to a network, to read trained weights into.
-        train: As :func:`latent_mixup.comparison.train_paper_cnn`.
+        train: As :func:`latent_mixup.demo.comparison.train_paper_cnn`.
+        whole: The network without the crop before it; the paper blurs whole images, also where it tests on crops.
     """
 
     build: Callable[[int], nn.Module]
     train: Callable[..., nn.Module]
+    whole: Callable[[nn.Module], nn.Module] = _itself
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ class Benchmark:
             started = time.perf_counter()
             test = trial.in_range(self.images.train)
             with cudnn.flags(enabled=True, allow_tf32=False):
-                found = evaluate(model, test.test_images, test.test_labels, bounds=trial.bounds, **self.preset.scores)
+                found = self.scores(model, test.test_images, test.test_labels, trial.bounds)
             record = {
                 "dataset": self.images.name,
                 "preset": trial.preset,
@@ -229,6 +235,23 @@ class Benchmark:
                 "scoring_seconds": round(time.perf_counter() - started, 1),
             }
             files.write_folder(folder, {trial.file: json_bytes(record)})
+
+    def scores(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, bounds: tuple[float, float]
+    ) -> dict[str, Any]:
+        """All scores on test images; those on blurred ones of the network without its crop."""
+        whole = self.preset.classifier.whole(model)
+        if whole is model:
+            return evaluate(model, images, labels, bounds=bounds, **self.preset.scores)
+        found = evaluate(model, images, labels, bounds=bounds, **{**self.preset.scores, "sigmas": ()})
+        none = {"deepfool_images": 0, "pgd_images": 0, "corruption_images": 0}
+        blurred = evaluate(whole, images, labels, bounds=bounds, **{**self.preset.scores, **none})
+        return {
+            **found,
+            **{name: blurred[name] for name in ("blurred_accuracy", "blur_sweep") if name in blurred},
+            "blurred_images": "whole, not cropped",
+            "seconds": {**found["seconds"], "blur": found["seconds"]["blur"] + blurred["seconds"]["blur"]},
+        }
 
     def twin(self, trial: Trial) -> Trial | None:
         """The same trial before codes were refined, where no code changed: training it again would change nothing."""

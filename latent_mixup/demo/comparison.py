@@ -94,6 +94,7 @@ class Run:
 
     Attributes:
         points: Modules of ``model`` whose output manifold mixup may mix; None is the network's input.
+        transform: Applied to each image ``[C, H, W]``, real or decoded, before pixels are mixed; None: nothing.
     """
 
     data: Data
@@ -102,6 +103,7 @@ class Run:
     seed: int
     model: nn.Module
     points: Sequence[nn.Module | None]
+    transform: Callable[[Tensor], Tensor] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -116,7 +118,12 @@ class Run:
     def real(self) -> Batches:
         """Batches of real images and int labels, in the seed's order."""
         images, labels = self.data.train_images, self.data.train_labels
-        return shuffled_batches(images, labels, self.budget.batch_size, self.steps, seed=self.seed)
+        batches = shuffled_batches(images, labels, self.budget.batch_size, self.steps, seed=self.seed)
+        return ((self.transformed(images), labels) for images, labels in batches)
+
+    def transformed(self, images: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` after the run's transform."""
+        return images if self.transform is None else torch.stack([self.transform(image) for image in images])
 
     def needed_codes(self) -> Codes:
         """The codes; raises ``ValueError`` where a method that decodes was given none."""
@@ -171,6 +178,7 @@ def decoded_mixes(prob: float, policy: Policy | None = None) -> Method:
             decode_batches=codes.generator.decode_batches,  # on a GPU as well: fewer kernels to launch
             prob=prob,
             policy=followed,
+            transform=run.transform,
             seed=run.seed,
         )
         return iter(loader), cross_entropy
@@ -187,7 +195,7 @@ def decoded(prob: float) -> Method:
             latents, own = codes.bank[draw.rows]
             slots, targets = draw.slots.to(images.device), soft_targets(labels, run.data.num_classes)
             yield (
-                images.index_copy(0, slots, decode(codes.generator, latents)),
+                images.index_copy(0, slots, run.transformed(decode(codes.generator, latents))),
                 targets.index_copy(0, draw.slots, soft_targets(own, run.data.num_classes)),
             )
 
@@ -201,10 +209,10 @@ def pixel_mix_of_decoded(prob: float) -> Method:
         codes, num_classes = run.needed_codes(), run.data.num_classes
         for images, labels, draw in run.draws(prob):
             (own, labels_a), (other, labels_b) = codes.bank[draw.rows], codes.bank[draw.partners]
-            pictures = lerp(decode(codes.generator, own), decode(codes.generator, other), draw.lam)
+            pictures = [run.transformed(decode(codes.generator, latents)) for latents in (own, other)]
             mixed = mix_targets(labels_a, labels_b, draw.lam, num_classes)
             slots, targets = draw.slots.to(images.device), soft_targets(labels, num_classes)
-            yield images.index_copy(0, slots, pictures), targets.index_copy(0, draw.slots, mixed)
+            yield images.index_copy(0, slots, lerp(*pictures, draw.lam)), targets.index_copy(0, draw.slots, mixed)
 
     return lambda run: (batches(run), cross_entropy)
 

@@ -14,7 +14,20 @@ from codes import Effort
 from PIL import Image
 from torch import nn
 
-from latent_mixup.demo.comparison import Budget, manifold_mixup, standard
+from latent_mixup import LatentBank
+from latent_mixup.demo.comparison import (
+    Budget,
+    Codes,
+    Run,
+    decoded,
+    decoded_mixes,
+    manifold_mixup,
+    mixup,
+    pixel_mix_of_decoded,
+    standard,
+)
+from latent_mixup.generators import CompactGenerator
+from latent_mixup.robustness import accuracy, blur_sweep, blurred_accuracy
 
 BUDGET = Budget(epochs=2, batch_size=8, lr=0.05)
 SMALL = cifar10.Plan(width=8, plateau=False)
@@ -163,13 +176,94 @@ def test_validation_goes_back_to_training(images):
 
 
 def test_each_image_is_augmented_by_itself(images):
-    batch = images.train.train_images[:1].expand(12, -1, -1, -1)
-    changed = cifar10.augmented(batch, 0, 1)
-    assert changed.shape == (12, 3, 28, 28)
-    assert changed.abs().max() <= 1
-    assert changed.equal(cifar10.augmented(batch, 0, 1))
-    assert not changed.equal(cifar10.augmented(batch, 0, 2))
-    assert len({image.sum().item() for image in changed}) > 6
+    image = images.train.train_images[0]
+
+    def changed(seed):
+        augment = cifar10.Augmentation(seed)
+        return torch.stack([augment(image) for _ in range(12)])
+
+    one = changed(0)
+    assert one.shape == (12, 3, 28, 28)
+    assert one.abs().max() <= 1
+    assert one.equal(changed(0))
+    assert not one.equal(changed(1))
+    assert len({image.sum().item() for image in one}) > 6
+
+
+def test_auto_augment_flip_and_crop_are_all_there(monkeypatch):
+    """Without AutoAugment an image is one of 25 crops or their mirror images; with it, other colours appear too."""
+    image = torch.linspace(-1, 1, 3 * 32 * 32).view(3, 32, 32)
+    augment = cifar10.Augmentation(0)
+    crops = {mirror: image.flip(-1) if mirror else image for mirror in (False, True)}
+    rounded = {mirror: cifar10.from_uint8(cifar10.to_uint8(whole[None]))[0] for mirror, whole in crops.items()}
+    windows = {
+        mirror: [whole[:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
+        for mirror, whole in rounded.items()
+    }
+    seen = [augment(image) for _ in range(60)]
+    recoloured = [one for one in seen if not any(one.equal(w) for both in windows.values() for w in both)]
+    assert len(recoloured) > 20, "AutoAugment"
+    monkeypatch.setattr(cifar10.v2, "AutoAugment", lambda _policy: torch.nn.Identity())
+    plain = cifar10.Augmentation(0)
+    places = {
+        (mirror, index)
+        for one in (plain(image) for _ in range(60))
+        for mirror, both in windows.items()
+        for index, window in enumerate(both)
+        if one.equal(window)
+    }
+    assert {mirror for mirror, _ in places} == {False, True}, "flips"
+    assert len({index for _, index in places}) > 10, "crops"
+
+
+@pytest.mark.parametrize(
+    ("method", "mixes"), [(standard, False), (mixup, True), (decoded(0.5), False), (pixel_mix_of_decoded(1.0), True)]
+)
+def test_images_are_augmented_before_they_are_mixed(images, method, mixes):
+    """An "augmentation" to white or black pixels: only pixels that were mixed afterwards are grey."""
+    codes = trained_codes(images)
+    run = Run(images.train, codes, BUDGET, 0, nn.Identity(), [None], lambda image: image.sign()[:, 2:30, 2:30])
+    batch, _ = next(method(run)[0])
+    assert batch.shape[1:] == (3, 28, 28)
+    assert bool((batch.abs() < 0.9).any()) == mixes
+
+
+def test_decoded_mixes_are_augmented_after_decoding(images):
+    run = Run(images.train, trained_codes(images), BUDGET, 0, nn.Identity(), [None], lambda image: image.sign())
+    batch, _ = next(decoded_mixes(0.5)(run)[0])
+    assert (batch.abs() == 1).all()
+
+
+def trained_codes(images):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = CompactGenerator(
+            z_dim=8, decoder_widths=(16,), encoder_widths=(16,), img_channels=3, img_resolution=32
+        )
+    number = len(images.rows)
+    latents = torch.randn(number, 8, generator=torch.Generator().manual_seed(1))
+    return Codes(generator, LatentBank(latents, images.train.train_labels))
+
+
+def test_blurred_images_are_not_cropped(images, tmp_path):
+    """With --augment the network of the blurred images sees 32x32, that of all others 28x28, as in the paper."""
+    plan = cifar10.Plan(width=8, augment=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cifar10.resnet18(2, plan).eval()
+    classifier = trials.Classifier(lambda _: model, lambda *_, **__: model, cifar10.whole)
+    scores = {"deepfool_images": 2, "pgd_images": 0, "corruption_images": 0}
+    preset = trials.Preset(BUDGET, {"standard": (standard, None)}, classifier, scores=scores)
+    bench = trials.Benchmark(images, "reduced_augmented", preset, {}.get, tmp_path / "w", tmp_path / "o")
+    sizes = []
+    model[-1].register_forward_pre_hook(lambda _module, inputs: sizes.append(inputs[0].shape[-1]))
+    found = bench.scores(model, images.train.test_images, images.train.test_labels, (-1.0, 1.0))
+    assert set(sizes) == {28, 32}
+    loader = [(images.train.test_images, images.train.test_labels)]
+    assert found["blurred_accuracy"] == blurred_accuracy(model[-1], loader)
+    assert found["blur_sweep"]["accuracy"] == list(blur_sweep(model[-1], loader).values())
+    assert found["accuracy"] == accuracy(model, loader)
+    assert found["blurred_images"] == "whole, not cropped"
 
 
 def test_one_trial_from_the_codes_to_the_record(root, monkeypatch, tmp_path):
