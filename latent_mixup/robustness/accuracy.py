@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.robustness.shared import Loader, batches, check_logits, device_of, eval_mode
+from latent_mixup.networks import eval_mode
+from latent_mixup.robustness.shared import Loader, batches, check_logits, device_of
 
 
 def accuracy(model: nn.Module, loader: Loader, *, device: torch.device | str | None = None) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.pgd import Norm
 from latent_mixup.robustness.shared import (
     Bounds,
@@ -15,7 +16,6 @@ from latent_mixup.robustness.shared import (
     check_inside,
     check_labels,
     check_logits,
-    eval_mode,
     from_unit,
     to_unit,
 )

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.shared import (
     Bounds,
     Loader,
     check_images,
     check_inside,
     device_of,
-    eval_mode,
     first_images,
     from_unit,
     to_unit,

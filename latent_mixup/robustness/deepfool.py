@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.shared import (
     NO_GRADIENT,
     Bounds,
@@ -16,7 +17,6 @@ from latent_mixup.robustness.shared import (
     check_range,
     chunks,
     device_of,
-    eval_mode,
     first_images,
     l2_norms,
     logits_with_gradient,

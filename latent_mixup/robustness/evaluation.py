@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.accuracy import logits_of, share_right
 from latent_mixup.robustness.blur import SIGMAS, blur_sweep
 from latent_mixup.robustness.calibration import brier_score, expected_calibration_error, negative_log_likelihood
 from latent_mixup.robustness.corruptions import SEVERITIES, corruption_accuracy
 from latent_mixup.robustness.deepfool import deepfool_score
 from latent_mixup.robustness.pgd import Norm, pgd_accuracy
-from latent_mixup.robustness.shared import Bounds, check_images, check_inside, check_labels, device_of, eval_mode
+from latent_mixup.robustness.shared import Bounds, check_images, check_inside, check_labels, device_of
 
 BATCH = 128  # of 128 images on a CPU core a small CNN takes half the time of 500
 BATCH_ELSEWHERE = 2048

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.shared import (
     NO_GRADIENT,
     Bounds,
@@ -20,7 +21,6 @@ from latent_mixup.robustness.shared import (
     check_labels,
     chunks,
     device_of,
-    eval_mode,
     first_images,
     l2_norms,
     logits_with_gradient,

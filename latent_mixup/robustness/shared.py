@@ -9,8 +9,6 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.networks import eval_mode
-
 Loader: TypeAlias = Iterable[Sequence[Tensor]]
 Bounds: TypeAlias = tuple[float, float]  # what black and white are
 
