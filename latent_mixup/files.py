@@ -1,31 +1,51 @@
-"""Local files: JSON read with limits, paths that stay inside a folder, hashes, folders written whole or not at all."""
+"""Local files: JSON with limits, safe paths, hashes, atomic folders, and the indexed folders of banks and networks.
+
+An indexed folder has one JSON file, its index, which names the other files with size and SHA-256. ``write_indexed`` and
+``settled`` keep a reader beside a writer from seeing files of two versions: see :func:`write_indexed`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 Writer: TypeAlias = Callable[[Path], None]
 
+T = TypeVar("T")
+
 MAX_JSON_BYTES = 64 * 1024**2
+MAX_JSON_VALUES = 2**20  # about: more would cost hundreds of MB to parse
+MAX_HEADER_BYTES = 1024**2  # of a safetensors file of ours: names and shapes of its tensors
+STORED_AS = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _STAGING = ".latent-mixup-"
+_LOCK = ".latent-mixup.lock"
 _STALE_AFTER = 24 * 3600.0  # seconds
+_SAY_SO_AFTER = 5.0  # seconds of waiting for a lock
+_MAX_READS = 50  # of a folder that is replaced again and again
+
+logger = logging.getLogger(__name__)
 
 
 class FormatError(ValueError):
@@ -33,18 +53,21 @@ class FormatError(ValueError):
 
 
 def read_json(path: Path, error: type[FormatError] = FormatError) -> dict[str, Any]:
-    """Read a JSON object; no NaN, no repeated key, at most 64 MiB.
+    """Read a JSON object; no NaN, no repeated key, at most 64 MiB and about a million values.
 
     Raises:
         FileNotFoundError: There is no such file.
         FormatError: It is not a JSON object (or ``error``, a subclass).
     """
-    if not path.is_file():
+    if not path.is_file():  # nor a pipe, whose reader would wait
         raise FileNotFoundError(f"{path} is missing: expected a folder that save_pretrained wrote")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise error(f"{path} is {path.stat().st_size} bytes: expected at most {MAX_JSON_BYTES}")
+    content = path.read_bytes()
+    if (values := sum(map(content.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
+        raise error(f"{path} holds about {values} values: expected at most {MAX_JSON_VALUES}")
     try:
-        value = json.loads(path.read_bytes(), parse_constant=_no_constant, object_pairs_hook=_unique_keys)
+        value = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as cause:
         raise error(f"{path} is not valid JSON: {cause}") from cause
     if not isinstance(value, dict):
@@ -107,6 +130,11 @@ def is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def is_sha256(value: object) -> TypeGuard[str]:
+    """Whether a value from a file is a SHA-256, 64 hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
 def roots_of(folder: Path) -> list[Path]:
     """Where a link in a folder may lead: into it; in one of the Hub client's also into its blobs.
 
@@ -146,6 +174,52 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: object = N
         raise OSError(f"cannot write {path.name} into {path.parent}: {cause}") from cause
 
 
+@contextlib.contextmanager
+def open_tensors(
+    path: Path, error: type[FormatError] = FormatError, *, at_most: int = MAX_HEADER_BYTES
+) -> Iterator[Any]:
+    """A safetensors file, opened by ``safe_open``, whose header is no longer than it can honestly be.
+
+    Args:
+        path: A regular file.
+        error: Raised where it is not right.
+        at_most: Bytes of the header: a longer one is refused before it is parsed.
+
+    Raises:
+        FileNotFoundError: There is no regular file of this name.
+        FormatError: It is not a whole safetensors file (or ``error``).
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: expected a safetensors file")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > at_most:
+        raise error(
+            f"{path} is not a safetensors file of ours: its header has {header} bytes, at most {at_most} expected"
+        )
+    try:
+        with safe_open(path, framework="pt") as opened:
+            yield opened
+    except SafetensorError as cause:
+        raise error(f"{path} is not a whole safetensors file: {cause}") from cause
+
+
+def check_tensors(
+    path: Path,
+    opened: Any,
+    expected: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    error: type[FormatError] = FormatError,
+) -> None:
+    """Raise unless a file of :func:`open_tensors` has exactly these tensors, by name => dtype and shape."""
+    if set(opened.keys()) != set(expected):
+        raise wrong_field(path, "tensors", ", ".join(sorted(expected)), sorted(opened.keys()), error)
+    for name, (dtype, shape) in expected.items():
+        found = opened.get_slice(name)
+        actual, wanted = f"{found.get_dtype()} {found.get_shape()}", f"{STORED_AS[dtype]} {list(shape)}"
+        if actual != wanted:
+            raise wrong_field(path, name, wanted, actual, error)
+
+
 def write_folder(folder: str | Path, files: Mapping[str, bytes | Writer], *, owns: str | None = None) -> Path:
     """Write files into a folder so that a reader sees all of the old ones or all of the new ones.
 
@@ -161,48 +235,291 @@ def write_folder(folder: str | Path, files: Mapping[str, bytes | Writer], *, own
             in order, so a later one may describe the files of the earlier ones.
         owns: Glob of the files that belong to this kind of folder: those not in ``files`` go at the end.
     """
-    folder = Path(folder)
-    created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder) as (folder, staging):
+        _stage(staging, files)
+        _swap_in(folder, staging, list(files))
+        for path in folder.glob(owns) if owns else ():
+            if path.name not in files:
+                path.unlink(missing_ok=True)
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------
+# The indexed folder
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file as an index names it."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path) -> FileEntry:
+        """The entry of a file."""
+        return FileEntry(path.name, path.stat().st_size, sha256(path))
+
+    @staticmethod
+    def read(index: Path, field: str, value: object, error: type[FormatError] = FormatError) -> FileEntry:
+        """The entry that a field of an index holds: ``{"name": ..., "size": ..., "sha256": ...}``, checked."""
+        if not isinstance(value, dict) or value.keys() != {"name", "size", "sha256"}:
+            raise wrong_field(index, field, "name, size and sha256", value, error)
+        safe_path(index.parent, value["name"], error)
+        if not is_count(value["size"]):
+            raise wrong_field(index, f"{field}.size", "a positive integer", value["size"], error)
+        if not is_sha256(value["sha256"]):
+            raise wrong_field(index, f"{field}.sha256", "64 hexadecimal digits", value["sha256"], error)
+        return FileEntry(**value)
+
+    @property
+    def interim(self) -> str:
+        """The name under which the file waits until the index names it, where an older file has its own."""
+        name = Path(self.name)
+        return f"{name.stem}-{self.sha256[:16]}{name.suffix}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field of an index holds.
+
+    Attributes:
+        holds: Value => whether it may be this; it has to take anything that JSON can say.
+        expected: The same in words.
+        since: First format version with this field; earlier ones must not have it.
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+    since: int = 1
+
+
+def read_index(
+    folder: Path,
+    name: str,
+    fields: Mapping[str, Field],
+    version: int,
+    *,
+    wrote: str = "save_pretrained wrote",
+    error: type[FormatError] = FormatError,
+    missing: type[Exception] = FileNotFoundError,
+) -> dict[str, Any]:
+    """Read the index of a folder: a JSON object with exactly these fields, ``format_version`` beside them.
+
+    Args:
+        folder: The folder.
+        name: The index's file name.
+        fields: Name => what it holds, but for ``format_version``.
+        version: Latest format version that can be read.
+        wrote: Completes "expected a folder that ...", for the error where there is no index.
+        error: Raised where the index is not right.
+        missing: Raised where there is none.
+
+    Raises:
+        FileNotFoundError: There is no index (or ``missing``).
+        FormatError: A field is missing, unknown or wrong, or the version is a later one (or ``error``).
+    """
+    path = safe_path(folder, name, error)
+    if not path.is_file():
+        raise missing(f"{path} is missing: expected a folder that {wrote}")
+    found = read_json(path, error)
+    check_fields(path, found, fields, version, error)
+    return found
+
+
+def check_fields(
+    path: Path,
+    found: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    version: int,
+    error: type[FormatError] = FormatError,
+) -> None:
+    """Raise unless an index has exactly the fields of its format version, each as it has to be: :func:`read_index`."""
+    stated = found.get("format_version")
+    if not is_count(stated):
+        raise wrong_field(path, "format_version", f"an integer up to {version}", stated, error)
+    if stated > version:
+        raise error(f"{path} has format_version {stated}, this version reads up to {version}: upgrade latent-mixup")
+    names = ["format_version", *(name for name, field in fields.items() if field.since <= stated)]
+    for name in [*names, *found]:
+        if name not in found or name not in names:
+            problem = "is missing" if name not in found else "is unknown"
+            raise error(f"{path}: field {name!r:.100} {problem}, expected the fields {', '.join(names)}")
+    for name in names[1:]:
+        if not fields[name].holds(found[name]):
+            raise wrong_field(path, name, fields[name].expected, found[name], error)
+
+
+def wrong_field(
+    path: Path, field: str, expected: str, found: object, error: type[FormatError] = FormatError
+) -> FormatError:
+    """The error for a field that holds something else than it has to."""
+    return error(f"{path}: field {field!r} needs {expected}, found {found!r:.200}")
+
+
+def part_path(
+    folder: Path, entry: FileEntry, index: str, error: type[FormatError] = FormatError, *, verify: bool = False
+) -> Path:
+    """Where a file lies that the index of a folder names, after its size (and SHA-256, to ``verify``) were compared.
+
+    Nothing is opened but a regular file inside the folder.
+
+    Raises:
+        FormatError: It is missing, damaged, or a link that leaves the folder (or ``error``, a subclass).
+    """
+    path = safe_path(folder, entry.interim, error)
+    if not path.is_file():
+        path = safe_path(folder, entry.name, error)
     try:
-        with _locked(folder) as alone, _staging(folder, alone) as staging:
-            _stage(staging, files)
-            _swap_in(folder, staging, list(files))
-            for path in folder.glob(owns) if owns else ():
-                if path.name not in files:
-                    path.unlink(missing_ok=True)
-    except BaseException:
-        if created:
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        size = path.stat().st_size
+        found = sha256(path) if verify and size == entry.size else entry.sha256
+    except FileNotFoundError as cause:
+        raise error(f"{path} is missing: {index} names it, get it again") from cause
+    if size != entry.size:
+        raise error(f"{path} is damaged: expected {entry.size} bytes, found {size}: get it again")
+    if found != entry.sha256:
+        raise error(f"{path} is damaged: expected sha256 {entry.sha256[:12]}, found {found[:12]}: get it again")
+    return path
+
+
+def settled(index: Path, read: Callable[[], T]) -> T:
+    """What ``read`` makes of a folder, all of one version: it reads again where the index was replaced meanwhile.
+
+    Args:
+        index: The folder's index.
+        read: Reads the index and opens the files that it names. What it raises comes out where the index stayed.
+
+    Raises:
+        OSError: The folder is replaced again and again.
+    """
+    for attempt in range(_MAX_READS):
+        before = _content(index)
+        try:
+            found = read()
+        except (OSError, ValueError) as error:
+            moved = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
+            if _content(index) == before and not (moved and attempt == 0):
+                raise
+        else:
+            if _content(index) == before:
+                return found
+    raise OSError(f"{index.parent} is written again and again while it is read: wait for its writer to end")
+
+
+def _content(index: Path) -> bytes | None:
+    """The bytes of an index; None where there are none to read."""
+    try:
+        return index.read_bytes() if index.is_file() and index.stat().st_size <= MAX_JSON_BYTES else None
+    except OSError:
+        return None
+
+
+def write_indexed(
+    folder: str | Path,
+    parts: Mapping[str, bytes | Writer],
+    index: str,
+    describe: Callable[[tuple[FileEntry, ...]], bytes],
+    *,
+    beside: Mapping[str, bytes] | None = None,
+    owns: str | None = None,
+) -> Path:
+    """Write an indexed folder, so that at any moment, and after a kill at any moment, it is the older or the newer one.
+
+    Everything is first written to a hidden folder and synced. A part whose name an older file has is then put beside
+    that under its interim name, which :func:`part_path` looks for first; the index is replaced, in one rename, which
+    switches all parts at once; the interim names become the usual ones, and what is left of the older version goes.
+    When anything fails up to the switch, what was there is put back. An open (or mmapped) older file is not touched.
+
+    Args:
+        folder: Made where it is missing; the writers may read from it.
+        parts: Name => content, or a function that writes it to the path it is given; called in order.
+        index: The index's file name.
+        describe: The entries of the parts, in order => the index's content.
+        beside: Files that the index does not name, such as a card; they are replaced after the switch.
+        owns: Glob of the files that belong to this kind of folder: those that are not written go at the end.
+    """
+    beside = beside or {}
+    with _writing(folder) as (folder, staging):
+        _stage(staging, parts)
+        entries = tuple(FileEntry.of(staging / name) for name in parts)
+        _stage(staging, {**beside, index: describe(entries)})
+        interim = {entry.name: entry.interim for entry in entries if os.path.lexists(folder / entry.name)}
+        for name, other in interim.items():
+            os.rename(staging / name, staging / other)
+        _swap_in(folder, staging, [*(interim.get(name, name) for name in parts), index])
+        # The newer version counts. What fails from here on is left to the next write: Windows replaces no open file.
+        moves = [(folder / other, folder / name) for name, other in interim.items()]
+        for source, target in [*moves, *((staging / name, folder / name) for name in beside)]:
             with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
+                os.replace(source, target)
+        kept = {*parts, *beside, index, *(entry.interim for entry in entries)}
+        older = (folder.glob(f"{Path(name).stem}-{'[0-9a-f]' * 16}{Path(name).suffix}") for name in parts)
+        for path in itertools.chain(*older, folder.glob(owns) if owns else ()):
+            if path.name not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
     return folder
 
 
 def sweep(folder: Path) -> None:
     """Remove what killed writers left in a folder, as the next write would; no error where that cannot be."""
-    with contextlib.suppress(OSError), _locked(folder) as alone:
-        _sweep(folder, alone)
+    if any(folder.glob(f"{_STAGING}*")):
+        with contextlib.suppress(OSError), _locked(folder) as alone:
+            _sweep(folder, alone)
+
+
+@contextlib.contextmanager
+def _writing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
+    """The folder, made where it is missing and locked, and a hidden one in it to write to, which goes again."""
+    folder = Path(folder)
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder) as alone, _staging(folder, alone) as staging:
+            yield folder, staging
+    except BaseException:
+        if created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """One writer per folder at a time, where the system has ``flock``: whether it is so; the lock is on the folder."""
+    """One writer per folder at a time, where the file system has locks: whether it is so."""
+    from filelock import FileLock
+
+    path = folder / _LOCK
+    lock = FileLock(path)
+    alone = _acquire(lock, path)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield False
-        return
-    descriptor, alone = os.open(folder, os.O_RDONLY), False
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            alone = True
         yield alone
-    finally:
-        if alone:  # a child that was forked meanwhile holds a copy of the descriptor, which would keep the lock
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+    finally:  # the file goes while it is locked, on Windows, which removes no open file, afterwards
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
+        if os.name == "nt":
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _acquire(lock: FileLock, path: Path) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=_SAY_SO_AFTER, poll_interval=0.01)
+    except Timeout:
+        logger.warning(
+            "waiting for %s: another process writes into this folder; if it was stopped, continue or end it", path
+        )
+        lock.acquire(timeout=-1, poll_interval=0.05)
+    except (OSError, NotImplementedError):  # some network file systems have no locks
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -266,10 +583,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Push a file or a folder to the disk; a system that cannot open folders has nothing to push."""
-    if path.is_dir() and os.name == "nt":
+    """Push a file or a folder to the disk. Windows syncs no folder, and no file that is open for reading alone."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
