@@ -20,6 +20,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 IMAGE_FOLDER = "imagefolder"
+TYPED = "latent_mixup.typed"  # key of click's context: the words behind the program's name
 
 
 def several(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -82,6 +83,21 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             raise
 
     return wrapped
+
+
+def typed_command() -> list[str]:
+    """The command that is running, word for word, for ``metadata["command"]``; empty outside the command line.
+
+    An absolute path is cut down to its last part: metadata are published.
+    """
+    context = click.get_current_context(silent=True)
+    typed: list[str] = context.meta.get(TYPED, []) if context else []
+    return ["latent-mixup", *map(_without_folders, typed)] if typed else []
+
+
+def _without_folders(word: str) -> str:
+    option, equals, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{Path(path).name or path}" if Path(path).is_absolute() else word
 
 
 def loss_for(generator: Generator, name: str | None, lpips_weights: str | None) -> Loss | None:
