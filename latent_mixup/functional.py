@@ -1,4 +1,4 @@
-"""The method as pure functions on tensors: mix codes, mix targets, mix losses."""
+"""The method as pure functions on tensors: mix codes along a path, mix targets, mix losses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,92 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup.interpolation import Path, lerp
 from latent_mixup.labels import check_labels
 
+Path: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``path(a, b, lam) -> codes``: ``lam = 1`` is ``a``, ``lam = 0`` is ``b``."""
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``criterion(pred, y) -> loss``."""
 
-PLAIN_MEAN = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiMarginLoss, nn.MultiLabelSoftMarginLoss)
+MIN_SIN_SQUARED = 1e-6  # below it (a thousandth of a radian) slerp and lerp agree to float32
+PLAIN_MEAN = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiMarginLoss, nn.MultiLabelSoftMarginLoss)  # divide by all values
+
+
+def lerp(a: Tensor, b: Tensor, lam: Tensor) -> Tensor:
+    """The straight line: ``lam * a + (1 - lam) * b``. For W, W+ and VAE codes.
+
+    Args:
+        a: The sample's own codes, ``[B, ...]``.
+        b: Their partners' codes, ``[B, ...]``.
+        lam: Weight of ``a``, ``[B]``, in [0, 1].
+
+    Returns:
+        Codes of shape, dtype and device of ``a``; exactly ``a`` where ``lam = 1``, ``b`` where ``lam = 0``.
+
+    Raises:
+        ValueError: Shapes do not agree.
+
+    Reference: Latent-Mixup, section 1.1.3; Zhang et al. 2018 (arXiv 1710.09412), equation 1.
+
+    Example:
+        >>> lerp(torch.randn(2, 8, 512), torch.randn(2, 8, 512), torch.tensor([1.0, 0.3])).shape
+        torch.Size([2, 8, 512])
+    """
+    _check_path(a, b, lam)
+    weight = lam.to(a).view(-1, *[1] * (a.ndim - 1))
+    return weight * a + (1 - weight) * b
+
+
+def slerp(a: Tensor, b: Tensor, lam: Tensor) -> Tensor:
+    """The great circle: the direction turns at constant speed, the norm changes linearly. For Gaussian z.
+
+    A code counts as one flat vector. (Anti)parallel codes and codes of norm 0 span no great circle: they are mixed by
+    :func:`lerp`, which is the limit for parallel codes.
+
+    Args:
+        a: The sample's own codes, ``[B, ...]``.
+        b: Their partners' codes, ``[B, ...]``.
+        lam: Weight of ``a``, ``[B]``, in [0, 1].
+
+    Returns:
+        Codes of shape, dtype and device of ``a``; exactly ``a`` where ``lam = 1``, ``b`` where ``lam = 0``.
+
+    Raises:
+        ValueError: Shapes do not agree.
+
+    Reference: Shoemake 1985, "Animating rotation with quaternion curves"; White 2016 (arXiv 1609.04468).
+
+    Example:
+        >>> slerp(torch.randn(2, 1024), torch.randn(2, 1024), torch.tensor([0.5, 0.3])).shape
+        torch.Size([2, 1024])
+    """
+    _check_path(a, b, lam)
+    exact = torch.promote_types(a.dtype, torch.float32)
+    own, other, weight = a.flatten(1).to(exact), b.flatten(1).to(exact), lam.to(a.device, exact)
+    own_norm, other_norm = own.norm(dim=1), other.norm(dim=1)
+    cosine = (own * other).sum(1) / (own_norm * other_norm).clamp_min(torch.finfo(exact).tiny)
+    flat = (1 - cosine.square() < MIN_SIN_SQUARED) | (own_norm * other_norm == 0)
+
+    # Safe stand-ins where the codes are flat, so that torch.where passes no NaN gradient on.
+    angle = torch.acos(torch.where(flat, 0.0, cosine))
+    norm = weight * own_norm + (1 - weight) * other_norm
+    own_share = torch.sin(weight * angle) / torch.sin(angle) * norm / torch.where(flat, 1.0, own_norm)
+    other_share = torch.sin((1 - weight) * angle) / torch.sin(angle) * norm / torch.where(flat, 1.0, other_norm)
+
+    own_share = torch.where(flat, weight, own_share)
+    other_share = torch.where(flat, 1 - weight, other_share)
+    mixed = own_share[:, None] * own + other_share[:, None] * other
+    return mixed.view(a.shape).to(a.dtype)
+
+
+PATHS: dict[str, Path] = {"lerp": lerp, "slerp": slerp}
+
+
+def path_named(name: str) -> Path:
+    """The path of a name, ``"lerp"`` or ``"slerp"``; ``ValueError`` for another."""
+    if name not in PATHS:
+        raise ValueError(f'path needs to be "lerp" or "slerp": got {name!r}')
+    return PATHS[name]
 
 
 def mix_latents(latents: Tensor, partner: Tensor, lam: Tensor, path: Path = lerp) -> Tensor:
@@ -25,9 +105,10 @@ def mix_latents(latents: Tensor, partner: Tensor, lam: Tensor, path: Path = lerp
 
     Args:
         latents: ``[B, ...]``; in W+ ``[B, num_ws, w_dim]``.
-        partner: Row each code is mixed with, ``[B]``, int64 in ``[0, B)``.
+        partner: Row of ``latents`` each code is mixed with, ``[B]``, int64 in ``[0, B)``; or the partners' codes, of
+            the shape of ``latents``.
         lam: Weight of the code itself, ``[B]``, in ``[0, 1]``.
-        path: ``lerp`` for W and W+, ``slerp`` for Gaussian z.
+        path: :func:`lerp` for W and W+ (the default), :func:`slerp` for Gaussian z.
 
     Returns:
         Mixed codes; shape, dtype and device of ``latents``.
@@ -41,36 +122,42 @@ def mix_latents(latents: Tensor, partner: Tensor, lam: Tensor, path: Path = lerp
         >>> mix_latents(torch.randn(2, 8, 512), torch.tensor([1, 0]), torch.tensor([1.0, 0.3])).shape
         torch.Size([2, 8, 512])
     """
-    if partner.shape != latents.shape[:1]:
-        raise ValueError(f"partner needs one row per code: got {list(partner.shape)} for {len(latents)} codes")
-    return path(latents, latents[partner.to(latents.device)], lam)
+    if not partner.is_floating_point():
+        if partner.shape != latents.shape[:1]:
+            raise ValueError(f"partner needs one row per code: got {list(partner.shape)} for {len(latents)} codes")
+        partner = latents[partner.to(latents.device)]
+    return path(latents, partner, lam)
 
 
 def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Labels as rows that sum to 1: ``(1 - label_smoothing) * row + label_smoothing / num_classes``.
-
-    The row of a class index is its one-hot row; a soft label is its own.
+    """Labels as rows that sum to 1: one-hot rows for class indices, soft labels as they are, then smoothed.
 
     Args:
         labels: Integers ``[B]`` in ``[0, num_classes)``, or soft: float ``[B, num_classes]``, rows from 0 and
             summing to 1.
         num_classes: Number of classes.
-        label_smoothing: Share of each row that is spread over all classes, in [0, 1); as in
-            ``F.cross_entropy``.
+        label_smoothing: Share of each row that is spread over all classes, in [0, 1), as in ``F.cross_entropy``:
+            ``(1 - label_smoothing) * row + label_smoothing / num_classes``.
 
     Returns:
         ``[B, num_classes]`` float32, on the device of ``labels``; a new tensor.
 
     Raises:
-        ValueError: A label lies outside ``num_classes`` or is missing (-1), a soft one is no distribution, or
-            the shape is neither of the two.
+        ValueError: A label lies outside ``num_classes`` or is missing (-1), a soft label is not a distribution, or
+            the shape is another.
 
     Example:
         >>> soft_targets(torch.tensor([2, 0]), 3).shape
         torch.Size([2, 3])
     """
-    check_labels(labels, num_classes)
-    targets = labels.float() if labels.is_floating_point() else F.one_hot(labels.long(), num_classes).float()
+    if labels.is_floating_point():
+        check_labels(labels, num_classes)
+        targets = labels.float()
+    else:
+        classes = labels.long()
+        if labels.ndim != 1 or labels.dtype == torch.bool or ((classes < 0) | (classes >= num_classes)).any():
+            check_labels(labels, num_classes)  # which finds the words
+        targets = F.one_hot(classes, num_classes).float()
     return targets * (1 - label_smoothing) + label_smoothing / num_classes
 
 
@@ -81,7 +168,7 @@ def mix_targets(
 
     Args:
         labels_a: The samples' own labels, ``[B]`` integers, or soft labels ``[B, num_classes]``.
-        labels_b: Their partners', in either form.
+        labels_b: The partners' labels, in either form.
         lam: Weight of ``labels_a``, ``[B]``, in [0, 1].
         num_classes: Number of classes.
         label_smoothing: See :func:`soft_targets`.
@@ -90,7 +177,7 @@ def mix_targets(
         ``[B, num_classes]`` float32 whose rows sum to 1, for ``F.cross_entropy(logits, targets)``.
 
     Raises:
-        ValueError: As :func:`soft_targets`, or the lengths do not agree.
+        ValueError: See :func:`soft_targets`; or the lengths do not agree.
 
     Reference: Latent-Mixup, section 1.1.3; Zhang et al. 2018 (arXiv 1710.09412), equation 1.
 
@@ -216,3 +303,10 @@ def _option(criterion: Criterion, name: str, default: int | None) -> Any:
 def _name(criterion: Criterion) -> str:
     function = criterion.func if isinstance(criterion, functools.partial) else criterion
     return getattr(function, "__name__", type(function).__name__)
+
+
+def _check_path(a: Tensor, b: Tensor, lam: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"two codes need one shape to be mixed: got {list(a.shape)} and {list(b.shape)}")
+    if lam.shape != a.shape[:1]:
+        raise ValueError(f"lam needs one weight per code: got {list(lam.shape)} for {len(a)} codes")

@@ -1,7 +1,4 @@
-"""Every random draw of the augmentation. No global random state is read or moved.
-
-A draw comes from a stream that is named by its key, so it does not depend on what was drawn before it.
-"""
+"""Random streams and draws. A stream is named by its key, so no draw depends on what was drawn before it."""
 
 from __future__ import annotations
 
@@ -22,18 +19,18 @@ FIRST_PROPOSALS = 4  # are looked at first: all refused once in 1e5 draws
 def keyed_generator(purpose: str, *key: int) -> torch.Generator:
     """The random stream named by a purpose and integers of any size and sign; on the CPU.
 
-    Neighbouring keys give unrelated streams: a hash of the key is the seed. (torch's CPU generator keeps 32
-    bits of it, so among millions of keys a few pairs share a stream.)
+    Neighbouring keys give unrelated streams, since a hash of the key is the seed. (torch's CPU generator keeps 32 bits
+    of it, so among millions of keys a few pairs share a stream.) torch's global random state is neither read nor moved.
 
     Args:
-        purpose: A word for what is drawn. Streams with different words are unrelated, whatever the integers.
+        purpose: A word for the use of the draws. Streams with different words are unrelated, whatever the integers.
         key: Such as seed, epoch, rank and sample.
 
     Example:
         >>> torch.rand(3, generator=keyed_generator("draws", 7, 0, -1)).shape
         torch.Size([3])
     """
-    name = ",".join([purpose, *(str(int(part)) for part in key)]).encode()
+    name = ",".join([purpose, *map(str, map(int, key))]).encode()
     digest = hashlib.blake2b(name, digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little", signed=True))
 
@@ -41,21 +38,21 @@ def keyed_generator(purpose: str, *key: int) -> torch.Generator:
 def draw_lam(n: int, alpha: float, generator: torch.Generator, mode: Mode = "elem") -> Tensor:
     """Mixing weights from Beta(alpha, alpha).
 
-    ``lam = g1 / (g1 + g2)`` of two Gamma(alpha) variables; their logarithms are drawn, so that an alpha
-    of 0.001 (weights at 0 and 1) and of 1000 (weights at 1/2) are both exact. For an alpha of 1 it is drawn as what
-    it is, uniform: in a small batch the difference is one per cent of a training step.
+    ``lam = g1 / (g1 + g2)`` of two Gamma(alpha) variables. Their logarithms are drawn, so that an alpha of 0.001
+    (weights at 0 and 1) and of 1000 (weights at 1/2) are both exact. For an alpha of 1, a uniform number is drawn: that
+    is one per cent of a training step faster.
 
     Args:
         n: Number of weights.
         alpha: Both parameters of the Beta distribution, above 0. 1 is uniform.
-        generator: The stream drawn from.
+        generator: Random stream.
         mode: ``"elem"`` for a weight each, ``"batch"`` for one weight that all share.
 
     Returns:
         ``[n]`` float32 in [0, 1], on the generator's device.
 
     Raises:
-        ValueError: ``alpha`` or ``mode`` is not one of those.
+        ValueError: ``alpha`` or ``mode`` is out of its range.
 
     Reference: Latent-Mixup, section 1.1.3; Zhang et al. 2018 (arXiv 1710.09412).
 
@@ -67,7 +64,7 @@ def draw_lam(n: int, alpha: float, generator: torch.Generator, mode: Mode = "ele
     check_mode(mode)
     count = n if mode == "elem" else 1
     if alpha == 1:
-        lam = torch.rand(count, generator=generator, device=generator.device)
+        lam = torch.rand(count, generator=generator, dtype=torch.float32, device=generator.device)
     else:
         own, other = _log_gamma(2 * count, alpha, generator).chunk(2)
         lam = torch.sigmoid(own - other).float()
@@ -96,13 +93,13 @@ def _log_gamma(n: int, alpha: float, generator: torch.Generator) -> Tensor:
 
 
 def draw_simplex(k: int, n: int, alpha: float, generator: torch.Generator) -> Tensor:
-    """Weights of ``n`` from a symmetric Dirichlet(alpha) distribution: normalised Gamma(alpha) variables.
+    """Weights from a symmetric Dirichlet(alpha) distribution: normalised Gamma(alpha) variables.
 
     Args:
         k: Number of rows.
-        n: Number of weights in each.
-        alpha: As of :func:`draw_lam`, which is the first of two.
-        generator: The stream drawn from.
+        n: Number of weights in a row. With two, the first is distributed as in :func:`draw_lam`.
+        alpha: All parameters of the distribution, above 0.
+        generator: Random stream.
 
     Returns:
         ``[k, n]`` float32, each row from 0 and summing to 1.
@@ -127,7 +124,7 @@ def draw_slots(batch_size: int, prob: float, generator: torch.Generator) -> Tens
     Args:
         batch_size: Number of samples in the batch.
         prob: Share of the batch that becomes mixes, in [0, 1].
-        generator: The stream drawn from.
+        generator: Random stream.
 
     Raises:
         ValueError: ``prob`` is out of range.
@@ -137,15 +134,10 @@ def draw_slots(batch_size: int, prob: float, generator: torch.Generator) -> Tens
         torch.Size([4])
     """
     check_prob(prob)
-    return draw_some(batch_size, prob, generator)
-
-
-def draw_some(k: int, share: float, generator: torch.Generator) -> Tensor:
-    """``share * k`` of the numbers below ``k``, rounded up or down at random: int64, sorted."""
     device = generator.device
     u = torch.rand((), generator=generator, dtype=torch.float64, device=device).item()
-    count = min(math.floor(share * k + u), k)
-    return torch.randperm(k, generator=generator, device=device)[:count].sort().values
+    count = min(math.floor(prob * batch_size + u), batch_size)
+    return torch.randperm(batch_size, generator=generator, device=device)[:count].sort().values
 
 
 def check_alpha(alpha: float) -> None:
