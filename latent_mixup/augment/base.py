@@ -28,7 +28,7 @@ from latent_mixup.images import (
 from latent_mixup.interpolation import path_named
 from latent_mixup.labels import check_labels
 from latent_mixup.policies import Beta, Draw, Policy, Rows, named
-from latent_mixup.policies.policy import Parts
+from latent_mixup.policies.policy import LabelPair
 from latent_mixup.sampling import Mode
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
@@ -189,7 +189,7 @@ class Mixer:
         generator = sampling.keyed_generator("draws", *key)
         return self.policy.draw_batch(batch_size, self.settings.share, self._rows, generator, epoch=key[1], rows=rows)
 
-    def decode(self, draw: Draw) -> tuple[Tensor, Parts]:
+    def decode(self, draw: Draw) -> tuple[Tensor, LabelPair]:
         """Decode mixes of bank rows, without gradients.
 
         Args:

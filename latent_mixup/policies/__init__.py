@@ -1,19 +1,18 @@
-"""Policies: what is mixed with what, by how much, and what label it gets, as small objects that go together."""
+"""Policies: which codes are mixed, by how much, and what label a mix gets, as small settings that combine."""
 
 from latent_mixup.policies.blending import Channels, Layers, Whole
-from latent_mixup.policies.config import from_config, to_config
 from latent_mixup.policies.draws import Draw
 from latent_mixup.policies.labelling import Curve, Teacher
-from latent_mixup.policies.named import NAMED, named
-from latent_mixup.policies.partners import Anyone, ClassPairs, Farthest, Nearest, OtherClass, SameClass
-from latent_mixup.policies.policy import Policy
-from latent_mixup.policies.rows import Rows
+from latent_mixup.policies.partners import Anyone, BankView, ClassPairs, Farthest, Nearest, OtherClass, SameClass
+from latent_mixup.policies.partners import BankView as Rows
+from latent_mixup.policies.policy import NAMED, Policy, from_config, named, to_config
 from latent_mixup.policies.vicinity import LowPass, Noise, Truncation
 from latent_mixup.policies.weights import Beta, Dirichlet, NearEnds, Scheduled, Uniform
 
 __all__ = [
     "NAMED",
     "Anyone",
+    "BankView",
     "Beta",
     "Channels",
     "ClassPairs",

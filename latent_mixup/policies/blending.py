@@ -1,47 +1,28 @@
-"""How the weights of a mix are spread over a code: evenly, by layers, or entry by entry.
+"""Blends: how the weights of a mix are spread over a code: evenly, by layers, or entry by entry.
 
-A blend turns weights ``[k, n]`` into shares, the weight of each source in each entry of the code, and into the label
-weights that go with them. Where a source has weight 1 it has every share, and its label.
+Each class has ``check(latent_shape)``, which raises ``ValueError`` where codes of this shape cannot be blended so, and
+``draw(weights, fresh, latent_shape, generator) -> (shares, label_weights)``. Weights are ``[k, n]``, rows sum to 1;
+``fresh`` are the same drawn once more. Shares are the weight of each source in each entry of the code, which broadcasts
+to ``[k, n, *latent_shape]`` and sums to 1 over n; None stands for the weights everywhere. Label weights are ``[k, n]``.
+A source of weight 1 has every share and the whole label.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latent_mixup.policies.settings import Setting
 from latent_mixup.policies.weights import on_own
 
 
-class Blend(Protocol):
-    """What a policy asks of its blend."""
-
-    def check(self, latent_shape: tuple[int, ...]) -> None:
-        """Raise ``ValueError`` where codes of this shape cannot be blended so."""
-
-    def draw(
-        self, weights: Tensor, fresh: Tensor, latent_shape: tuple[int, ...], generator: torch.Generator
-    ) -> tuple[Tensor | None, Tensor]:
-        """Shares and label weights.
-
-        Args:
-            weights: ``[k, n]``, rows sum to 1.
-            fresh: The same, drawn once more.
-            latent_shape: Of a code.
-            generator: The stream drawn from.
-
-        Returns:
-            Shares that broadcast to ``[k, n, *latent_shape]`` and sum to 1 over n, None: the weights everywhere; label
-            weights ``[k, n]``.
-        """
-
-
 @dataclass(frozen=True)
-class Whole:
-    """The weights everywhere: the paper's.
+class Whole(Setting):
+    """The same weights in every entry of a code: the paper's.
 
     Example:
         >>> Whole().draw(weights, weights, (512,), torch.Generator())  # doctest: +SKIP
@@ -51,24 +32,24 @@ class Whole:
     needs_fresh = False
 
     def check(self, latent_shape: tuple[int, ...]) -> None:
-        """Codes of any shape can be."""
+        """Codes of any shape can be blended."""
 
     def draw(
         self, weights: Tensor, fresh: Tensor, latent_shape: tuple[int, ...], generator: torch.Generator
     ) -> tuple[Tensor | None, Tensor]:
-        """No shares of their own."""
+        """No shares, and the weights."""
         return None, weights
 
 
 @dataclass(frozen=True)
-class Layers:
-    """W+: coarse layers (shape and pose) and fine ones (texture and colour) each with weights of their own.
+class Layers(Setting):
+    """Separate weights for the coarse layers (shape and pose) and the fine layers (texture and colour) of W+.
 
     Args:
-        coarse: How many layers, from the first, are coarse.
-        label_share: How much of the label the coarse layers decide, in [0, 1]; the fine ones decide the rest.
-        mixed: ``"both"``: with weights drawn for each; ``"coarse"`` or ``"fine"``: these alone, and the others are the
-            sample's own.
+        coarse: Number of layers, from the first, that are coarse.
+        label_share: Share of the label that the coarse layers decide, in [0, 1]; the fine ones decide the rest.
+        mixed: Layers that are mixed: ``"both"``, with weights drawn for each, ``"coarse"`` or ``"fine"``; the others
+            are the sample's own.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -85,12 +66,11 @@ class Layers:
     mixed: Literal["both", "coarse", "fine"] = "both"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.coarse < 1:
             raise ValueError(f"coarse needs to be at least 1 layer: got {self.coarse}")
         if not 0 <= self.label_share <= 1:
             raise ValueError(f"label_share needs to be in [0, 1]: got {self.label_share}")
-        if self.mixed not in ("both", "coarse", "fine"):
-            raise ValueError(f'mixed needs to be "both", "coarse" or "fine": got {self.mixed!r}')
 
     @property
     def needs_fresh(self) -> bool:
@@ -117,8 +97,8 @@ class Layers:
 
 
 @dataclass(frozen=True)
-class Channels:
-    """Each entry of the last dimension is one source's alone, by a mask that W+'s layers share.
+class Channels(Setting):
+    """Each channel (last dimension) comes from one source alone, by a random mask that the layers of W+ share.
 
     The label weight of a source is its share of the mask.
 
@@ -132,7 +112,7 @@ class Channels:
     needs_fresh = False
 
     def check(self, latent_shape: tuple[int, ...]) -> None:
-        """Codes of any shape can be."""
+        """Codes of any shape can be blended."""
 
     def draw(
         self, weights: Tensor, fresh: Tensor, latent_shape: tuple[int, ...], generator: torch.Generator

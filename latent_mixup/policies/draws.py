@@ -1,9 +1,9 @@
-"""What a policy has decided about some mixes before anything is decoded."""
+"""Draws: the random decisions about some mixes, made before anything is decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ class Draw:
     Attributes:
         slots: Positions in the batch that become these mixes, ``[k]`` int64, sorted.
         sources: Bank rows, ``[k, n]`` int64; the first is the sample's own.
-        weights: Of each source in the code, ``[k, n]`` float32; rows sum to 1.
-        label_weights: Of each source in the label, ``[k, n]`` float32; rows sum to 1.
-        shares: Of each source in each entry of the code: broadcasts to ``[k, n, *latent_shape]``; None: the weights.
+        weights: Weight of each source in the code, ``[k, n]`` float32; rows sum to 1.
+        label_weights: Weight of each source in the label, ``[k, n]`` float32; rows sum to 1.
+        shares: Weight of each source in each entry of the code, broadcasts to ``[k, n, *latent_shape]``; None: the
+            weights everywhere.
         noise: Added to the mixed codes, ``[k, *latent_shape]``; None: nothing.
-        sigma: Of the low-pass of each image in pixels, ``[k]``; None: there is none.
+        sigma: Standard deviation of each image's low-pass in pixels, ``[k]``; None: no low-pass.
     """
 
     slots: Tensor
@@ -43,7 +44,7 @@ class Draw:
 
     @property
     def partners(self) -> Tensor:
-        """The row it is mixed with, the first where there are several, ``[k]``."""
+        """The row it is mixed with, the first of several, ``[k]``."""
         return self.sources[:, 1]
 
     @property
@@ -54,48 +55,36 @@ class Draw:
     @classmethod
     def of_pairs(cls, rows: Tensor, partners: Tensor, lam: Tensor) -> Draw:
         """Mixes of two rows each, with weight ``lam`` on the first; ``[k]`` each."""
-        return cls(_all(rows), torch.stack([rows, partners], 1), of_two(lam), of_two(lam))
+        weights = of_two(lam)
+        return cls(torch.arange(len(rows), device=rows.device), torch.stack([rows, partners], 1), weights, weights)
 
     @classmethod
     def alone(cls, rows: Tensor, num_sources: int = 2) -> Draw:
-        """Rows ``[k]`` as they are: weight 1 on themselves."""
-        weights = on_own(torch.empty(len(rows), num_sources, device=rows.device))
-        return cls(_all(rows), rows[:, None].expand(-1, num_sources), weights, weights)
+        """Rows ``[k]`` unmixed: weight 1 on themselves."""
+        weights = on_own(torch.empty(len(rows), num_sources, dtype=torch.float32, device=rows.device))
+        slots = torch.arange(len(rows), device=rows.device)
+        return cls(slots, rows[:, None].expand(-1, num_sources), weights, weights)
 
     @classmethod
     def cat(cls, draws: Sequence[Draw]) -> Draw:
-        """All of them, of one ``n``; what one of them has not is what changes nothing."""
-        shares = [draw.shares for draw in draws if draw.shares is not None]
-        noise = [draw.noise for draw in draws if draw.noise is not None]
-        sigma = [draw.sigma for draw in draws if draw.sigma is not None]
-        return cls(
-            torch.cat([draw.slots for draw in draws]),
-            torch.cat([draw.sources for draw in draws]),
-            torch.cat([draw.weights for draw in draws]),
-            torch.cat([draw.label_weights for draw in draws]),
-            torch.cat([draw._shares_like(shares[0]) for draw in draws]) if shares else None,
-            torch.cat([_or_zeros(draw.noise, len(draw), noise[0]) for draw in draws]) if noise else None,
-            torch.cat([_or_zeros(draw.sigma, len(draw), sigma[0]) for draw in draws]) if sigma else None,
-        )
+        """Several draws of one ``n`` as one. A field that only some have is filled with values that change nothing."""
+        if len(draws) == 1:
+            return draws[0]
+        columns = {}
+        for name in (field.name for field in fields(cls)):
+            values = [getattr(draw, name) for draw in draws]
+            like = next((value for value in values if value is not None), None)
+            columns[name] = None if like is None else torch.cat([draw._filled(name, like) for draw in draws])
+        return cls(**columns)
 
-    def _shares_like(self, other: Tensor) -> Tensor:
-        if self.shares is not None:
-            return self.shares
-        return self.weights.view(*self.weights.shape, *[1] * (other.ndim - 2)).expand(-1, -1, *other.shape[2:])
+    def _filled(self, name: str, like: Tensor) -> Tensor:
+        """A field; where it is None, the values of ``like``'s shape that change nothing."""
+        value: Tensor | None = getattr(self, name)
+        if value is None and name == "shares":
+            value = self.weights.view(*self.weights.shape, *[1] * (like.ndim - 2)).expand(-1, -1, *like.shape[2:])
+        return like.new_zeros(len(self), *like.shape[1:]) if value is None else value
 
     def split(self, sizes: Sequence[int]) -> list[Draw]:
-        """The opposite of :meth:`cat`."""
-        parts = zip(*(_split(value, sizes) for value in vars(self).values()), strict=True)
-        return [Draw(*part) for part in parts]
-
-
-def _all(rows: Tensor) -> Tensor:
-    return torch.arange(len(rows), device=rows.device)
-
-
-def _or_zeros(value: Tensor | None, k: int, like: Tensor) -> Tensor:
-    return like.new_zeros(k, *like.shape[1:]) if value is None else value
-
-
-def _split(value: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:
-    return [None] * len(sizes) if value is None else value.split(list(sizes))
+        """The opposite of :meth:`cat`: draws of these sizes."""
+        columns = [[None] * len(sizes) if v is None else v.split(list(sizes)) for v in vars(self).values()]
+        return [Draw(*values) for values in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""What label a mix has: the weights of its code, a curve of them, or what a classifier says of the image."""
+"""Labels of a mix other than the weights of its code: a curve of the weights, or a classifier's output."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.policies.settings import Setting
+
 
 @dataclass(frozen=True)
-class Curve:
-    """Label weights as a curve of the code's weights: a code half-way need not look half-way.
+class Curve(Setting):
+    """Label weights as a piecewise-linear curve of the code's weights: a code half-way need not look half-way.
 
-    Linear between points at equal distances in [0, 1]; where there are more than two sources, the curve of each weight
-    is divided by their sum.
+    With more than two sources, the curve of each weight is divided by their sum.
 
     Args:
-        points: Label weight at ``lam`` = 0, ..., 1: from 0 to 1, never falling.
+        points: Label weights at equally spaced ``lam`` from 0 to 1: the first is 0, the last is 1, and none falls.
 
     Raises:
-        ValueError: They are not.
+        ValueError: The points are not of this form.
 
     Example:
         >>> Curve((0.0, 0.1, 0.5, 0.9, 1.0))(torch.tensor([[0.3, 0.7]])).shape
@@ -30,7 +31,7 @@ class Curve:
     points: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points", tuple(map(float, self.points)))
+        super().__post_init__()
         rising = all(a <= b for a, b in pairwise(self.points))
         if len(self.points) < 2 or self.points[0] != 0 or self.points[-1] != 1 or not rising:
             raise ValueError(f"a curve needs points from 0 to 1 that never fall: got {self.points}")
@@ -52,12 +53,12 @@ class Curve:
 
 
 class Teacher:
-    """Soft labels of a frozen classifier for the images that are mixes; a code with weight 1 keeps its own label.
+    """Soft labels from a frozen classifier for decoded mixes; a code of weight 1 keeps its own label.
 
     Args:
         model: Images ``[k, C, H, W]`` in [-1, 1] to logits ``[k, num_classes]``; on the generator's device. It is put
             in eval mode and frozen.
-        temperature: The logits are divided by it; above 0.
+        temperature: Divides the logits; above 0.
 
     Raises:
         ValueError: ``temperature`` is not above 0.

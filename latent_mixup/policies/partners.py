@@ -1,32 +1,108 @@
-"""Which rows of the bank a sample is mixed with: ``[k, count]`` rows for ``[k]`` rows.
+"""Partners: which rows of the bank a sample is mixed with, and the bank as a policy sees it.
 
-Each is drawn from an explicit stream, of what :class:`latent_mixup.policies.rows.Rows` knows of the bank.
+Each class has ``check(bank)``, which raises ``ValueError`` where a row of the bank has no partner, and
+``draw(rows, count, bank, generator)``: ``count`` partners for each of ``rows`` ``[k]``, int64 ``[k, count]``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latent_mixup.policies.rows import Rows
+from latent_mixup.bank import LatentBank
+from latent_mixup.policies.settings import Setting
+
+NUM_MEASURED = 4096  # codes, evenly spaced, that mean and spread are computed from
+MAX_CANDIDATES = 2**16 - 1
 
 
-class Partners(Protocol):
-    """What a policy asks of its choice of partners."""
+class BankView:
+    """A bank as a policy sees it: the rows that may be drawn, indexed by class, and the mean and spread of their codes.
 
-    def check(self, bank: Rows) -> None:
-        """Raise ``ValueError`` where a row of the bank has no partner."""
+    Computed in each process when it is first needed.
 
-    def draw(self, rows: Tensor, count: int, bank: Rows, generator: torch.Generator) -> Tensor:
-        """``[k, count]`` int64, partners of each of ``rows``, ``[k]``."""
+    Args:
+        bank: Every row has a label.
+        rows: Rows that may be drawn, int64, ascending, each once; None: all.
+
+    Raises:
+        ValueError: ``rows`` are others.
+    """
+
+    def __init__(self, bank: LatentBank, rows: Tensor | None = None) -> None:
+        if rows is not None and len(rows) and (rows[0] < 0 or rows[-1] >= len(bank) or (rows.diff() <= 0).any()):
+            raise ValueError(f"rows needs rows of a bank of {len(bank)}, ascending and each once: got {rows}")
+        self.bank, self.rows = bank, rows
+        self.num_rows = len(bank) if rows is None else len(rows)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The bank and the rows alone: what is sent to a worker process does not grow with the codes."""
+        return {"bank": self.bank, "rows": self.rows, "num_rows": self.num_rows}
+
+    def codes(self, rows: Tensor) -> Tensor:
+        """Codes of rows of the bank, ``[k, *latent_shape]`` float32."""
+        return self.bank[rows][0]
+
+    def draw(self, k: int, count: int, generator: torch.Generator) -> Tensor:
+        """Rows ``[k, count]``, uniform over those that may be drawn."""
+        drawn = torch.randint(len(self), (k, count), generator=generator, device=generator.device)
+        return drawn if self.rows is None else self.rows[drawn]
+
+    def draw_of_class(self, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """A row of each class, uniform over the class; int64 of the shape of ``classes``."""
+        return self.by_class[
+            self.class_starts[classes] + (_uniform(classes, generator) * self.class_counts[classes]).long()
+        ]
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Class of every row of the bank, ``[N]`` int64; the likeliest of a soft label."""
+        return self.bank.hard_labels
+
+    @cached_property
+    def by_class(self) -> Tensor:
+        """Rows that may be drawn, class after class, int64."""
+        if self.rows is None:
+            return self.classes.argsort(stable=True)
+        return self.rows[self.classes[self.rows].argsort(stable=True)]
+
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """Number of rows that may be drawn of each class, ``[num_classes]`` int64."""
+        if self.rows is None:
+            return self.bank.class_counts
+        return self.classes[self.rows].bincount(minlength=self.bank.num_classes)
+
+    @cached_property
+    def class_starts(self) -> Tensor:
+        """Where each class begins in :attr:`by_class`, ``[num_classes]`` int64."""
+        return self.class_counts.cumsum(0) - self.class_counts
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean code, ``latent_shape`` float32."""
+        return self._measured().mean(0)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """Standard deviation of each entry of a code, ``latent_shape`` float32."""
+        return self._measured().std(0, correction=0)
+
+    def _measured(self) -> Tensor:
+        some = torch.linspace(0, len(self) - 1, min(len(self), NUM_MEASURED), dtype=torch.float32, device="cpu").long()
+        return self.codes(some if self.rows is None else self.rows[some])
 
 
 @dataclass(frozen=True)
-class Anyone:
+class Anyone(Setting):
     """Any row of the bank, the sample's own included: the paper's, and mixup's.
 
     Example:
@@ -34,34 +110,33 @@ class Anyone:
         torch.Size([2, 1])
     """
 
-    def check(self, bank: Rows) -> None:
+    def check(self, bank: BankView) -> None:
         """Every row has a partner."""
 
-    def draw(self, rows: Tensor, count: int, bank: Rows, generator: torch.Generator) -> Tensor:
+    def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``, uniform over the bank."""
-        return torch.randint(len(bank), (len(rows), count), generator=generator, device=generator.device)
+        return bank.draw(len(rows), count, generator)
 
 
 @dataclass(frozen=True)
-class SameClass:
-    """A row of the sample's own class: only the image is mixed. A soft label is of its likeliest class.
+class SameClass(Setting):
+    """A row of the sample's own class, so that the image alone is mixed. A soft label counts as its likeliest class.
 
     Example:
         >>> SameClass().draw(torch.tensor([0, 2]), 1, bank, torch.Generator()).shape  # doctest: +SKIP
         torch.Size([2, 1])
     """
 
-    def check(self, bank: Rows) -> None:
+    def check(self, bank: BankView) -> None:
         """Every row has itself."""
 
-    def draw(self, rows: Tensor, count: int, bank: Rows, generator: torch.Generator) -> Tensor:
+    def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``, uniform over the class."""
-        classes = bank.classes[rows][:, None]
-        return bank.of_class(classes.expand(-1, count), _uniform(rows, count, generator))
+        return bank.draw_of_class(bank.classes[rows][:, None].expand(-1, count), generator)
 
 
 @dataclass(frozen=True)
-class OtherClass:
+class OtherClass(Setting):
     """A row of any other class than the sample's own.
 
     Example:
@@ -69,25 +144,25 @@ class OtherClass:
         torch.Size([2, 1])
     """
 
-    def check(self, bank: Rows) -> None:
+    def check(self, bank: BankView) -> None:
         """Raise ``ValueError`` where there is one class alone."""
         if int((bank.class_counts > 0).sum()) < 2:
             raise ValueError("OtherClass needs a bank of at least two classes: got one")
 
-    def draw(self, rows: Tensor, count: int, bank: Rows, generator: torch.Generator) -> Tensor:
+    def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``, uniform over the rows of all other classes."""
-        classes = bank.classes[rows][:, None]
+        classes = bank.classes[rows][:, None].expand(-1, count)
         own = bank.class_counts[classes]
-        place = (_uniform(rows, count, generator) * (len(bank) - own)).long()
+        place = (_uniform(classes, generator) * (len(bank) - own)).long()
         return bank.by_class[torch.where(place < bank.class_starts[classes], place, place + own)]
 
 
 @dataclass(frozen=True)
-class ClassPairs:
-    """A class by the sample's own, then any row of it.
+class ClassPairs(Setting):
+    """A class drawn by the sample's own class, then any row of it.
 
     Args:
-        matrix: Row c: how likely each class is for a sample of class c, from 0; rows need not sum to 1.
+        matrix: Row c: weight of each class as the partner of class c, from 0; rows need not sum to 1.
 
     Raises:
         ValueError: The matrix is not square, or has a negative number or a row of zeros.
@@ -100,16 +175,16 @@ class ClassPairs:
     matrix: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "matrix", tuple(tuple(map(float, row)) for row in self.matrix))
+        super().__post_init__()
         size = len(self.matrix)
         if not size or any(len(row) != size for row in self.matrix):
             raise ValueError(f"a class-pair matrix needs to be square: got rows of {[len(r) for r in self.matrix]}")
         for number, row in enumerate(self.matrix):
-            if not all(math.isfinite(value) and value >= 0 for value in row) or not any(row):
+            if min(row) < 0 or not any(row):
                 raise ValueError(f"row {number} of the class-pair matrix needs numbers from 0, not all 0: got {row}")
 
-    def check(self, bank: Rows) -> None:
-        """Raise ``ValueError`` where the bank has other classes, or none of a class that may be drawn."""
+    def check(self, bank: BankView) -> None:
+        """Raise ``ValueError`` where the bank has other classes, or no row of a class that may be drawn."""
         counts = bank.class_counts
         if len(counts) != len(self.matrix):
             raise ValueError(f"the class-pair matrix is of {len(self.matrix)} classes, the bank of {len(counts)}")
@@ -118,25 +193,49 @@ class ClassPairs:
                 if weight and not counts[other]:
                     raise ValueError(f"the class-pair matrix pairs class {own} with class {other}: the bank has none")
 
-    def draw(self, rows: Tensor, count: int, bank: Rows, generator: torch.Generator) -> Tensor:
-        """``[k, count]``: a class each by the matrix, and a row uniform over it."""
-        chances = torch.tensor(self.matrix, dtype=torch.float64)[bank.classes[rows]]
-        classes = _categories(chances, _uniform(rows, count, generator))
-        return bank.of_class(classes, _uniform(rows, count, generator))
-
-
-def _categories(chances: Tensor, u: Tensor) -> Tensor:
-    """The category of each ``u`` ``[k, count]`` in [0, 1), by the inverse of the cumulative ``chances`` ``[k, C]``."""
-    edges = chances.cumsum(1)
-    return torch.searchsorted(edges, u * edges[:, -1:], right=True)
+    def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
+        """``[k, count]``: classes by the matrix, and a row uniform over each."""
+        edges = torch.tensor(self.matrix, dtype=torch.float64, device=rows.device)[bank.classes[rows]].cumsum(1)
+        u = _uniform(rows[:, None].expand(-1, count), generator)
+        return bank.draw_of_class(torch.searchsorted(edges, u * edges[:, -1:], right=True), generator)
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The nearest of some drawn candidates, by the distance of their codes: the more of them, the nearer.
+class _ByDistance(Setting):
+    """The nearest or farthest of some drawn candidates."""
+
+    candidates: int = 16
+    among: Anyone | SameClass | OtherClass | ClassPairs = field(default_factory=OtherClass)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.candidates <= MAX_CANDIDATES:
+            raise ValueError(f"candidates needs to be in [1, {MAX_CANDIDATES}]: got {self.candidates}")
+
+    def check(self, bank: BankView) -> None:
+        """Delegates to ``among``."""
+        self.among.check(bank)
+
+    def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
+        """``[k, count]``, the best of ``candidates`` each."""
+        found = self.among.draw(rows, count * self.candidates, bank, generator)
+        own, others = bank.codes(rows).flatten(1), bank.codes(found.flatten()).flatten(1)
+        distances = (others.unflatten(0, found.shape) - own[:, None]).norm(dim=2)
+        best = self._scores(distances, found == rows[:, None]).unflatten(1, (count, -1)).argmax(2, keepdim=True)
+        return found.unflatten(1, (count, -1)).gather(2, best).squeeze(2)
+
+    def _scores(self, distances: Tensor, is_own: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Nearest(_ByDistance):
+    """The nearest of some drawn candidates by the distance of their codes; more candidates are nearer.
+
+    The sample itself is chosen only where nothing else was drawn.
 
     Args:
-        candidates: How many are drawn for each partner, from 1.
+        candidates: Number drawn for each partner, from 1.
         among: How they are drawn.
 
     Raises:
@@ -147,29 +246,16 @@ class Nearest:
         torch.Size([2, 1])
     """
 
-    candidates: int = 16
-    among: Anyone | SameClass | OtherClass | ClassPairs = field(default_factory=OtherClass)
-
-    def __post_init__(self) -> None:
-        _check_candidates(self.candidates)
-
-    def check(self, bank: Rows) -> None:
-        """As of what they are drawn among."""
-        self.among.check(bank)
-
-    def draw(self, rows: Tensor, count: int, bank: Rows, generator: torch.Generator) -> Tensor:
-        """``[k, count]``; the sample itself only where nothing else was drawn."""
-        found = self.among.draw(rows, count * self.candidates, bank, generator)
-        distances = _distances(rows, found, bank).masked_fill(found == rows[:, None], math.inf)
-        return _pick(found, -distances, count)
+    def _scores(self, distances: Tensor, is_own: Tensor) -> Tensor:
+        return -distances.masked_fill(is_own, math.inf)
 
 
 @dataclass(frozen=True)
-class Farthest:
-    """The farthest of some drawn candidates, by the distance of their codes: the more of them, the farther.
+class Farthest(_ByDistance):
+    """The farthest of some drawn candidates by the distance of their codes; more candidates are farther.
 
     Args:
-        candidates: How many are drawn for each partner, from 1.
+        candidates: Number drawn for each partner, from 1.
         among: How they are drawn.
 
     Raises:
@@ -180,41 +266,10 @@ class Farthest:
         torch.Size([2, 1])
     """
 
-    candidates: int = 16
-    among: Anyone | SameClass | OtherClass | ClassPairs = field(default_factory=OtherClass)
-
-    def __post_init__(self) -> None:
-        _check_candidates(self.candidates)
-
-    def check(self, bank: Rows) -> None:
-        """As of what they are drawn among."""
-        self.among.check(bank)
-
-    def draw(self, rows: Tensor, count: int, bank: Rows, generator: torch.Generator) -> Tensor:
-        """``[k, count]``."""
-        found = self.among.draw(rows, count * self.candidates, bank, generator)
-        return _pick(found, _distances(rows, found, bank), count)
+    def _scores(self, distances: Tensor, is_own: Tensor) -> Tensor:
+        return distances
 
 
-def _distances(rows: Tensor, found: Tensor, bank: Rows) -> Tensor:
-    """Euclidean distance of each row's code to those of what was found for it: ``[k, m]``."""
-    own, others = bank.codes(rows).flatten(1), bank.codes(found.flatten()).flatten(1)
-    distances: Tensor = (others.unflatten(0, found.shape) - own[:, None]).norm(dim=2)
-    return distances
-
-
-def _pick(found: Tensor, scores: Tensor, count: int) -> Tensor:
-    """Of each ``candidates`` in a row of ``found`` ``[k, count * candidates]`` the one with the best score."""
-    best = scores.unflatten(1, (count, -1)).argmax(2, keepdim=True)
-    picked: Tensor = found.unflatten(1, (count, -1)).gather(2, best)
-    return picked[:, :, 0]
-
-
-def _check_candidates(candidates: int) -> None:
-    if candidates < 1:
-        raise ValueError(f"candidates needs to be at least 1: got {candidates}")
-
-
-def _uniform(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """In [0, 1), float64: a row of a class of any size is a whole number of this."""
-    return torch.rand(len(rows), count, generator=generator, dtype=torch.float64, device=generator.device)
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """In [0, 1), float64, so that every row of a large class can be reached; of the shape of ``like``."""
+    return torch.rand(like.shape, generator=generator, dtype=torch.float64, device=generator.device)

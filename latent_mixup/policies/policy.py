@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from latent_mixup.functional import soft_targets
+from latent_mixup.functional import Path, mix_latents, soft_targets
 from latent_mixup.generators.base import PathName
-from latent_mixup.interpolation import Path, path_named
 from latent_mixup.policies.blending import Channels, Layers, Whole
 from latent_mixup.policies.draws import Draw
 from latent_mixup.policies.labelling import Curve, Teacher
-from latent_mixup.policies.partners import Anyone, ClassPairs, Farthest, Nearest, OtherClass, SameClass
-from latent_mixup.policies.rows import Rows
+from latent_mixup.policies.partners import Anyone, BankView, ClassPairs, Farthest, Nearest, OtherClass, SameClass
+from latent_mixup.policies.settings import Setting, as_json, from_json
 from latent_mixup.policies.vicinity import LowPass, Noise, Truncation
 from latent_mixup.policies.weights import Beta, Dirichlet, NearEnds, Scheduled, Uniform, on_own
-from latent_mixup.sampling import draw_slots, draw_some
+from latent_mixup.sampling import draw_slots
 
 AnyWeights: TypeAlias = Beta | Uniform | NearEnds | Dirichlet | Scheduled
 AnyPartners: TypeAlias = Anyone | SameClass | OtherClass | ClassPairs | Nearest | Farthest
 AnyBlend: TypeAlias = Whole | Layers | Channels
-Parts: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Labels of two, ``[k]`` or soft ``[k, num_classes]``, and the weight of the first, ``[k]``."""
+LabelPair: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Two labels of each mix, ``[k]`` or soft ``[k, num_classes]``, and the weight of the first, ``[k]``."""
 
 
 @dataclass(frozen=True)
-class Policy:
-    """How a mix is made of bank rows; ``Policy()`` is the paper's, with a ``lam`` a sample.
+class Policy(Setting):
+    """How a mix is made of bank rows; ``Policy()`` is the paper's, with one ``lam`` a sample.
 
-    Whatever it is made of, a label sums to 1, and where the sample's own weight is 1 the mix is the sample's own code
-    with its own label, but for what noise, truncation and low-pass are asked to change.
+    A label always sums to 1. Where the sample's own weight is 1, the mix is the sample's own code with its own label,
+    apart from noise, truncation and low-pass.
 
     Args:
-        weights: How the weights of a mix are drawn.
-        partners: What a sample is mixed with.
+        weights: Distribution of the weights of a mix.
+        partners: Choice of the rows that a sample is mixed with.
         blend: How the weights are spread over a code.
-        path: ``"lerp"``, ``"slerp"``, or None for the generator's own; of more than two codes, and of weights that are
-            not the same everywhere, it is ``"lerp"``.
+        path: ``"lerp"``, ``"slerp"``, or None for the generator's own. More than two codes, and blends other than
+            :class:`Whole`, are always mixed by ``"lerp"``.
         unmixed: Share of the decoded samples that are not mixed, in [0, 1].
-        noise: On the mixed code.
-        truncation: Of the mixed code.
-        low_pass: Of the decoded image.
-        labels: What label a mix has; None: the weights of its code.
+        noise: Noise on the mixed code; None: none.
+        truncation: Truncation of the mixed code; None: none.
+        low_pass: Low-pass of the decoded image; None: none.
+        labels: Label of a mix; None: the weights of its code.
 
     Raises:
-        ValueError: ``unmixed`` is out of range, or the path needs two codes with one weight.
+        ValueError: A field is of another type or out of range, or ``"slerp"`` would be between more than two codes or
+            weights that differ within a code.
 
     Example:
         >>> Policy(weights=Beta(0.4), partners=OtherClass(), noise=Noise(0.3)).num_sources
@@ -65,10 +66,9 @@ class Policy:
     labels: Curve | Teacher | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.unmixed <= 1:
             raise ValueError(f"unmixed needs to be in [0, 1]: got {self.unmixed}")
-        if self.path is not None:
-            path_named(self.path)
         if self.path == "slerp" and not self._has_path:
             raise ValueError(
                 'path="slerp" is between two codes with one weight: use path="lerp" with '
@@ -77,12 +77,12 @@ class Policy:
 
     @property
     def num_sources(self) -> int:
-        """How many codes are mixed."""
+        """Number of codes that are mixed."""
         return self.weights.num_sources
 
     @property
     def soft(self) -> bool:
-        """Whether labels are soft ones, even of classes: no pair says what more than two are."""
+        """Whether labels are always soft: a pair of classes cannot express more than two, nor a classifier's output."""
         return self.num_sources != 2 or isinstance(self.labels, Teacher)
 
     @property
@@ -95,7 +95,7 @@ class Policy:
     def _has_path(self) -> bool:
         return self.num_sources == 2 and isinstance(self.blend, Whole)
 
-    def check(self, bank: Rows) -> None:
+    def check(self, bank: BankView) -> None:
         """Raise ``ValueError`` where the policy cannot be followed with this bank."""
         self.partners.check(bank)
         self.blend.check(bank.bank.latent_shape)
@@ -103,36 +103,42 @@ class Policy:
             self.truncation.check(bank.bank.latent_shape)
 
     def draw(
-        self, k: int, bank: Rows, generator: torch.Generator, *, epoch: int = 0, rows: Tensor | None = None
+        self, k: int, bank: BankView, generator: torch.Generator, *, epoch: int = 0, rows: Tensor | None = None
     ) -> Draw:
         """Decide about ``k`` mixes; nothing is decoded.
 
         Args:
-            k: How many.
-            bank: What is known of the bank, which is not empty.
-            generator: The stream drawn from; the same draws for the same stream.
-            epoch: Counted from 0, for what is :class:`Scheduled`.
+            k: Number of mixes.
+            bank: At least one row.
+            generator: Random stream; the same stream gives the same draws.
+            epoch: Counted from 0, for :class:`Scheduled` weights.
             rows: The samples' own rows, ``[k]``; None: drawn uniformly.
         """
-        if not len(bank):
+        if not bank.num_rows:
             raise ValueError("a mix needs at least one row in the bank: got 0")
-        latent_shape = bank.bank.latent_shape
-        drawn = torch.randint(len(bank), (k,), generator=generator, device=generator.device)
-        own = drawn if rows is None else rows
-        partners = self.partners.draw(own, self.num_sources - 1, bank, generator)
+        num_sources = self.weights.num_sources
+        sources = torch.randint(bank.num_rows, (num_sources, k), generator=generator, device=generator.device).T
+        if bank.rows is not None:
+            sources = bank.rows[sources]
+        if rows is not None:
+            sources[:, 0] = rows
+        if not isinstance(self.partners, Anyone):
+            sources[:, 1:] = self.partners.draw(sources[:, 0], num_sources - 1, bank, generator)
         weights = self.weights.draw(k, generator, epoch)
         fresh = self.weights.draw(k, generator, epoch) if self.blend.needs_fresh else weights
         if self.unmixed:
-            alone = draw_some(k, self.unmixed, generator)
+            alone = draw_slots(k, self.unmixed, generator)
             weights, fresh = (each.index_copy(0, alone, on_own(each[alone])) for each in (weights, fresh))
-        shares, label_weights = self.blend.draw(weights, fresh, latent_shape, generator)
+        shares, label_weights = None, weights
+        if not isinstance(self.blend, Whole):
+            shares, label_weights = self.blend.draw(weights, fresh, bank.bank.latent_shape, generator)
         return Draw(
             torch.arange(k, device=generator.device),
-            torch.cat([own[:, None], partners], 1),
+            sources,
             weights,
             self.labels(label_weights) if isinstance(self.labels, Curve) else label_weights,
             shares,
-            None if self.noise is None else self.noise.draw(k, latent_shape, bank.spread, generator),
+            None if self.noise is None else self.noise.draw(k, bank.bank.latent_shape, bank.spread, generator),
             None if self.low_pass is None else self.low_pass.draw(k, generator),
         )
 
@@ -140,7 +146,7 @@ class Policy:
         self,
         batch_size: int,
         prob: float,
-        bank: Rows,
+        bank: BankView,
         generator: torch.Generator,
         *,
         epoch: int = 0,
@@ -151,29 +157,29 @@ class Policy:
         Args:
             batch_size: Number of samples in it.
             prob: Share of them that become mixes, in [0, 1].
-            bank: As in :meth:`draw`, as are the next two.
-            generator: See there.
-            epoch: See there.
+            bank: See :meth:`draw`.
+            generator: See :meth:`draw`.
+            epoch: See :meth:`draw`.
             rows: The samples' own rows, ``[batch_size]``; None: drawn uniformly.
         """
         slots = draw_slots(batch_size, prob, generator)
         own = None if rows is None else rows[slots]
         return replace(self.draw(len(slots), bank, generator, epoch=epoch, rows=own), slots=slots)
 
-    def mix(self, codes: Tensor, draw: Draw, bank: Rows, path: Path) -> Tensor:
+    def mix(self, codes: Tensor, draw: Draw, bank: BankView, path: Path) -> Tensor:
         """The codes of mixes.
 
         Args:
-            codes: Of the sources, ``[k, n, *latent_shape]``.
-            draw: What was decided about them.
-            bank: What is known of the bank.
-            path: Between two codes.
+            codes: Codes of the sources, ``[k, n, *latent_shape]``.
+            draw: The draws of the mixes.
+            bank: Where the sources come from.
+            path: Interpolation between two codes.
 
         Returns:
             ``[k, *latent_shape]``.
         """
-        if self._has_path:
-            mixed = path(codes[:, 0], codes[:, 1], draw.lam)
+        if codes.shape[1] == 2 and draw.shares is None:
+            mixed = mix_latents(codes[:, 0], codes[:, 1], draw.weights[:, 0], path)
         else:
             shares = draw.weights if draw.shares is None else draw.shares
             mixed = (shares.view(*shares.shape, *[1] * (codes.ndim - shares.ndim)).to(codes) * codes).sum(1)
@@ -182,22 +188,20 @@ class Policy:
         return mixed if self.truncation is None else self.truncation(mixed, bank.mean)
 
     def finish(self, images: Tensor, draw: Draw) -> Tensor:
-        """Decoded images ``[k, C, R, R]`` in [-1, 1] as they are shown."""
-        if self.low_pass is None or draw.sigma is None:
-            return images
-        return self.low_pass(images, draw.sigma)
+        """Decoded images ``[k, C, R, R]`` in [-1, 1] after the low-pass."""
+        return images if self.low_pass is None or draw.sigma is None else self.low_pass(images, draw.sigma)
 
-    def label(self, labels: Tensor, draw: Draw, num_classes: int, images: Tensor | None = None) -> Parts:
+    def label(self, labels: Tensor, draw: Draw, num_classes: int, images: Tensor | None = None) -> LabelPair:
         """Labels of mixes, as two labels and the weight of the first.
 
         Args:
-            labels: Of the sources, ``[k, n]`` int64 or soft, ``[k, n, num_classes]``.
-            draw: What was decided about them.
+            labels: Labels of the sources, ``[k, n]`` int64 or soft, ``[k, n, num_classes]``.
+            draw: The draws of the mixes.
             num_classes: Width of soft labels.
-            images: The mixes as they are shown, ``[k, C, R, R]`` in [-1, 1], which a :class:`Teacher` needs.
+            images: The mixes after :meth:`finish`, which a :class:`Teacher` needs.
 
         Returns:
-            See :data:`Parts`; where :attr:`soft`, both are the whole soft label and the weight is 1.
+            See :data:`LabelPair`; where :attr:`soft`, both are the whole soft label and the weight is 1.
         """
         if not self.soft:
             return labels[:, 0], labels[:, 1], draw.label_weights[:, 0]
@@ -208,3 +212,67 @@ class Policy:
             is_one = draw.label_weights.amax(1).to(soft) == 1
             soft = torch.where(is_one[:, None], soft, self.labels(images).to(soft))
         return soft, soft, torch.ones(len(draw), device=soft.device)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A policy and the share of samples that it is meant for.
+
+    Attributes:
+        prob: Share of samples that are decoded mixes.
+        policy: How they are made.
+    """
+
+    prob: float
+    policy: Policy
+
+
+NAMED = {
+    "paper": Named(1.0, Policy(weights=Beta(1.0, "batch"))),
+    "robust": Named(0.2, Policy(unmixed=1.0, low_pass=LowPass(0.0, 1.0))),
+}
+"""``"paper"``: every sample a mix, one ``lam`` a batch. ``"robust"``: what ``benchmarks/search.py`` chose on
+Fashion-MNIST: one sample in five is decoded, unmixed, through a low-pass; see ``docs/findings.md``."""
+
+
+def named(name: str) -> Named:
+    """The policy of a name.
+
+    Raises:
+        ValueError: No policy has this name.
+
+    Example:
+        >>> named("robust").prob
+        0.2
+    """
+    if name not in NAMED:
+        raise ValueError(f"no policy is called {name!r}: expected one of {', '.join(NAMED)}, or a Policy")
+    return NAMED[name]
+
+
+def to_config(policy: Policy) -> dict[str, Any]:
+    """A policy as JSON can hold it: each part with its ``kind`` and all its settings, defaults included.
+
+    Raises:
+        ValueError: Its labels come from a :class:`Teacher`, a network.
+
+    Example:
+        >>> to_config(Policy(noise=Noise(0.5)))["noise"]
+        {'kind': 'Noise', 'scale': 0.5}
+    """
+    if isinstance(policy.labels, Teacher):
+        raise ValueError("a policy with a Teacher holds a network, which JSON cannot hold: pass it in Python")
+    return {name: value for name, value in as_json(policy).items() if name != "kind"}
+
+
+def from_config(config: Mapping[str, Any]) -> Policy:
+    """The policy that :func:`to_config` wrote.
+
+    Raises:
+        ValueError: A field, a kind or a setting is unknown, has another type or is out of its range.
+
+    Example:
+        >>> from_config({"weights": {"kind": "Beta", "alpha": 0.4}}).weights
+        Beta(alpha=0.4, mode='elem')
+    """
+    return from_json(Policy, config, "a policy")

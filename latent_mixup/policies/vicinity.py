@@ -1,4 +1,4 @@
-"""What happens to a mix beside the mixing: noise on its code, truncation of it, a low-pass of its image."""
+"""Changes to a mix beside the mixing: noise and truncation of its code, a low-pass of its image."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REACH = 3.0  # standard deviations that a low-pass' kernel extends to
+from latent_mixup.policies.settings import Setting
+
+REACH = 3.0  # half width of a low-pass kernel, in standard deviations
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Gaussian noise on the code: a sample from the vicinity of it, with the label of it.
+class Noise(Setting):
+    """Gaussian noise on the mixed code; the label stays.
 
     Args:
-        scale: Standard deviation, in units of the bank's own in each entry of a code; from 0.
+        scale: Standard deviation, from 0, relative to the bank's own in each entry of a code.
 
     Raises:
         ValueError: ``scale`` is negative.
@@ -33,22 +35,24 @@ class Noise:
     scale: float = 0.3
 
     def __post_init__(self) -> None:
-        if not (self.scale >= 0 and math.isfinite(self.scale)):
-            raise ValueError(f"the noise's scale needs to be from 0, and finite: got {self.scale}")
+        super().__post_init__()
+        if self.scale < 0:
+            raise ValueError(f"the noise's scale needs to be from 0: got {self.scale}")
 
     def draw(self, k: int, latent_shape: tuple[int, ...], spread: Tensor, generator: torch.Generator) -> Tensor:
-        """What is added to ``k`` codes: ``[k, *latent_shape]``; ``spread`` is the bank's, ``latent_shape``."""
-        return self.scale * spread * torch.randn(k, *latent_shape, generator=generator, device=generator.device)
+        """Noise for ``k`` codes, ``[k, *latent_shape]``; ``spread`` is the bank's, ``latent_shape``."""
+        noise = torch.randn(k, *latent_shape, generator=generator, device=generator.device, dtype=torch.float32)
+        return self.scale * spread * noise
 
 
 @dataclass(frozen=True)
-class Truncation:
+class Truncation(Setting):
     """Codes moved towards the bank's mean code: ``mean + psi * (code - mean)``.
 
     Args:
-        psi: 1 changes nothing, 0 leaves the mean code alone.
-        from_layer: The first layer of W+ that is moved; 0: all of the code. With ``psi=0`` the mean's fine layers take
-            the place of the code's: its coarse layers alone say what is seen.
+        psi: In [0, 1]; 1 changes nothing, 0 gives the mean code.
+        from_layer: First layer of W+ that is moved; 0: the whole code. With ``psi=0`` the fine layers are the mean's,
+            and the coarse layers alone decide what is seen.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -64,13 +68,14 @@ class Truncation:
     from_layer: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.psi <= 1:
             raise ValueError(f"psi needs to be in [0, 1]: got {self.psi}")
         if self.from_layer < 0:
             raise ValueError(f"from_layer needs to be from 0: got {self.from_layer}")
 
     def check(self, latent_shape: tuple[int, ...]) -> None:
-        """Raise ``ValueError`` where codes have no such layer."""
+        """Raise ``ValueError`` where codes do not have this layer."""
         if self.from_layer and (len(latent_shape) != 2 or self.from_layer >= latent_shape[0]):
             raise ValueError(
                 f"from_layer={self.from_layer} needs codes of W+ with more layers: got {list(latent_shape)}"
@@ -83,12 +88,12 @@ class Truncation:
 
 
 @dataclass(frozen=True)
-class LowPass:
-    """A Gaussian blur of the decoded image, of a width drawn for each: how coarse an image may be and keep its label.
+class LowPass(Setting):
+    """A Gaussian blur of the decoded image, its width drawn uniformly for each image.
 
     Args:
-        low: Least standard deviation in pixels, from 0: no blur.
-        high: Largest, from ``low``.
+        low: Smallest standard deviation in pixels, from 0, which is no blur.
+        high: Largest standard deviation in pixels, from ``low``.
 
     Raises:
         ValueError: The numbers are not in this order.
@@ -102,12 +107,14 @@ class LowPass:
     high: float = 1.5
 
     def __post_init__(self) -> None:
-        if not (0 <= self.low <= self.high and math.isfinite(self.high)):
+        super().__post_init__()
+        if not 0 <= self.low <= self.high:
             raise ValueError(f"LowPass needs 0 <= low <= high: got low={self.low}, high={self.high}")
 
     def draw(self, k: int, generator: torch.Generator) -> Tensor:
         """Standard deviations ``[k]``, in pixels."""
-        return self.low + (self.high - self.low) * torch.rand(k, generator=generator, device=generator.device)
+        u = torch.rand(k, generator=generator, device=generator.device, dtype=torch.float32)
+        return self.low + (self.high - self.low) * u
 
     def __call__(self, images: Tensor, sigma: Tensor) -> Tensor:
         """Images ``[k, C, H, W]``, each blurred with its own ``sigma`` ``[k]``, the border mirrored; 0: unchanged."""
@@ -123,7 +130,7 @@ class LowPass:
 
 
 def _kernel(sigma: Tensor, radius: int) -> Tensor:
-    """A Gaussian each, ``[k, 2 * radius + 1]``, summing to 1; all of it in the middle for 0."""
-    x = torch.arange(-radius, radius + 1).to(sigma)
+    """One Gaussian kernel a row, ``[k, 2 * radius + 1]``, summing to 1; for sigma 0 an impulse."""
+    x = torch.arange(-radius, radius + 1, device=sigma.device).to(sigma)
     density = torch.exp(-0.5 * (x / sigma[:, None].clamp_min(1e-6)).square())
     return density / density.sum(1, keepdim=True)

@@ -1,31 +1,22 @@
-"""How the weights of a mix are drawn: rows of ``[k, num_sources]`` that sum to 1, the sample's own weight first.
+"""Weights of a mix: rows ``[k, num_sources]`` float32 from 0 that sum to 1, the weight of the sample itself first.
 
-Each is drawn from an explicit stream, and says in ``num_sources`` how many codes it mixes.
+Each class has ``num_sources``, the number of codes that it mixes, and ``draw(k, generator, epoch)``.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from latent_mixup import sampling
+from latent_mixup.policies.settings import Setting
 from latent_mixup.sampling import Mode
 
-
-class Weights(Protocol):
-    """What a policy asks of its weights."""
-
-    @property
-    def num_sources(self) -> int:
-        """How many codes are mixed."""
-
-    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
-        """``[k, num_sources]`` float32, each row from 0 and summing to 1."""
+MAX_SOURCES = 2**16 - 1
 
 
 def of_two(lam: Tensor) -> Tensor:
@@ -40,8 +31,22 @@ def on_own(weights: Tensor) -> Tensor:
     return own
 
 
+class _OneLam(Setting):
+    """Weights of two codes by one ``lam``, drawn for each sample or once for the batch."""
+
+    mode: Mode
+    num_sources = 2
+
+    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
+        """``[k, 2]``, from the same distribution in every epoch."""
+        return of_two(self._lam(k if self.mode == "elem" else 1, generator).expand(k))
+
+    def _lam(self, count: int, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Beta:
+class Beta(_OneLam):
     """``lam`` from Beta(alpha, alpha): the paper's, and mixup's.
 
     Args:
@@ -60,24 +65,22 @@ class Beta:
 
     alpha: float = 1.0
     mode: Mode = "elem"
-    num_sources = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampling.check_alpha(self.alpha)
-        sampling.check_mode(self.mode)
 
-    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
-        """``[k, 2]``; the same in every epoch's stream."""
-        return of_two(sampling.draw_lam(k, self.alpha, generator, self.mode))
+    def _lam(self, count: int, generator: torch.Generator) -> Tensor:
+        return sampling.draw_lam(count, self.alpha, generator)
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_OneLam):
     """``lam`` uniform between two numbers.
 
     Args:
         low: From 0.
-        high: From ``low`` to 1; the same number: ``lam`` is fixed.
+        high: From ``low`` to 1; the same number fixes ``lam``.
         mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
 
     Raises:
@@ -91,21 +94,19 @@ class Uniform:
     low: float = 0.0
     high: float = 1.0
     mode: Mode = "elem"
-    num_sources = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"Uniform needs 0 <= low <= high <= 1: got low={self.low}, high={self.high}")
-        sampling.check_mode(self.mode)
 
-    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
-        """``[k, 2]``; the same in every epoch's stream."""
-        u = torch.rand(k if self.mode == "elem" else 1, generator=generator, device=generator.device)
-        return of_two((self.low + (self.high - self.low) * u).clamp(self.low, self.high).expand(k))
+    def _lam(self, count: int, generator: torch.Generator) -> Tensor:
+        u = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float32)
+        return (self.low + (self.high - self.low) * u).clamp(self.low, self.high)
 
 
 @dataclass(frozen=True)
-class NearEnds:
+class NearEnds(_OneLam):
     """``lam`` uniform in ``[0, width]`` or ``[1 - width, 1]``, either with probability 1/2: no mix is half and half.
 
     Args:
@@ -122,28 +123,25 @@ class NearEnds:
 
     width: float = 0.25
     mode: Mode = "elem"
-    num_sources = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.width <= 0.5:
             raise ValueError(f"width needs to be above 0, and at most 0.5: got {self.width}")
-        sampling.check_mode(self.mode)
 
-    def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
-        """``[k, 2]``; the same in every epoch's stream."""
-        count = k if self.mode == "elem" else 1
-        side, u = torch.rand(2, count, generator=generator, device=generator.device)
+    def _lam(self, count: int, generator: torch.Generator) -> Tensor:
+        side, u = torch.rand(2, count, generator=generator, device=generator.device, dtype=torch.float32)
         small = self.width * u
-        return of_two(torch.where(side < 0.5, small, 1 - small).expand(k))
+        return torch.where(side < 0.5, small, 1 - small)
 
 
 @dataclass(frozen=True)
-class Dirichlet:
+class Dirichlet(Setting):
     """Weights of several codes from a symmetric Dirichlet distribution; of two it is :class:`Beta`.
 
     Args:
-        alpha: Its parameter, above 0: 1 is uniform over the simplex.
-        num_sources: How many codes are mixed, from 2.
+        alpha: Concentration, above 0; 1 is uniform over the simplex.
+        num_sources: Number of codes that are mixed, from 2.
 
     Raises:
         ValueError: One is out of its range.
@@ -159,26 +157,27 @@ class Dirichlet:
     num_sources: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampling.check_alpha(self.alpha)
-        if self.num_sources < 2:
-            raise ValueError(f"num_sources needs to be at least 2: got {self.num_sources}")
+        if not 2 <= self.num_sources <= MAX_SOURCES:
+            raise ValueError(f"num_sources needs to be in [2, {MAX_SOURCES}]: got {self.num_sources}")
 
     def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
-        """``[k, num_sources]``; the same in every epoch's stream."""
+        """``[k, num_sources]``, from the same distribution in every epoch."""
         return sampling.draw_simplex(k, self.num_sources, self.alpha, generator)
 
 
 @dataclass(frozen=True)
-class Scheduled:
-    """Other weights, moved towards the sample itself by how far training is.
+class Scheduled(Setting):
+    """Other weights, moved towards the sample itself in some epochs.
 
     With strength s, a weight w of another code becomes ``s * w``, and the sample's own ``1 - s * (1 - w)``: 0 is no
-    mixing, 1 the weights as they were drawn.
+    mixing, 1 leaves the weights as they were drawn.
 
     Args:
-        weights: What is drawn.
-        epochs: At which the strengths hold, ascending; between them it is linear, outside them constant.
-        strengths: One an epoch, in [0, 1].
+        weights: Distribution of the weights.
+        epochs: Epochs, ascending; the strength is linear between them and constant outside.
+        strengths: Strength at each of ``epochs``, in [0, 1].
 
     Raises:
         ValueError: Epochs do not ascend, a strength is out of range, or there is not one an epoch.
@@ -194,6 +193,7 @@ class Scheduled:
     strengths: tuple[float, ...] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.epochs or len(self.epochs) != len(self.strengths):
             raise ValueError(f"a schedule needs one strength an epoch: got {self.epochs} and {self.strengths}")
         if any(a >= b for a, b in pairwise(self.epochs)):
@@ -203,18 +203,14 @@ class Scheduled:
 
     @property
     def num_sources(self) -> int:
-        """As many as the weights are of."""
+        """Number of codes that are mixed."""
         return self.weights.num_sources
 
     def strength(self, epoch: int) -> float:
-        """Of the mixing in an epoch, in [0, 1]."""
-        points = list(zip(self.epochs, self.strengths, strict=True))
-        for (start, before), (end, after) in pairwise([(-math.inf, self.strengths[0]), *points]):
-            if epoch < end:
-                return before if math.isinf(start) else before + (after - before) * (epoch - start) / (end - start)
-        return self.strengths[-1]
+        """Strength of the mixing in an epoch, in [0, 1]."""
+        return float(np.interp(epoch, self.epochs, self.strengths))
 
     def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
-        """``[k, num_sources]``; the stream is used as ``weights`` does."""
+        """``[k, num_sources]``; draws from the stream what ``weights`` draws."""
         scaled = self.strength(epoch) * self.weights.draw(k, generator, epoch)[:, 1:]
         return torch.cat([1 - scaled.sum(1, keepdim=True), scaled], 1)
