@@ -104,7 +104,9 @@ FEATURES: dict[str, type[PaperFeatures] | type[FeatureCNN]] = {
 }
 
 
-def logits_of_output(output: object, num_images: int, num_classes: int | None = None) -> Tensor:
+def logits_of_output(
+    output: object, num_images: int, num_classes: int | None = None, *, finite: bool = True
+) -> Tensor:
     """The logits ``[num_images, K]`` in what a classifier returned.
 
     Args:
@@ -112,6 +114,7 @@ def logits_of_output(output: object, num_images: int, num_classes: int | None = 
             ``"logits"``, or a tuple or list that holds one of these alone.
         num_images: Images that the classifier was called with.
         num_classes: Logits wanted of each image; None: any number from two.
+        finite: Refuse NaN and infinity.
 
     Raises:
         ValueError: There are no logits in it, they have another shape, or one is NaN or infinite.
@@ -136,7 +139,7 @@ def logits_of_output(output: object, num_images: int, num_classes: int | None = 
             f"the classifier needs to return a floating-point logit for each of two or more classes: got {logits.dtype} "
             f"{list(logits.shape)}; make one logit z two, torch.cat([-z, z], 1)"
         )
-    if not logits.isfinite().all():
+    if finite and not logits.isfinite().all():
         bad = int((~logits.isfinite()).any(1).sum())
         raise ValueError(f"the classifier returns NaN or infinite logits for {bad} of {num_images} images")
     return logits
