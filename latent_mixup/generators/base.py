@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -56,13 +57,26 @@ class Generator(SavedNetwork, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[B, *latent_shape]`` to images, float32 ``[B, img_channels, R, R]`` in [-1, 1]."""
 
-    @abstractmethod
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` codes from the prior: ``[n, *latent_shape]`` float32."""
+        """Draw ``n`` codes from the prior, a standard normal one unless a class says otherwise.
 
-    @abstractmethod
+        Args:
+            n: Number of codes.
+            generator: The CPU random stream that is drawn from; None for torch's own.
+
+        Returns:
+            ``[n, *latent_shape]`` float32, on the generator's device.
+        """
+        return self.noise(n, *self.latent_shape, generator=generator)
+
+    def noise(self, *size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal float32 numbers, drawn on the CPU (or where ``generator`` draws), on this device."""
+        source = "cpu" if generator is None else generator.device
+        return torch.randn(*size, generator=generator, dtype=torch.float32, device=source).to(self.device)
+
     def mean_latent(self) -> Tensor:
-        """The code an inversion without an encoder starts from: ``[*latent_shape]`` float32."""
+        """The code that an inversion without an encoder starts from: ``[*latent_shape]`` float32; zeros by default."""
+        return torch.zeros(self.latent_shape, dtype=torch.float32, device=self.device)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images ``[B, C, R, R]`` in [-1, 1] to codes, where the generator has an encoder.
@@ -85,6 +99,11 @@ class Generator(SavedNetwork, ABC):
         first = next(itertools.chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: float32, unless somebody called ``.half()`` or the like."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+
     def forward(self, latents: Tensor) -> Tensor:
         """The same as :meth:`decode`."""
         return self.decode(latents)
@@ -101,12 +120,19 @@ class Generator(SavedNetwork, ABC):
         return self
 
     def arguments(self) -> dict[str, Any]:
-        """What the constructor needs to build this network again; only JSON values.
+        """The constructor's arguments, read from attributes of the same names; only JSON values.
 
         Raises:
-            NotImplementedError: This generator cannot be written to a folder.
+            NotImplementedError: This class has no file format.
         """
-        raise NotImplementedError(
+        if not type(self).__module__.startswith(f"{__package__}."):
+            raise self.no_format()
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def no_format(self) -> NotImplementedError:
+        """The error of a generator that cannot be written to a folder."""
+        return NotImplementedError(
             f"{type(self).__name__} cannot be saved: only latent_mixup's own generators have a file format; "
             "save your network in its own, and wrap it again where you have read it"
         )
@@ -117,3 +143,16 @@ class Generator(SavedNetwork, ABC):
             raise ValueError(
                 f"latents need shape [B, {', '.join(map(str, self.latent_shape))}]: got {list(latents.shape)}"
             )
+
+
+def check_generator(generator: object) -> None:
+    """Raise ``TypeError`` unless this is a :class:`Generator`; the message says how to get one from what it is."""
+    if isinstance(generator, Generator):
+        return
+    if isinstance(generator, str):
+        advice = f"load it: latent_mixup.load_generator({generator!r:.100})"
+    elif isinstance(generator, nn.Module):
+        advice = "wrap it: latent_mixup.generators.wrap(module, latent_shape=...)"
+    else:
+        advice = "is the order of the arguments another one?"
+    raise TypeError(f"a Generator is wanted: got {type(generator).__name__}; {advice}")

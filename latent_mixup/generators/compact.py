@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +74,7 @@ class CompactGenerator(Generator):
         self.img_channels = img_channels
         self.img_resolution = img_resolution
         self.preferred_path = "slerp"
-        self.decoder_widths, self.encoder_widths = tuple(decoder_widths), tuple(encoder_widths)
+        self.z_dim, self.decoder_widths, self.encoder_widths = z_dim, tuple(decoder_widths), tuple(encoder_widths)
         pixels = img_channels * img_resolution**2
         self.decoder = SkipMLP((z_dim, *decoder_widths, pixels))
         self.encoder = SkipMLP((pixels, *encoder_widths, z_dim))
@@ -87,34 +86,24 @@ class CompactGenerator(Generator):
         self.register_buffer("latent_factor", torch.eye(z_dim))
         self.freeze()
 
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "z_dim": self.latent_shape[0],
-            "img_channels": self.img_channels,
-            "img_resolution": self.img_resolution,
-            "decoder_widths": list(self.decoder_widths),
-            "encoder_widths": list(self.encoder_widths),
-        }
-
     def decode(self, latents: Tensor) -> Tensor:
         """Codes ``[B, z_dim]`` of any length to images ``[B, C, R, R]`` in [-1, 1]."""
         self.check_latents(latents)
-        pixels = torch.tanh(self.decoder(on_sphere(latents.float())))
+        pixels = torch.tanh(self.decoder(on_sphere(latents.float()).to(self.dtype))).float()
         return pixels.view(-1, self.img_channels, self.img_resolution, self.img_resolution)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, z_dim]`` on the sphere."""
-        return on_sphere(self.encoder(images.float().flatten(1)))
+        return on_sphere(self.encoder(images.flatten(1).to(self.dtype)).float())
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Codes drawn from a Gaussian fitted to the encoded training images, on the sphere."""
-        noise = torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
-        return on_sphere(self.latent_mean + noise @ self.latent_factor.T)
+        noise = self.noise(n, *self.latent_shape, generator=generator)
+        return on_sphere(self.latent_mean.float() + noise @ self.latent_factor.float().T)
 
     def mean_latent(self) -> Tensor:
         """The mean of the encoded training images, ``[z_dim]``."""
-        return self.latent_mean
+        return self.latent_mean.float()
 
     def fit_prior(self, latents: Tensor) -> None:
         """Set the Gaussian that ``sample_latents`` draws from: the mean and covariance of ``[N, z_dim]``."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from latent_mixup.generators.base import Generator
@@ -52,7 +50,7 @@ class DCGAN(Generator):
             raise ValueError(f"img_resolution needs to be in [1, {CANVAS}]: got {img_resolution}")
         self.latent_shape, self.latent_space, self.preferred_path = (z_dim,), "z", "lerp"
         self.img_channels, self.img_resolution = img_channels, img_resolution
-        self.channels = tuple(channels)
+        self.z_dim, self.channels = z_dim, tuple(channels)
         layers = _block(OfOnePixel(z_dim, channels[0], 2))  # no more taps would be used
         for fan_in, fan_out in pairwise(channels):
             layers += _block(nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False))
@@ -60,29 +58,12 @@ class DCGAN(Generator):
         self.network = nn.Sequential(*layers, last, nn.Tanh())
         self.freeze()
 
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "z_dim": self.latent_shape[0],
-            "channels": list(self.channels),
-            "img_channels": self.img_channels,
-            "img_resolution": self.img_resolution,
-        }
-
     def decode(self, latents: Tensor) -> Tensor:
         """Codes ``[B, z_dim]`` to images ``[B, C, R, R]`` in [-1, 1]."""
         self.check_latents(latents)
-        pixels: Tensor = self.network(latents.float()[:, :, None, None])
+        pixels: Tensor = self.network(latents.to(self.dtype)[:, :, None, None]).float()
         first = (CANVAS - self.img_resolution) // 2
         return pixels[..., first : first + self.img_resolution, first : first + self.img_resolution]
-
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """``[n, z_dim]`` from a standard normal distribution, on the CPU."""
-        return torch.randn(n, *self.latent_shape, generator=generator)
-
-    def mean_latent(self) -> Tensor:
-        """Zeros, ``[z_dim]``."""
-        return torch.zeros(self.latent_shape, device=self.device)
 
 
 class OfOnePixel(nn.ConvTranspose2d):

@@ -190,8 +190,8 @@ class DiffusersVAE(Generator):
         So are those of diffusers' pipelines; a pixel that is clamped has no gradient.
         """
         self.check_latents(latents)
-        raw = latents.float() * self.latent_scale + self.latent_centre
-        images: Tensor = self.autoencoder.decode(raw).sample.float().clamp(-1, 1)
+        raw = latents.float() * self.latent_scale.float() + self.latent_centre.float()
+        images: Tensor = self.autoencoder.decode(raw.to(self.dtype)).sample.float().clamp(-1, 1)
         before = self._padding()[0]
         images = images[..., before : before + self.img_resolution, before : before + self.img_resolution]
         return images.mean(1, keepdim=True) if self.img_channels < images.shape[1] else images
@@ -205,21 +205,17 @@ class DiffusersVAE(Generator):
         size = (self.img_channels, self.img_resolution, self.img_resolution)
         if images.shape[1:] != size:
             raise ValueError(f"images need shape [B, {', '.join(map(str, size))}]: got {list(images.shape)}")
-        images = images.float().expand(-1, self.config["in_channels"], -1, -1)
+        images = images.to(self.dtype).expand(-1, self.config["in_channels"], -1, -1)
         found = self.autoencoder.encode(F.pad(images, self._padding() * 2, mode="replicate"))
         raw: Tensor = found.latents if self.autoencoder_name == "AutoencoderTiny" else found.latent_dist.mode()
-        return (raw.float() - self.latent_centre) / self.latent_scale
+        return (raw.float() - self.latent_centre.float()) / self.latent_scale.float()
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal codes ``[n, C, h, w]``, which are about as large as those of images.
 
         An autoencoder is no generative model: they decode to texture.
         """
-        return torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
-
-    def mean_latent(self) -> Tensor:
-        """Zeros, ``[C, h, w]``."""
-        return torch.zeros(self.latent_shape, device=self.device)
+        return super().sample_latents(n, generator)
 
     def _padding(self) -> tuple[int, int]:
         """Pixels before and behind an image, on each axis, that fill up a multiple of the factor."""

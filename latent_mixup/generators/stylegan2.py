@@ -447,6 +447,7 @@ class StyleGAN2(Generator):
         self.img_resolution = img_resolution
         self.preferred_path = "lerp"
         self.z_dim, self.w_dim, self.c_dim = z_dim, w_dim, c_dim
+        self.mapping_num_layers, self.architecture = mapping_num_layers, architecture
         self.channel_base, self.channel_max = channel_base, channel_max
         self.conv_clamp, self.use_noise = conv_clamp, use_noise
         self.synthesis = Synthesis(
@@ -456,23 +457,6 @@ class StyleGAN2(Generator):
         self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, mapping_num_layers)
         self.latent_shape = (w_dim,) if latent_space == "w" else (self.num_ws, w_dim)
         self.freeze()
-
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "z_dim": self.z_dim,
-            "w_dim": self.w_dim,
-            "c_dim": self.c_dim,
-            "img_resolution": self.img_resolution,
-            "img_channels": self.img_channels,
-            "mapping_num_layers": self.mapping.num_layers,
-            "channel_base": self.channel_base,
-            "channel_max": self.channel_max,
-            "conv_clamp": self.conv_clamp,
-            "latent_space": self.latent_space,
-            "use_noise": self.use_noise,
-            "architecture": "skip",
-        }
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes to images, float32, with the stored noise.
@@ -501,10 +485,11 @@ class StyleGAN2(Generator):
         Raises:
             ValueError: The labels have another shape, or the network has no classes.
         """
-        z = torch.randn(n, self.z_dim, generator=generator)
+        z = self.noise(n, self.z_dim, generator=generator)
         if labels is None and self.c_dim:
-            labels = torch.randint(self.c_dim, (n,), generator=generator)
-        ws: Tensor = self.mapping(z.to(self.device), labels if labels is None else labels.to(self.device))
+            source = "cpu" if generator is None else generator.device
+            labels = torch.randint(self.c_dim, (n,), generator=generator, device=source)
+        ws: Tensor = self.mapping(z, labels if labels is None else labels.to(self.device))
         return (ws[:, 0] if self.latent_space == "w" else ws).float()
 
     def mean_latent(self) -> Tensor:

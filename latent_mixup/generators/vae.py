@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +59,7 @@ class VAE(Generator):
             raise ValueError(f"sharpen needs to be a finite strength from 0: got {sharpen}")
         self.latent_shape, self.latent_space, self.preferred_path = (z_dim,), "vae", "lerp"
         self.img_channels, self.img_resolution = img_channels, img_resolution
-        self.hidden, self.channels, self.sharpen = tuple(hidden), tuple(channels), float(sharpen)
+        self.z_dim, self.hidden, self.channels, self.sharpen = z_dim, tuple(hidden), tuple(channels), float(sharpen)
         maps = (img_channels, *channels)
         corner = (maps[-1], small, small)
         sizes = (math.prod(corner), *hidden)
@@ -71,25 +70,14 @@ class VAE(Generator):
         self.upsampler = nn.Sequential(nn.Unflatten(1, corner), *up)
         self.freeze()
 
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "z_dim": self.latent_shape[0],
-            "img_channels": self.img_channels,
-            "img_resolution": self.img_resolution,
-            "hidden": list(self.hidden),
-            "channels": list(self.channels),
-            "sharpen": self.sharpen,
-        }
-
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images ``[B, C, R, R]`` in [-1, 1] to mean and logarithm of the variance, ``[B, z_dim]`` each."""
-        mean, log_variance = self.encoder(images).chunk(2, dim=1)
+        mean, log_variance = self.encoder(images.to(self.dtype)).float().chunk(2, dim=1)
         return mean, log_variance
 
     def logits(self, latents: Tensor) -> Tensor:
         """Codes ``[B, z_dim]`` to ``[B, C, R, R]``, whose sigmoid is the image in [0, 1]."""
-        out: Tensor = self.upsampler(self.decoder(latents.float()))
+        out: Tensor = self.upsampler(self.decoder(latents.to(self.dtype))).float()
         return out
 
     def encode(self, images: Tensor) -> Tensor:
@@ -101,14 +89,6 @@ class VAE(Generator):
         self.check_latents(latents)
         images = 2 * torch.sigmoid(self.logits(latents)) - 1
         return sharpened(images, self.sharpen) if self.sharpen else images
-
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """``[n, z_dim]`` from the prior, on the CPU."""
-        return torch.randn(n, *self.latent_shape, generator=generator)
-
-    def mean_latent(self) -> Tensor:
-        """Zeros, ``[z_dim]``."""
-        return torch.zeros(self.latent_shape, device=self.device)
 
 
 def sharpened(images: Tensor, strength: float) -> Tensor:

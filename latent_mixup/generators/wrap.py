@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from latent_mixup.generators.base import Generator, LatentSpace, PathName
+from latent_mixup.networks import eval_mode
+
+Decoding: TypeAlias = Callable[[Tensor], Any]  # gives a tensor, or an object whose ``sample`` is one
 
 
 class WrappedGenerator(Generator):
@@ -15,7 +19,7 @@ class WrappedGenerator(Generator):
 
     def __init__(
         self,
-        module: Callable[[Tensor], Tensor],
+        module: Decoding,
         latent_shape: tuple[int, ...],
         image_range: tuple[float, float],
         latent_space: LatentSpace,
@@ -25,21 +29,38 @@ class WrappedGenerator(Generator):
         low, high = image_range
         if not low < high:
             raise ValueError(f"image_range needs (low, high) with low < high: got {image_range}")
-        self.latent_shape = tuple(latent_shape)
-        self.latent_space = latent_space
+        self.latent_shape, self.latent_space = latent_shape, latent_space
         self.preferred_path: PathName = "slerp" if latent_space == "z" else "lerp"
         self.image_range = (float(low), float(high))
         self.module, self.encoder = module, encoder
+        owners = (getattr(part, "__self__", None) for part in (module, encoder))
+        self.owners = nn.ModuleList(owner for owner in owners if isinstance(owner, nn.Module))  # of bound methods
         self.freeze()
-        with torch.no_grad():
-            image = self.decode(self.mean_latent()[None])
+        try:
+            with torch.no_grad():
+                image = self.decode(self.mean_latent()[None])
+        except (RuntimeError, IndexError, TypeError) as cause:
+            raise ValueError(
+                f"the module cannot decode one code of zeros, [1, {', '.join(map(str, latent_shape))}]{_hint(module)}: "
+                f"{' '.join(str(cause).split()):.200}"
+            ) from cause
         self.img_channels, self.img_resolution = int(image.shape[1]), int(image.shape[2])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Codes ``[B, *latent_shape]`` to float32 images in [-1, 1], whatever range the module has."""
+        """Codes ``[B, *latent_shape]`` to float32 images in [-1, 1], whatever range the module has.
+
+        In eval mode, also where the module's owner has called ``.train()`` on it since.
+        """
         self.check_latents(latents)
         low, high = self.image_range
-        images = self.module(latents)
+        with eval_mode(self):
+            found = self.module(latents.to(self.dtype))
+        images = found if isinstance(found, Tensor) else getattr(found, "sample", found)
+        if not isinstance(images, Tensor):
+            raise ValueError(
+                f"the wrapped module needs to return a tensor of images [B, C, R, R]: got a {type(images).__name__}; "
+                "wrap a function that takes the images out of it, such as lambda codes: module(codes)[0]"
+            )
         if images.ndim != 4 or images.shape[2] != images.shape[3]:
             raise ValueError(
                 f"the wrapped module needs to return square images [B, C, R, R]: got {list(images.shape)} "
@@ -52,24 +73,28 @@ class WrappedGenerator(Generator):
         if self.encoder is None:
             return super().encode(images)
         low, high = self.image_range
-        return self.encoder((images + 1) * ((high - low) / 2) + low)
+        with eval_mode(self):
+            return self.encoder((images.to(self.dtype) + 1) * ((high - low) / 2) + low).float()
+
+    def arguments(self) -> dict[str, Any]:
+        """Raise ``NotImplementedError``: somebody else's module has no file format of ours."""
+        raise self.no_format()
 
     @property
     def has_encoder(self) -> bool:
         """Whether :func:`wrap` was given an encoder."""
         return self.encoder is not None
 
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal codes ``[n, *latent_shape]``."""
-        return torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
 
-    def mean_latent(self) -> Tensor:
-        """Zeros ``[*latent_shape]``."""
-        return torch.zeros(self.latent_shape, device=self.device)
+def _hint(module: object) -> str:
+    """What a module's first layer takes, for the error about a wrong ``latent_shape``."""
+    layers = module.modules() if isinstance(module, nn.Module) else ()
+    first = next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
+    return "" if first is None else f" (its first linear layer takes {first.in_features} numbers)"
 
 
 def wrap(
-    module: nn.Module | Callable[[Tensor], Tensor],
+    module: nn.Module | Decoding,
     *,
     latent_shape: tuple[int, ...],
     image_range: tuple[float, float] = (-1, 1),
@@ -79,8 +104,9 @@ def wrap(
     """Make a :class:`Generator` of any ``nn.Module`` or callable that decodes codes.
 
     Args:
-        module: Codes ``[B, *latent_shape]`` to square images ``[B, C, R, R]``. A module is put in eval mode
-            and frozen in place.
+        module: Codes ``[B, *latent_shape]`` to square images ``[B, C, R, R]``, or to an object whose ``sample`` they
+            are, as diffusers' decoders give. A module, or that of a
+            bound method such as ``vae.decode``, is frozen in place, and decodes in eval mode.
         latent_shape: Shape of one code.
         image_range: What the module's black and white are, e.g. ``(0, 1)``.
         latent_space: ``"z"`` mixes along the sphere unless told otherwise; ``"w"``, ``"w+"``, ``"vae"`` straight.
@@ -90,11 +116,16 @@ def wrap(
         A generator with standard normal ``sample_latents`` and a mean latent of zeros.
 
     Raises:
-        ValueError: ``image_range`` is empty, or the module does not return square images.
+        ValueError: ``image_range`` is empty, the module does not take codes of ``latent_shape``, or does not return
+            square images.
 
     Example:
         >>> decoder = nn.Sequential(nn.Linear(8, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
         >>> wrap(decoder, latent_shape=(8,), image_range=(0, 1)).decode(torch.randn(2, 8)).shape
         torch.Size([2, 1, 8, 8])
     """
+    if isinstance(module, Generator):
+        raise TypeError(f"wrap takes a module that is no Generator yet: got a {type(module).__name__}, use it as it is")
+    if not callable(module):
+        raise TypeError(f"wrap takes an nn.Module or a callable: got {type(module).__name__}")
     return WrappedGenerator(module, tuple(latent_shape), image_range, latent_space, encoder)

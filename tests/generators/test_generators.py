@@ -7,16 +7,19 @@ import os
 import pickle
 import resource
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import LinearGenerator
 from safetensors.torch import load_file, save_file
+from test_golden import NETWORKS
 from torch import nn
 
 from latent_mixup import files
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.generators import CompactGenerator, Generator, load_generator, wrap
+from latent_mixup.generators.base import check_generator
 
 TINY = {"z_dim": 8, "img_resolution": 6, "decoder_widths": (16,), "encoder_widths": (12, 10)}
 
@@ -123,6 +126,67 @@ def test_a_generator_without_an_encoder_says_so():
         generator.encode(torch.zeros(1, 1, 6, 6))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("fashion-mnist", r"got str; load it: latent_mixup.load_generator\('fashion-mnist'\)"),
+        (nn.Linear(2, 3), r"got Linear; wrap it: latent_mixup.generators.wrap\(module, latent_shape=...\)"),
+        ([1, 2], r"got list; is the order of the arguments another one\?"),
+    ],
+)
+def test_what_is_no_generator_is_told_how_to_become_one(given, message):
+    check_generator(tiny())
+    with pytest.raises(TypeError, match=f"^a Generator is wanted: {message}$"):
+        check_generator(given)
+
+
+# ---- dtypes, devices -------------------------------------------------------------------------------
+
+ALL = {name: make for name, make in NETWORKS.items() if isinstance(make(), Generator)}
+every = pytest.mark.parametrize("name", ALL)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_decode_to_float32(name, dtype):
+    exact = ALL[name]()
+    generator = ALL[name]().to(dtype)
+    latents = exact.sample_latents(3, torch.Generator().manual_seed(1))
+    images = generator.decode(latents)
+    assert images.dtype == generator.sample_latents(2).dtype == generator.mean_latent().dtype == torch.float32
+    assert generator.decode(latents.to(dtype)).dtype == torch.float32
+    if dtype == torch.float64:
+        torch.testing.assert_close(images, exact.decode(latents), rtol=1e-3, atol=1e-4)
+    if generator.has_encoder:
+        assert generator.encode(images).dtype == torch.float32
+
+
+@every
+def test_defaults_of_torch_change_nothing(name):
+    generator = ALL[name]()
+
+    def look() -> tuple[torch.Tensor, ...]:
+        latents = generator.sample_latents(2, torch.Generator("cpu").manual_seed(3))
+        images = generator.decode(latents)
+        return latents, images, generator.mean_latent(), *([generator.encode(images)] if generator.has_encoder else [])
+
+    expected = look()
+    with torch.device("meta"):
+        on_meta = look()
+    torch.set_default_dtype(torch.float64)
+    try:
+        in_double = look()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        in_inference = look()
+    for other in (on_meta, in_double, in_inference):
+        for found, wanted in zip(other, expected, strict=True):
+            assert found.dtype == torch.float32
+            assert found.equal(wanted)
+    assert generator.decode(expected[0].clone().requires_grad_(True)).requires_grad
+
+
 # ---- wrap ------------------------------------------------------------------------------------------
 
 
@@ -158,6 +222,66 @@ def test_wrap_freezes_a_module_in_place():
     latents = codes().requires_grad_(True)
     generator.decode(latents).sum().backward()
     assert latents.grad.abs().sum() > 0
+
+
+class Autoencoder(nn.Module):
+    """Somebody else's: a method decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = sigmoid_decoder()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.decoder(latents)
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["module", "bound method"])
+def test_wrap_decodes_in_eval_mode_whatever_the_owner_does(bound):
+    owner = Autoencoder()
+    module = owner.decode if bound else owner.decoder
+    generator = wrap(module, latent_shape=(8,), encoder=nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Dropout()))
+    images, latents = generator.decode(codes()), generator.encode(generator.decode(codes()))
+    owner.train()
+    generator.encoder.train()
+    assert generator.decode(codes()).equal(images)
+    assert generator.encode(images).equal(latents)
+    assert owner.training
+    assert owner.decoder[1].training  # whose owner goes on training it
+
+
+def test_wrap_takes_what_decoders_of_diffusers_return():
+    plain = sigmoid_decoder()
+    found = wrap(lambda latents: SimpleNamespace(sample=plain.eval()(latents)), latent_shape=(8,)).decode(codes())
+    assert found.equal(wrap(plain, latent_shape=(8,)).decode(codes()))
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [
+        (lambda images: (images,), "tuple"),
+        (lambda images: {"x": images}, "dict"),
+        (lambda images: images.numpy(), "ndarray"),
+    ],
+)
+def test_wrap_refuses_what_is_no_tensor(returned, kind):
+    plain = sigmoid_decoder().eval().requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=rf"needs to return a tensor of images \[B, C, R, R\]: got a {kind}; wrap a func"
+    ):
+        wrap(lambda latents: returned(plain(latents)), latent_shape=(8,))
+
+
+@pytest.mark.parametrize("shape", [(9,), (8, 2), ()])
+def test_wrap_refuses_codes_that_the_module_does_not_take(shape):
+    with pytest.raises(ValueError, match=r"cannot decode one code of zeros, .*its first linear layer takes 8 numbers"):
+        wrap(sigmoid_decoder(), latent_shape=shape)
+
+
+def test_wrap_refuses_what_decodes_nothing():
+    with pytest.raises(TypeError, match="takes a module that is no Generator yet: got a CompactGenerator"):
+        wrap(tiny(), latent_shape=(8,))
+    with pytest.raises(TypeError, match=r"takes an nn\.Module or a callable: got str"):
+        wrap("fashion-mnist", latent_shape=(8,))
 
 
 def test_wrap_takes_a_function_without_parameters():
