@@ -1,66 +1,53 @@
-"""LatentBank: the inverted codes of a data set, with labels, quality and where they come from."""
+"""LatentBank: the inverted codes of a data set, with labels, errors and their origin."""
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from latent_mixup import cards, hub
 from latent_mixup.bank.columns import (
-    check_belong,
-    check_column,
-    check_dataset,
-    check_file_columns,
-    check_file_metadata,
-    check_generator,
-    check_labelled,
+    STORED_DTYPES,
+    Columns,
+    check_columns,
     check_latents,
     check_metadata,
     first_repeated,
-    warn_of_emptied,
 )
-from latent_mixup.bank.files import (
-    INDEX_FILE,
-    STORED_DTYPES,
-    BankFormatError,
-    Columns,
-    Content,
-    Parts,
-    Shards,
-    digest_of,
-    needed_shards,
-    write_bank,
-)
+from latent_mixup.bank.datasets import check_dataset, kind_of
+from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
 from latent_mixup.generators.base import Generator
-from latent_mixup.labels import count_classes, hard_labels, targets_of
+from latent_mixup.labels import count_classes, hard_labels
 
-__all__ = ["BankFormatError", "LatentBank", "fingerprint"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-Rows: TypeAlias = int | slice | Sequence[int] | Tensor
+RowIndex: TypeAlias = int | slice | Sequence[int] | Tensor
+
+_NAMED = 10  # classes in a warning
 
 
 class LatentBank(hub.Published):
     """The latent codes of a data set: one row a sample, on the CPU.
 
-    A bank from a folder reads its codes by mmap when they are asked for, and pickles as the folder's name.
+    The codes of a bank in a folder are read by mmap when they are asked for; such a bank pickles as the folder's name.
 
     Args:
         latents: ``[N, *latent_shape]``, floating and finite; float16 and float32 stay as they are.
-        labels: Class of each row, ``[N]``, integers from 0, or -1 where a row has no label; or soft: floats
-            ``[N, num_classes]``, each row from 0 and summing to 1.
-        source_index: Each row's index in the data set, ``[N]``, no two alike; None: ``0 .. N - 1``.
+        labels: Class of each row, ``[N]``, integers from 0, or -1 for a row without a label; or soft: floats
+            ``[N, num_classes]`` from 0, each row summing to 1.
+        source_index: Each row's index in the data set, ``[N]``, all different; None: ``0 .. N - 1``.
         mse: Reconstruction error of each row, ``[N]``, from 0 (infinity: none was found).
         lpips: Perceptual error of each row, ``[N]``, from 0.
         status: ``[N]``, 0 ok, 1 failed, 2 skipped.
-        metadata: What JSON can say. Known keys: ``num_classes``; ``latent_space``; ``generator``, a dict with
-            ``name``, ``digest`` and, of one from the Hub, ``repo`` and ``commit``; ``dataset``, as :func:`fingerprint`
-            gives it; ``inversion``; ``versions``; of a bank from the Hub ``hub``, its own ``repo`` and ``commit``.
+        metadata: JSON values. Known keys: ``num_classes``; ``latent_space``; ``generator``, a dict with ``name``,
+            ``digest`` and, for a generator from the Hub, ``repo`` and ``commit``; ``dataset``, as :func:`fingerprint`
+            gives it; ``inversion``; ``versions``; ``hub``, the ``repo`` and ``commit`` of a bank from the Hub.
 
     Raises:
         ValueError: There is no row, or a column does not fit.
@@ -84,28 +71,27 @@ class LatentBank(hub.Published):
         status: Tensor | Sequence[int] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        codes = check_latents(torch.as_tensor(latents))
-        given = {"labels": labels, "source_index": source_index, "mse": mse, "lpips": lpips, "status": status}
+        codes = check_latents(latents)
         if source_index is None:
-            given["source_index"] = torch.arange(len(codes))
-        columns = {name: check_column(name, value, len(codes)) for name, value in given.items() if value is not None}
-        checked = check_metadata({} if metadata is None else metadata)
-        self._fill(codes, None, columns, checked, count_classes(columns["labels"], checked.get("num_classes")))
+            source_index = torch.arange(len(codes), device="cpu")
+        given = {"labels": labels, "source_index": source_index, "mse": mse, "lpips": lpips, "status": status}
+        self._fill(codes, check_columns(given, len(codes)), check_metadata({} if metadata is None else metadata))
 
     def _fill(
         self,
-        codes: Tensor | Shards | Parts,
-        rows: Tensor | None,
-        columns: Columns | None,
+        codes: Tensor | Shards | CodeFiles,
+        columns: Columns,
         metadata: dict[str, Any],
-        num_classes: int,
-    ) -> None:
-        self._codes = codes
-        self._rows = rows  # rows of the shards that this bank shows; None: all
-        self._cached_columns = columns
+        *,
+        rows: Tensor | None = None,
+        num_classes: object = None,
+    ) -> LatentBank:
+        """Set every attribute to checked values; ``rows`` of the files are shown, None: all."""
+        self._codes, self._rows, self._cached_columns, self.metadata = codes, rows, columns, metadata
         self._lookup: tuple[Tensor, Tensor] | None = None
-        self.metadata = metadata
-        self.num_classes = num_classes
+        stated = metadata.get("num_classes") if num_classes is None else num_classes
+        self.num_classes = count_classes(columns["labels"], stated)
+        return self
 
     # ---------------------------------------------------------------------------------------------
     # Reading
@@ -119,7 +105,7 @@ class LatentBank(hub.Published):
         kind = ", soft labels" * (self.labels.ndim == 2) + f", {missing} without a label" * bool(missing)
         return f"LatentBank({len(self)} rows of {self.latent_shape}, {self.num_classes} classes{kind})"
 
-    def __getitem__(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, rows: RowIndex) -> tuple[Tensor, Tensor]:
         """Codes and labels of some rows, as on a Python list: negative rows count from the end.
 
         Args:
@@ -135,7 +121,7 @@ class LatentBank(hub.Published):
         """
         wanted = self._row_numbers(rows)
         latents, labels = self._latents(wanted), self.labels[wanted]
-        if not isinstance(rows, slice) and torch.as_tensor(rows).ndim == 0:
+        if not isinstance(rows, slice) and _on_cpu(rows).ndim == 0:
             return latents[0], labels[0]
         return latents, labels
 
@@ -146,14 +132,12 @@ class LatentBank(hub.Published):
 
     @property
     def folder(self) -> Path | None:
-        """Where the files are that the codes are read from; None: they are in memory."""
-        if isinstance(self._codes, Parts):
-            return self._codes.files[0].parent
-        return self._codes.folder if isinstance(self._codes, Shards) else None
+        """The folder that the codes are read from; None: they are in memory."""
+        return None if isinstance(self._codes, Tensor) else self._codes.folder
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the codes are kept in; they are handed out as float32."""
+        """How the codes are stored; they are read as float32."""
         return self._codes.dtype
 
     @property
@@ -173,12 +157,12 @@ class LatentBank(hub.Published):
 
     @property
     def hard_labels(self) -> Tensor:
-        """Class of each row, ``[N]`` int64, -1 for none; of a soft label the likeliest, of equals the first."""
+        """Class of each row, ``[N]`` int64, -1 for none; of a soft label the first of the most probable classes."""
         return hard_labels(self.labels)
 
     @property
     def class_counts(self) -> Tensor:
-        """How many rows each class has, ``[num_classes]`` int64; a soft label counts for its likeliest class."""
+        """Number of rows of each class, ``[num_classes]`` int64; a soft label counts for its most probable class."""
         labels = self.hard_labels
         return torch.bincount(labels[labels >= 0], minlength=self.num_classes)
 
@@ -208,7 +192,7 @@ class LatentBank(hub.Published):
             ordered, rows = self.source_index.sort()
             self._lookup = (ordered, rows)
         ordered, rows = self._lookup
-        wanted = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+        wanted = _on_cpu(indices).to(torch.int64).reshape(-1)
         at = torch.searchsorted(ordered, wanted).clamp_(max=len(ordered) - 1)
         return torch.where(ordered[at] == wanted, rows[at], -1)
 
@@ -220,9 +204,8 @@ class LatentBank(hub.Published):
 
     @property
     def _columns(self) -> Columns:
-        if self._cached_columns is None:
-            columns = cast("Shards | Parts", self._codes).columns
-            self._cached_columns = columns if self._rows is None else _select(columns, self._rows)
+        if self._cached_columns is None:  # this process got the bank as the name of its folder
+            self._cached_columns = _select(cast("Shards", self._codes).columns, self._rows)
         return self._cached_columns
 
     def _latents(self, rows: Tensor) -> Tensor:
@@ -233,36 +216,33 @@ class LatentBank(hub.Published):
     def _content(self) -> Content:
         return Content(self.latent_shape, self._columns, lambda rows: self[rows][0])
 
-    def _row_numbers(self, rows: Rows) -> Tensor:
+    def _row_numbers(self, rows: RowIndex) -> Tensor:
         """Any way of naming rows => int64 ``[B]`` in ``[0, N)``."""
         if isinstance(rows, slice):
-            return torch.arange(*rows.indices(len(self)))
-        numbers = torch.as_tensor(rows)
+            return torch.arange(*rows.indices(len(self)), device="cpu")
+        numbers = _on_cpu(rows)
         if numbers.dtype == torch.bool and numbers.shape == (len(self),):
             return numbers.nonzero()[:, 0]
         if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
             raise TypeError(f"bank[rows] needs integers, or one bool per row: got {numbers.dtype}")
         if numbers.ndim > 1:
             raise TypeError(f"bank[rows] needs rows of shape [B]: got {list(numbers.shape)}")
-        numbers = numbers.to("cpu", torch.int64).reshape(-1)
+        numbers = numbers.to(torch.int64).reshape(-1)
         outside = (numbers < -len(self)) | (numbers >= len(self))
         if outside.any():
             raise IndexError(f"row {int(numbers[outside][0])} is out of range for a bank of {len(self)} rows")
         return torch.where(numbers < 0, numbers + len(self), numbers)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A bank from a folder is sent as the folder: the other process opens it when it first reads."""
-        state = self.__dict__.copy()
-        state["_lookup"] = None
-        if isinstance(self._codes, Shards):
-            state["_cached_columns"] = None
-        return state
+        """A bank in a folder is sent as the folder: the other process opens it when it first reads."""
+        sent = {"_lookup": None} | ({"_cached_columns": None} if isinstance(self._codes, Shards) else {})
+        return self.__dict__ | sent
 
     # ---------------------------------------------------------------------------------------------
     # Choosing rows
     # ---------------------------------------------------------------------------------------------
 
-    def subset(self, rows: Rows) -> LatentBank:
+    def subset(self, rows: RowIndex) -> LatentBank:
         """The bank of some rows, in the order given; the number of classes stays.
 
         Raises:
@@ -273,24 +253,22 @@ class LatentBank(hub.Published):
             raise ValueError("empty bank: no row was chosen, give at least one")
         if (repeated := first_repeated(wanted)) is not None:
             raise ValueError(f"subset needs each row once: row {repeated} is there twice")
+        columns, metadata = _select(self._columns, wanted), self.metadata.copy()
         bank = LatentBank.__new__(LatentBank)
         if isinstance(self._codes, Tensor):
-            columns = _select(self._columns, wanted)
-            bank._fill(self._codes[wanted], None, columns, self.metadata.copy(), self.num_classes)
-        else:
-            in_files = wanted if self._rows is None else self._rows[wanted]
-            bank._fill(self._codes, in_files, None, self.metadata.copy(), self.num_classes)
-        return bank
+            return bank._fill(self._codes[wanted], columns, metadata, num_classes=self.num_classes)
+        in_files = wanted if self._rows is None else self._rows[wanted]
+        return bank._fill(self._codes, columns, metadata, rows=in_files, num_classes=self.num_classes)
 
     def filter(self, max_mse: float | None = None, keep: float | None = None, *, per_class: bool = False) -> LatentBank:
-        """The well inverted rows, in their old order; ``metadata["filtered"]`` says how they were chosen.
+        """The well inverted rows, in their old order; the settings are appended to ``metadata["filtered"]``.
 
         A mix draws its rows uniformly, so a class with few rows left is seldom seen: compare :attr:`class_counts`.
 
         Args:
-            max_mse: Rows with ``mse <= max_mse``. The paper's for MNIST is 0.1657, the median of its codes.
-            keep: Then the best fraction by ``mse`` of these, in ``(0, 1]``; at least one row.
-            per_class: That fraction of each class, at least one row of it.
+            max_mse: Keep rows with ``mse <= max_mse``. The paper's for MNIST is 0.1657, the median of its codes.
+            keep: Then keep the best fraction by ``mse``, in ``(0, 1]``; at least one row.
+            per_class: Apply ``keep`` to each class, at least one row of it.
 
         Raises:
             ValueError: The bank has no ``mse``, nothing was asked for, or no row is left.
@@ -305,7 +283,7 @@ class LatentBank(hub.Published):
         if keep is not None and not 0 < keep <= 1:
             raise ValueError(f"keep is the best fraction, in (0, 1]: got {keep}")
         if per_class and keep is None:
-            raise ValueError("per_class says of what keep is the fraction: give keep as well")
+            raise ValueError("per_class needs keep, the fraction of each class: got keep=None")
         rows = self.mse.argsort(stable=True)
         if max_mse is not None:
             rows = rows[self.mse[rows] <= max_mse]
@@ -318,12 +296,25 @@ class LatentBank(hub.Published):
         kept = self.subset(rows.sort().values)
         how = {"max_mse": max_mse, "keep": keep, "per_class": per_class, "rows": len(self)}
         kept.metadata["filtered"] = [*self.metadata.get("filtered", []), how]
-        warn_of_emptied(self, kept)
+        self._warn_of_emptied(kept)
         return kept
+
+    def _warn_of_emptied(self, kept: LatentBank) -> None:
+        emptied = ((self.class_counts > 0) & (kept.class_counts == 0)).nonzero()[:, 0].tolist()
+        if not emptied:
+            return
+        names = self.metadata.get("classes") or []
+        shown = [f"{label} ({names[label]})" if label < len(names) else str(label) for label in emptied[:_NAMED]]
+        more = f" and {len(emptied) - _NAMED} more" if len(emptied) > _NAMED else ""
+        warnings.warn(
+            f"no row is left of class {', '.join(shown)}{more}, so no mix will have it: filter(keep=..., "
+            "per_class=True) keeps the best of each class",
+            stacklevel=3,
+        )
 
     @staticmethod
     def concat(banks: Iterable[LatentBank]) -> LatentBank:
-        """One bank of the rows of several, in order; metadata they agree on stays.
+        """One bank, in memory, of the rows of several, in order; metadata they agree on stays.
 
         Raises:
             ValueError: They differ in shape, space, generator, columns or kind of labels, or share a
@@ -333,10 +324,15 @@ class LatentBank(hub.Published):
         if not banks:
             raise ValueError("concat needs at least one bank: got none")
         for number, bank in enumerate(banks):
-            check_belong(banks[0], bank, number)
+            banks[0]._check_same_kind(bank, number)
         columns = {name: torch.cat([bank._columns[name] for bank in banks]) for name in banks[0]._columns}
         dtype = banks[0].dtype if len({bank.dtype for bank in banks}) == 1 else torch.float32
-        latents = torch.cat([bank[:][0].to(dtype) for bank in banks])
+        latents = torch.empty(len(columns["labels"]), *banks[0].latent_shape, dtype=dtype, device="cpu")
+        filled = 0
+        for bank in banks:
+            for start, codes in bank._content().chunks():
+                latents[filled + start : filled + start + len(codes)] = codes
+            filled += len(bank)
         metadata = {
             key: value
             for key, value in banks[0].metadata.items()
@@ -345,34 +341,81 @@ class LatentBank(hub.Published):
         metadata["num_classes"] = max(bank.num_classes for bank in banks)
         return LatentBank(latents, columns.pop("labels"), **columns, metadata=metadata)
 
+    def _check_same_kind(self, bank: LatentBank, number: int) -> None:
+        for what in ("latent_shape", "latent_space", "generator_digest"):
+            expected, found = getattr(self, what), getattr(bank, what)
+            if expected != found:
+                raise ValueError(f"concat needs banks of one {what}: bank 0 has {expected!r}, bank {number} {found!r}")
+        if self._columns.keys() != bank._columns.keys():
+            raise ValueError(
+                f"concat needs the same columns: bank 0 has {sorted(self._columns)}, "
+                f"bank {number} {sorted(bank._columns)}"
+            )
+        if self.labels.shape[1:] != bank.labels.shape[1:]:
+            raise ValueError(
+                f"concat needs labels of one kind: bank 0 has {kind_of(self.labels)}, bank {number} "
+                f"{kind_of(bank.labels)}; F.one_hot(bank.labels, num_classes).float() makes class indices soft labels"
+            )
+
     # ---------------------------------------------------------------------------------------------
     # Belonging together
     # ---------------------------------------------------------------------------------------------
 
     def check(self, other: object) -> None:
-        """Say, before training starts, when a generator or a data set does not belong to this bank.
+        """Find out, before training starts, whether a generator or a data set belongs to this bank.
 
         Args:
             other: A ``Generator``: compares latent shape, latent space and, where the bank names one, the
                 digest of its weights. Or a data set of ``(image, label)``: compares its length with the
                 source indices, and its labels with the bank's (all of ``dataset.targets`` where it has them,
-                else of at most 16 items). Against soft labels of the bank a class index counts as its
-                one-hot row; a missing label is None or -1 in the data set.
+                else of at most 16 samples). A class index equals its one-hot row; a missing label is None or -1 in
+                the data set.
 
         Raises:
             ValueError: They do not belong together.
             TypeError: ``other`` is neither.
         """
         if isinstance(other, Generator):
-            check_generator(self, other)
+            self._check_generator(other)
         elif hasattr(other, "__len__") and hasattr(other, "__getitem__"):
-            check_dataset(self, other)
+            label_key = (self.metadata.get("samples") or {}).get("label_key")
+            check_dataset(other, self.source_index, self.labels, label_key)
         else:
             raise TypeError(f"check needs a Generator or a data set with len() and [i]: got {type(other).__name__}")
 
+    def _check_generator(self, generator: Generator) -> None:
+        if tuple(generator.latent_shape) != self.latent_shape:
+            raise ValueError(
+                f"the bank's codes have shape {self.latent_shape}, the generator takes "
+                f"{tuple(generator.latent_shape)}: load the generator the bank was made with"
+            )
+        if self.latent_space not in (None, generator.latent_space):
+            raise ValueError(
+                f"the bank's codes lie in {self.latent_space!r}, the generator decodes "
+                f"{generator.latent_space!r}: load the generator the bank was made with"
+            )
+        if self.generator_digest is not None and self.generator_digest != (digest := generator.digest()):
+            stated, origin = self.metadata["generator"], hub.stated_origin(generator.metadata)
+            wanted = _place_of(stated) or stated.get("name") or "the one it was made with"
+            this = f"this one ({_place_of(origin)})" if origin else "this one"
+            raise ValueError(
+                f"the bank belongs to a generator with digest {self.generator_digest[:12]} ({wanted}), "
+                f"{this} has {digest[:12]}: load that generator, or invert the data set with this one"
+            )
+
     def check_labelled(self) -> None:
-        """Raise ``ValueError`` where a row has no label, and so cannot be mixed or trained on."""
-        check_labelled(self)
+        """Raise ``ValueError`` where a row has no label: it can be neither mixed nor trained on."""
+        missing = (self.labels < 0).nonzero()[:, 0]
+        if len(missing) == len(self):
+            raise ValueError(
+                f"none of the bank's {len(self)} rows has a label (all are -1): give them labels, "
+                "LatentBank(bank[:][0], labels, source_index=bank.source_index)"
+            )
+        if len(missing):
+            raise ValueError(
+                f"{len(missing)} of the bank's {len(self)} rows have no label (-1), the first is row "
+                f"{int(missing[0])}: go on with those that have one, bank.subset(bank.labels >= 0)"
+            )
 
     # ---------------------------------------------------------------------------------------------
     # Files
@@ -412,85 +455,50 @@ class LatentBank(hub.Published):
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        verify: bool = False,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> LatentBank:
+    def from_pretrained(cls, name: str | Path, *, verify: bool = False, **where: Unpack[hub.HubOptions]) -> LatentBank:
         """Open a bank: a folder, a bundled name, or a Hub data set ``org/repo[@revision]``.
 
-        Files are opened, their sizes and headers compared with the index; codes are read when asked for. What is
-        downloaded is compared with the index by its SHA-256 as well.
+        Files are opened, their sizes and headers compared with the index; codes are read when asked for. The SHA-256
+        of a downloaded file is compared with the index as well.
 
         Args:
-            name: See :func:`latent_mixup.hub.locate`, as for the other arguments.
+            name: A folder; a bundled name such as ``"fashion-mnist"``; or ``org/repo[@revision]``.
             verify: Read everything once: compare each file's SHA-256 and look for NaN.
-            revision: Branch, tag or commit on the Hub.
-            cache_dir: The Hub client's cache.
-            token: The Hub client's token.
-            local_files_only: Use what is in the cache, and no network.
+            where: ``revision``, ``cache_dir``, ``token``, ``local_files_only``: see :class:`hub.HubOptions`.
 
         Raises:
-            BankFormatError: What is there is no bank that this version reads.
+            BankFormatError: The folder holds no bank that this version reads.
             FileNotFoundError: There is nothing of this name.
             hub.HubError: The Hub did not give it.
         """
-        folder = hub.locate(
-            name,
-            "bank",
-            needed_shards,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        shards = Shards(folder.absolute())
-        metadata = hub.with_origin(
-            check_file_metadata(shards.folder / INDEX_FILE, shards.index.metadata), shards.folder
-        )
-        if verify:
-            shards.verify()
-        shards.open()
-        bank = cls.__new__(cls)
-        bank._fill(shards, None, None, metadata, shards.index.num_classes)
-        check_file_columns(folder, bank._columns, shards.index)
-        return bank
+        folder = hub.locate(name, "bank", needed_shards, **where)
+        shards = Shards.open(folder.absolute(), verify=verify)
+        metadata = hub.with_origin(shards.index.metadata, shards.folder)
+        return cls.__new__(cls)._fill(shards, shards.columns, metadata, num_classes=shards.index.num_classes)
 
     @classmethod
-    def from_parts(cls, parts: Parts, metadata: Mapping[str, Any]) -> LatentBank:
+    def from_files(cls, codes: CodeFiles, metadata: Mapping[str, Any]) -> LatentBank:
         """A bank of codes that lie in several files; they are read when they are asked for.
 
         Raises:
             ValueError: There is no row, or a column does not fit.
         """
-        num_rows = parts.shape[0]
+        num_rows = codes.shape[0]
         if not num_rows:
             raise ValueError("empty bank: no file has a row")
-        columns = {name: check_column(name, column, num_rows) for name, column in parts.columns.items()}
-        checked = check_metadata(metadata)
-        bank = cls.__new__(cls)
-        num_classes = count_classes(columns["labels"], checked.get("num_classes"))
-        bank._fill(replace(parts, columns=columns), None, columns, checked, num_classes)
-        return bank
+        return cls.__new__(cls)._fill(codes, check_columns(codes.columns, num_rows), check_metadata(metadata))
 
 
-def fingerprint(dataset: Any) -> dict[str, Any]:
-    """What a bank says of its data set: ``length``, and ``labels``, the SHA-256 of its targets (or None).
-
-    Soft targets count as a bank keeps them, in float32, with their shape.
-    """
-    targets = targets_of(dataset)
-    if targets is None:
-        return {"length": len(dataset), "labels": None}
-    sha = hashlib.sha256(str(list(targets.shape)).encode() if targets.ndim == 2 else b"")
-    sha.update(targets.numpy().data)
-    return {"length": len(dataset), "labels": sha.hexdigest()}
+def _on_cpu(values: Any) -> Tensor:
+    """A tensor on the CPU, whatever torch's default device is."""
+    return values.cpu() if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
-def _select(columns: Columns, rows: Tensor) -> Columns:
-    return {name: column[rows] for name, column in columns.items()}
+def _place_of(generator: Mapping[str, Any]) -> str | None:
+    """Where a generator is on the Hub, as ``load_generator`` takes it: ``org/repo@commit``; None for nowhere."""
+    repo, commit = generator.get("repo"), generator.get("commit")
+    return f"{repo}@{commit}" if repo and commit else None
+
+
+def _select(columns: Columns, rows: Tensor | None) -> Columns:
+    return columns if rows is None else {name: column[rows] for name, column in columns.items()}

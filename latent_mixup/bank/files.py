@@ -3,52 +3,57 @@
 A bank is a folder: row shards ``bank-00000-of-00003.safetensors``, each with the same columns and (but for
 the last) the same number of rows, and ``bank.index.json``, which names them with size and SHA-256.
 
-Format version 1: every row has a class index. Version 2, written where that is not so: a label may be missing, -1, or
-all are soft, and the index says which by ``label_dtype`` and ``label_shape``, those of one row.
+Format version 1: every row has a class index. Version 2, written only where it is needed: labels may be missing, -1,
+or soft, and ``label_dtype`` and ``label_shape`` describe one row's label.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latent_mixup import files, hub
+from latent_mixup.bank.columns import (
+    CHUNK_ROWS,
+    COLUMN_DTYPES,
+    STORED_DTYPES,
+    Columns,
+    check_columns,
+    check_finite,
+    check_metadata,
+)
+from latent_mixup.files import Field, FileEntry, is_count
+from latent_mixup.labels import count_classes
 
 FORMAT_VERSION = 2
 INDEX_FILE = hub.MAIN_FILE["bank"]
-STORED_DTYPES = {"float16": torch.float16, "float32": torch.float32}
-COLUMN_DTYPES = {
-    "labels": torch.int64,
-    "source_index": torch.int64,
-    "mse": torch.float32,
-    "lpips": torch.float32,
-    "status": torch.uint8,
-}
 _LABEL_DTYPES = {"int64": torch.int64, "float32": torch.float32}
-_SINCE_2 = ("label_dtype", "label_shape")
-_SAFETENSORS_DTYPES = {
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-}
 _SHARD_GLOB = "bank-*.safetensors"
-_CHUNK_ROWS = 4096
-
-Columns: TypeAlias = dict[str, Tensor]
 
 
 class BankFormatError(files.FormatError):
-    """A bank's folder is not what the format says; the message names the file and the field."""
+    """A bank's folder is not as the format requires; the message names the file and the field."""
+
+
+@contextlib.contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """A check that a file fails raises ``BankFormatError`` with the file's name in the place of ``ValueError``."""
+    try:
+        yield
+    except BankFormatError:
+        raise
+    except ValueError as cause:
+        raise BankFormatError(f"{path}: {cause}") from cause
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Content:
 
     Args:
         latent_shape: Shape of one code.
-        columns: Everything but the codes, each ``[N]``; soft labels ``[N, num_classes]``.
+        columns: Everything but the codes.
         read: A slice of rows => their codes, ``[B, *latent_shape]`` float32.
     """
 
@@ -67,17 +72,17 @@ class Content:
 
     @property
     def num_rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.columns["labels"])
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         """All codes in order, some at a time, each time with the row they start at."""
-        for start in range(0, self.num_rows, _CHUNK_ROWS):
-            yield start, self.read(slice(start, start + _CHUNK_ROWS))
+        for start in range(0, self.num_rows, CHUNK_ROWS):
+            yield start, self.read(slice(start, start + CHUNK_ROWS))
 
 
 def digest_of(content: Content, dtype: torch.dtype) -> str:
-    """SHA-256 of what a bank says once its codes are rounded to ``dtype``."""
+    """SHA-256 over shape, columns and codes, the codes rounded to ``dtype``."""
     sha = hashlib.sha256(str(content.latent_shape).encode())
     for name, column in sorted(content.columns.items()):
         sha.update((name if column.ndim == 1 else f"{name} {list(column.shape)}").encode())
@@ -87,18 +92,9 @@ def digest_of(content: Content, dtype: torch.dtype) -> str:
     return sha.hexdigest()
 
 
-def least_version(labels: Tensor) -> int:
-    """The first format version that can say these labels."""
+def _least_version(labels: Tensor) -> int:
+    """The first format version that can hold these labels."""
     return 2 if labels.is_floating_point() or bool((labels < 0).any()) else 1
-
-
-def first_not_finite(latents: Tensor) -> int | None:
-    """The first row with NaN or infinity; None: all are finite."""
-    for start in range(0, len(latents), _CHUNK_ROWS):
-        bad = ~torch.isfinite(latents[start : start + _CHUNK_ROWS]).flatten(1).all(1)
-        if bad.any():
-            return start + int(bad.nonzero()[0])
-    return None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -106,13 +102,32 @@ def first_not_finite(latents: Tensor) -> int | None:
 # --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class File:
-    """One shard as the index names it."""
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_count, value))
 
-    name: str
-    size: int
-    sha256: str
+
+def _are_columns(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and all(isinstance(name, str) and name in COLUMN_DTYPES for name in value)
+        and len(set(value)) == len(value)
+        and {"labels", "source_index"} <= set(value)
+    )
+
+
+_FIELDS = {
+    "digest": Field(files.is_sha256, "64 hexadecimal digits"),
+    "num_rows": Field(lambda v: is_count(v) and v < 2**48, "a positive integer"),
+    "latent_shape": Field(lambda v: _are_counts(v) and 1 <= len(v) <= 8 and max(v) < 2**32, "1 to 8 positive integers"),
+    "dtype": Field(lambda v: isinstance(v, str) and v in STORED_DTYPES, " or ".join(STORED_DTYPES)),
+    "columns": Field(_are_columns, f"labels, source_index and some of {', '.join(COLUMN_DTYPES)}"),
+    "label_dtype": Field(lambda v: isinstance(v, str) and v in _LABEL_DTYPES, " or ".join(_LABEL_DTYPES), since=2),
+    "label_shape": Field(_are_counts, "[] or [num_classes]", since=2),
+    "num_classes": Field(lambda v: v is not False and (v == 0 or is_count(v)) and v < 2**48, "an integer from 0"),
+    "rows_per_shard": Field(lambda v: is_count(v) and v < 2**48, "a positive integer"),
+    "files": Field(lambda v: isinstance(v, list) and bool(v), "a list of files"),
+    "metadata": Field(lambda v: isinstance(v, dict), "an object"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +144,7 @@ class Index:
     label_shape: tuple[int, ...] = ()
     num_classes: int
     rows_per_shard: int
-    files: tuple[File, ...]
+    files: tuple[FileEntry, ...]
     metadata: dict[str, Any]
 
     @staticmethod
@@ -139,44 +154,41 @@ class Index:
         Raises:
             BankFormatError: A field is missing, unknown or wrong, or the version is a later one.
         """
+        wrote, error = "LatentBank.save_pretrained wrote", BankFormatError
+        found = files.read_index(folder, INDEX_FILE, _FIELDS, FORMAT_VERSION, wrote=wrote, error=error, missing=error)
         path = folder / INDEX_FILE
-        if not path.is_file():
-            raise BankFormatError(f"{path} is missing: expected a folder that LatentBank.save_pretrained wrote")
-        files.safe_path(folder, INDEX_FILE, BankFormatError)
-        found = files.read_json(path, BankFormatError)
-        _check_version(path, found)
-        _check_fields(path, found)
-        entries = tuple(_read_file(path, folder, number, entry) for number, entry in enumerate(found["files"]))
+        entries = tuple(FileEntry.read(path, f"files[{i}]", entry, error) for i, entry in enumerate(found["files"]))
         lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
-        index = Index(**{**found, **lists, "files": entries})
-        index._check_labels(path)
-        index._check_files(path)
+        with _faults_of(path):
+            metadata = check_metadata(found["metadata"])
+        index = Index(**{**found, **lists, "files": entries, "metadata": metadata})
+        index.check(path)
         return index
 
-    def _check_labels(self, path: Path) -> None:
-        expected = [self.num_classes] if self.label_dtype == "float32" else []
-        if list(self.label_shape) != expected:
-            what = f"{expected} for {self.label_dtype} and {self.num_classes} classes"
-            raise _wrong(path, "label_shape", what, list(self.label_shape))
-
-    def _check_files(self, path: Path) -> None:
+    def check(self, path: Path) -> None:
+        """Raise ``BankFormatError`` where fields contradict each other."""
+        label_shape = (self.num_classes,) if self.label_dtype == "float32" else ()
+        if self.label_shape != label_shape:
+            what = f"{list(label_shape)} for {self.label_dtype} and {self.num_classes} classes"
+            raise files.wrong_field(path, "label_shape", what, list(self.label_shape), BankFormatError)
         if len(self.files) != self.num_shards:
-            raise _wrong(
-                path,
-                "files",
-                f"{self.num_shards} for {self.num_rows} rows by {self.rows_per_shard}",
-                len(self.files),
-            )
+            what = f"{self.num_shards} for {self.num_rows} rows by {self.rows_per_shard}"
+            raise files.wrong_field(path, "files", what, len(self.files), BankFormatError)
         if len({file.name for file in self.files}) != len(self.files):
-            raise _wrong(path, "files", "each name once", "a name twice")
+            raise files.wrong_field(path, "files", "each name once", "a name twice", BankFormatError)
         row_bytes = prod(self.latent_shape) * STORED_DTYPES[self.dtype].itemsize
         for number, file in enumerate(self.files):
-            if file.size < self.rows_in(number) * row_bytes:
-                raise _wrong(path, f"files[{number}].size", f"at least {self.rows_in(number) * row_bytes}", file.size)
+            least = self.rows_in(number) * row_bytes
+            if file.size < least:
+                raise files.wrong_field(path, f"files[{number}].size", f"at least {least}", file.size, BankFormatError)
+            if not file.name.endswith(".safetensors"):
+                raise files.wrong_field(
+                    path, f"files[{number}].name", "a .safetensors file", file.name, BankFormatError
+                )
 
     @property
     def num_shards(self) -> int:
-        """How many files hold all rows."""
+        """Number of files that hold all rows."""
         return -(-self.num_rows // self.rows_per_shard)
 
     def rows_in(self, number: int) -> int:
@@ -184,7 +196,7 @@ class Index:
         return min(self.rows_per_shard, self.num_rows - number * self.rows_per_shard)
 
     def label_of(self, number: int) -> dict[str, Any]:
-        """What the header of shard ``number`` says, so that shards of other banks or places are noticed."""
+        """The header of shard ``number``, by which shards of other banks or places are noticed."""
         return {
             "format_version": self.format_version,
             "digest": self.digest,
@@ -202,85 +214,10 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        said = {name: asdict(self)[name] for name in _field_names(self.format_version)}
-        return (json.dumps(said, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _field_names(version: int) -> list[str]:
-    return [field.name for field in fields(Index) if version >= 2 or field.name not in _SINCE_2]
-
-
-def _is_columns(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and all(isinstance(name, str) and name in COLUMN_DTYPES for name in value)
-        and len(set(value)) == len(value)
-        and {"labels", "source_index"} <= set(value)
-    )
-
-
-_FIELDS: dict[str, tuple[Any, str]] = {
-    "digest": (lambda v: _is_sha256(v), "64 hexadecimal digits"),
-    "num_rows": (lambda v: files.is_count(v) and v < 2**48, "a positive integer"),
-    "latent_shape": (
-        lambda v: isinstance(v, list) and 1 <= len(v) <= 8 and all(files.is_count(n) and n < 2**32 for n in v),
-        "1 to 8 positive integers",
-    ),
-    "dtype": (lambda v: isinstance(v, str) and v in STORED_DTYPES, " or ".join(STORED_DTYPES)),
-    "columns": (_is_columns, f"labels, source_index and some of {', '.join(COLUMN_DTYPES)}"),
-    "label_dtype": (lambda v: isinstance(v, str) and v in _LABEL_DTYPES, " or ".join(_LABEL_DTYPES)),
-    "label_shape": (lambda v: isinstance(v, list) and all(map(files.is_count, v)), "[] or [num_classes]"),
-    "num_classes": (lambda v: _is_zero(v) or (files.is_count(v) and v < 2**48), "an integer from 0"),
-    "rows_per_shard": (lambda v: files.is_count(v) and v < 2**48, "a positive integer"),
-    "files": (lambda v: isinstance(v, list) and bool(v), "a list of files"),
-    "metadata": (lambda v: isinstance(v, dict), "an object"),
-}
-
-
-def _is_zero(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value == 0
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _wrong(path: Path, field: str, expected: str, found: object) -> BankFormatError:
-    return BankFormatError(f"{path}: field {field!r} needs {expected}, found {found!r:.200}")
-
-
-def _check_version(path: Path, found: dict[str, Any]) -> None:
-    version = found.get("format_version")
-    if not files.is_count(version):
-        raise _wrong(path, "format_version", f"an integer up to {FORMAT_VERSION}", version)
-    if version > FORMAT_VERSION:
-        raise BankFormatError(
-            f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade latent-mixup"
-        )
-
-
-def _check_fields(path: Path, found: dict[str, Any]) -> None:
-    names = _field_names(found["format_version"])
-    for name in [*names, *found]:
-        if name not in found or name not in names:
-            problem = "is missing" if name not in found else "is unknown"
-            raise BankFormatError(f"{path}: field {name!r} {problem}, expected the fields {', '.join(names)}")
-    for name, (test, expected) in _FIELDS.items():
-        if name in found and not test(found[name]):
-            raise _wrong(path, name, expected, found[name])
-
-
-def _read_file(path: Path, folder: Path, number: int, entry: object) -> File:
-    field = f"files[{number}]"
-    if not isinstance(entry, dict) or entry.keys() != {"name", "size", "sha256"}:
-        raise _wrong(path, field, "name, size and sha256", entry)
-    if not files.is_count(entry["size"]):
-        raise _wrong(path, f"{field}.size", "a positive integer", entry["size"])
-    if not _is_sha256(entry["sha256"]):
-        raise _wrong(path, f"{field}.sha256", "64 hexadecimal digits", entry["sha256"])
-    if not files.safe_path(folder, entry["name"], BankFormatError).name.endswith(".safetensors"):
-        raise _wrong(path, f"{field}.name", "a .safetensors file", entry["name"])
-    return File(**entry)
+        since = {name: field.since for name, field in _FIELDS.items()}
+        names = [field.name for field in fields(Index) if since.get(field.name, 1) <= self.format_version]
+        values = asdict(self)
+        return (json.dumps({name: values[name] for name in names}, indent=2, allow_nan=False) + "\n").encode()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -292,7 +229,7 @@ def needed_shards(index: Path) -> list[hub.Needed]:
     """What a bank needs beside its index, before any of it is downloaded.
 
     Raises:
-        BankFormatError: The index is not what the format says.
+        BankFormatError: The index is not as the format requires.
     """
     return [hub.Needed(file.name, file.size, file.sha256) for file in Index.read(index.parent).files]
 
@@ -303,8 +240,27 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = Index.read(folder)
-        self._parts: list[Columns] | None = None
-        self._cached: Columns | None = None
+
+    @staticmethod
+    def open(folder: Path, *, verify: bool = False) -> Shards:
+        """Open and check a folder, also while another process replaces the bank in it.
+
+        Args:
+            folder: With an index and the shards it names.
+            verify: Read every byte: compare each file's SHA-256 and look for NaN.
+
+        Raises:
+            BankFormatError: It holds no bank that this version reads.
+        """
+
+        def read() -> Shards:
+            shards = Shards(folder)
+            if verify:
+                shards.verify()
+            shards.columns  # noqa: B018 - opens and checks every file
+            return shards
+
+        return files.settled(folder / INDEX_FILE, read)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.folder, self.index.digest, self.index.dtype)
@@ -316,93 +272,62 @@ class Shards:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the codes are kept in."""
+        """How the codes are stored."""
         return STORED_DTYPES[self.index.dtype]
 
-    @property
+    @cached_property
     def columns(self) -> Columns:
-        """Everything but the codes, in memory."""
-        if self._cached is None:
-            parts = self.open()
-            self._cached = {name: torch.cat([part[name] for part in parts]) for name in self.index.columns}
-        return self._cached
+        """Everything but the codes, in memory, checked."""
+        joined = {name: torch.cat([part[name] for part in self.parts]) for name in self.index.columns}
+        with _faults_of(self.folder):
+            columns = check_columns(joined, self.index.num_rows)
+            if (needed := _least_version(columns["labels"])) > self.index.format_version:
+                row = int((columns["labels"] < 0).nonzero()[0])
+                raise ValueError(f"labels needs numbers from 0 before format_version {needed}: row {row} has -1")
+            count_classes(columns["labels"], self.index.num_classes)
+        return columns
+
+    @cached_property
+    def parts(self) -> list[Columns]:
+        """The tensors of all shards, mmapped, after sizes and headers were compared with the index."""
+        return [self._open(number) for number in range(len(self.index.files))]
 
     def latents(self, rows: Tensor) -> Tensor:
         """Codes of the rows ``[B]``: ``[B, *latent_shape]`` float32."""
-        parts = self.open()
-        if len(parts) == 1:
-            return parts[0]["latents"][rows].float()
-        shard = rows // self.index.rows_per_shard
-        found = torch.empty(len(rows), *self.index.latent_shape)
-        for number in torch.bincount(shard).nonzero()[:, 0].tolist():
-            here = shard == number
-            found[here] = parts[number]["latents"][rows[here] - number * self.index.rows_per_shard].float()
-        return found
-
-    def open(self) -> list[Columns]:
-        """Mmap all shards, once per process, after comparing sizes and headers with the index."""
-        if self._parts is None:
-            self._refuse_extra()
-            self._parts = [self._open(number) for number in range(len(self.index.files))]
-        return self._parts
+        sizes = [self.index.rows_in(number) for number in range(len(self.parts))]
+        return _gather(rows, sizes, self.index.latent_shape, lambda number: self.parts[number]["latents"])
 
     def verify(self) -> None:
         """Read every byte: SHA-256 of each file, finite codes."""
-        for number, (file, part) in enumerate(zip(self.index.files, self.open(), strict=True)):
-            path = self.folder / file.name
-            if (found := files.sha256(path)) != file.sha256:
-                raise BankFormatError(
-                    f"{path} is damaged: expected sha256 {file.sha256[:12]}, found {found[:12]}: get it again"
-                )
-            if (row := first_not_finite(part["latents"])) is not None:
-                row += number * self.index.rows_per_shard
-                raise BankFormatError(f"{path}: field 'latents' needs finite numbers, row {row} has NaN or infinity")
+        for file, part in zip(self.index.files, self.parts, strict=True):
+            path = files.part_path(self.folder, file, INDEX_FILE, BankFormatError, verify=True)
+            with _faults_of(path):
+                check_finite(part["latents"])
 
     def _open(self, number: int) -> Columns:
-        file = self.index.files[number]
-        path = self.folder / file.name
-        if not path.is_file():
-            raise BankFormatError(f"{path} is missing: {INDEX_FILE} names it, get it again")
-        if (size := path.stat().st_size) != file.size:
-            raise BankFormatError(f"{path} is damaged: expected {file.size} bytes, found {size}: get it again")
+        path = files.part_path(self.folder, self.index.files[number], INDEX_FILE, BankFormatError)
+        tensors, label = self.index.tensors_in(number), self.index.label_of(number)
         try:
-            with safe_open(path, framework="pt") as opened:
-                self._check_header(path, number, opened)
-                return {name: opened.get_tensor(name) for name in self.index.tensors_in(number)}
-        except (SafetensorError, OSError) as cause:
-            raise BankFormatError(f"{path} is not a safetensors file: {cause}") from cause
-
-    def _check_header(self, path: Path, number: int, opened: Any) -> None:
-        tensors = self.index.tensors_in(number)
-        if set(opened.keys()) != set(tensors):
-            raise _wrong(path, "tensors", ", ".join(sorted(tensors)), sorted(opened.keys()))
-        for name, (dtype, shape) in tensors.items():
-            found = opened.get_slice(name)
-            expected = f"{_SAFETENSORS_DTYPES[dtype]} {shape}"
-            if (actual := f"{found.get_dtype()} {found.get_shape()}") != expected:
-                raise _wrong(path, name, expected, actual)
-        if (label := _label_in(opened)) != self.index.label_of(number):
-            raise BankFormatError(
-                f"{path} is not shard {number} of this bank: expected {self.index.label_of(number)} in its "
-                f"header, found {label!r:.200}: the files were swapped or mixed with another bank's"
-            )
-
-    def _refuse_extra(self) -> None:
-        """Refuse a shard of this bank that the index does not name; an older bank's does no harm."""
-        ours = {json.dumps(self.index.label_of(number)) for number in range(len(self.index.files))}
-        named = {file.name for file in self.index.files}
-        for path in sorted(self.folder.glob(_SHARD_GLOB)):
-            if path.name not in named and json.dumps(_read_label(path)) in ours:
-                raise BankFormatError(f"{path} is an extra shard: {INDEX_FILE} does not name it, remove it")
+            with files.open_tensors(path, BankFormatError) as opened:
+                files.check_tensors(path, opened, tensors, BankFormatError)
+                found = (opened.metadata() or {}).get("latent_mixup")
+                if found != json.dumps(label):
+                    raise BankFormatError(
+                        f"{path} is not shard {number} of this bank: expected {label} in its header, found "
+                        f"{found!r:.200}: the files were swapped or mixed with another bank's"
+                    )
+                return {name: opened.get_tensor(name) for name in tensors}
+        except OSError as cause:
+            raise BankFormatError(f"{path} cannot be read: {cause}") from cause
 
 
 @dataclass(frozen=True)
-class Parts:
+class CodeFiles:
     """Codes that lie in several safetensors files, as ``latents`` in each; opened when rows of them are asked for.
 
     Args:
         files: In the order of their rows.
-        rows: How many each has.
+        rows: Number of rows of each.
         latent_shape: Shape of one code.
         columns: Everything but the codes, of all files together.
     """
@@ -413,25 +338,42 @@ class Parts:
     columns: Columns
 
     @property
+    def folder(self) -> Path:
+        """The folder of the files."""
+        return self.files[0].parent
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of all codes, ``[N, *latent_shape]``."""
         return (sum(self.rows), *self.latent_shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the codes are handed out as."""
+        """How the codes are handed out."""
         return torch.float32
 
     def latents(self, rows: Tensor) -> Tensor:
         """Codes of the rows ``[B]``: ``[B, *latent_shape]`` float32."""
-        ends = torch.tensor(self.rows).cumsum(0)
-        part = torch.searchsorted(ends, rows, right=True)
-        found = torch.empty(len(rows), *self.latent_shape)
-        for number in torch.bincount(part).nonzero()[:, 0].tolist():
-            here = part == number
-            with safe_open(self.files[number], framework="pt") as opened:
-                found[here] = opened.get_tensor("latents")[rows[here] - (ends[number] - self.rows[number])].float()
-        return found
+        return _gather(rows, self.rows, self.latent_shape, self._read)
+
+    def _read(self, number: int) -> Tensor:
+        with files.open_tensors(self.files[number]) as opened:
+            return cast(Tensor, opened.get_tensor("latents"))
+
+
+def _gather(
+    rows: Tensor, sizes: Sequence[int], latent_shape: tuple[int, ...], codes_of: Callable[[int], Tensor]
+) -> Tensor:
+    """Codes of the rows ``[B]`` in float32, out of files of so many rows each."""
+    if len(sizes) == 1:
+        return codes_of(0)[rows].float()
+    ends = torch.tensor(sizes, device="cpu").cumsum(0)
+    file = torch.searchsorted(ends, rows, right=True)
+    found = torch.empty(len(rows), *latent_shape, dtype=torch.float32, device="cpu")
+    for number in torch.bincount(file).nonzero()[:, 0].tolist():
+        here = file == number
+        found[here] = codes_of(number)[rows[here] - (ends[number] - sizes[number])].float()
+    return found
 
 
 def _reopen(folder: Path, digest: str, dtype: str) -> Shards:
@@ -441,22 +383,6 @@ def _reopen(folder: Path, digest: str, dtype: str) -> Shards:
             f"{folder / INDEX_FILE} was replaced by another bank since this one was opened: open it again"
         )
     return shards
-
-
-def _read_label(path: Path) -> object:
-    """What the header of a shard says it is; None for any other file."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return _label_in(opened)
-    except (SafetensorError, OSError):
-        return None
-
-
-def _label_in(opened: Any) -> object:
-    try:
-        return json.loads((opened.metadata() or {}).get("latent_mixup", "null"))
-    except (ValueError, RecursionError):
-        return None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -480,7 +406,7 @@ def write_bank(
         folder: Made where it is missing. ``content`` may read from it.
         content: Columns and codes.
         num_classes: Number of classes; 0 where no row has a label.
-        metadata: What JSON can say.
+        metadata: JSON values.
         dtype: One of ``STORED_DTYPES``.
         max_shard_bytes: Codes and soft labels are split into files of at most this size (one row at least).
         beside: Files that are no part of the bank, such as its card: name => content.
@@ -491,20 +417,21 @@ def write_bank(
     if dtype == torch.float16:
         _check_float16(content)
     index = _index_of(content, num_classes, metadata, dtype, max_shard_bytes)
-    written: list[File] = []
 
-    def write_shard(path: Path) -> None:
-        number = len(written)
-        start = number * index.rows_per_shard
-        tensors = _shard(content, slice(start, start + index.rows_in(number)), index)
-        files.save_tensors(path, tensors, index.label_of(number))
-        written.append(File(path.name, path.stat().st_size, files.sha256(path)))
+    def write_shard(number: int, path: Path) -> None:
+        rows = slice(start := number * index.rows_per_shard, start + index.rows_in(number))
+        columns = {name: content.columns[name][rows].clone() for name in index.columns}
+        files.save_tensors(path, {"latents": content.read(rows).to(dtype), **columns}, index.label_of(number))
 
-    def write_index(path: Path) -> None:
-        path.write_bytes(replace(index, files=tuple(written)).to_bytes())
-
-    shards = {_shard_name(folder, index, number): write_shard for number in range(index.num_shards)}
-    files.write_folder(folder, {**beside, **shards, INDEX_FILE: write_index}, owns=_SHARD_GLOB)
+    names = [f"bank-{number:05d}-of-{index.num_shards:05d}.safetensors" for number in range(index.num_shards)]
+    files.write_indexed(
+        folder,
+        {name: partial(write_shard, number) for number, name in enumerate(names)},
+        INDEX_FILE,
+        lambda entries: replace(index, files=entries).to_bytes(),
+        beside=beside,
+        owns=_SHARD_GLOB,
+    )
 
 
 def _check_float16(content: Content) -> None:
@@ -522,38 +449,20 @@ def _check_float16(content: Content) -> None:
 def _index_of(
     content: Content, num_classes: int, metadata: dict[str, Any], dtype: torch.dtype, max_shard_bytes: int
 ) -> Index:
-    """The index but for its files, which are described once they are written."""
+    """The index without its files, whose entries are known once they are written."""
     labels = content.columns["labels"]
     row_bytes = prod(content.latent_shape) * dtype.itemsize + (labels[0].nbytes if labels.ndim == 2 else 0)
     return Index(
-        format_version=least_version(labels),
+        format_version=_least_version(labels),
         digest=digest_of(content, dtype),
         num_rows=content.num_rows,
         latent_shape=content.latent_shape,
-        dtype=_name_of(dtype),
+        dtype=str(dtype).removeprefix("torch."),
         columns=tuple(name for name in COLUMN_DTYPES if name in content.columns),
-        label_dtype=_name_of(labels.dtype),
+        label_dtype=str(labels.dtype).removeprefix("torch."),
         label_shape=tuple(labels.shape[1:]),
         num_classes=num_classes,
         rows_per_shard=min(content.num_rows, max(1, max_shard_bytes // row_bytes)),
         files=(),
         metadata=metadata,
     )
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _shard(content: Content, rows: slice, index: Index) -> Columns:
-    columns = {name: content.columns[name][rows].clone() for name in index.columns}
-    return {"latents": content.read(rows).to(STORED_DTYPES[index.dtype]), **columns}
-
-
-def _shard_name(folder: Path, index: Index, number: int) -> str:
-    """The usual name, or a longer one where an older bank has it: its index stays true until ours is in."""
-    name = f"bank-{number:05d}-of-{index.num_shards:05d}"
-    path = folder / f"{name}.safetensors"
-    if path.exists() and _read_label(path) != index.label_of(number):
-        return f"{name}-{index.digest[:12]}.safetensors"
-    return path.name

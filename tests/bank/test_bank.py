@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from latent_mixup import files
-from latent_mixup.bank.bank import BankFormatError, LatentBank, fingerprint
+from latent_mixup.bank import BankFormatError, LatentBank, fingerprint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bank-0.1.0"
 GOLDEN_PLAIN = GOLDEN.with_name("bank-0.1.0-plain")
@@ -347,7 +347,7 @@ def test_filter_warns_where_a_class_has_no_row_any_more():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_mse": 0.1, "per_class": True}, "per_class says of what keep is the fraction: give keep as well"),
+        ({"max_mse": 0.1, "per_class": True}, "per_class needs keep"),
         ({"max_mse": 0.0}, "empty bank: no row has mse <= 0.0"),
         ({}, "max_mse or keep"),
         ({"keep": 0}, r"keep is the best fraction, in \(0, 1\]: got 0"),
@@ -737,17 +737,8 @@ def test_a_flipped_bit_is_found_by_verify(folder):
         LatentBank.from_pretrained(folder, verify=True)
 
 
-def test_a_missing_renamed_swapped_or_extra_shard(folder):
-    first, _, third, _ = names(folder)
-    shutil.copy(folder / first, folder / "bank-00003-of-00003.safetensors")
-    with pytest.raises(BankFormatError, match=r"bank-00003-of-00003.safetensors is an extra shard"):
-        LatentBank.from_pretrained(folder)
-    (folder / "bank-00003-of-00003.safetensors").unlink()
-
-    shutil.move(folder / third, folder / "bank-9.safetensors")
-    with pytest.raises(BankFormatError, match=r"bank-9.safetensors is an extra shard|bank-00002.* is missing"):
-        LatentBank.from_pretrained(folder)
-    (folder / "bank-9.safetensors").unlink()
+def test_a_missing_shard(folder):
+    (folder / names(folder)[2]).rename(folder / "bank-9.safetensors")
     with pytest.raises(BankFormatError, match=r"bank-00002-of-00003.safetensors is missing: bank.index.json names it"):
         LatentBank.from_pretrained(folder)
 
@@ -796,7 +787,7 @@ def test_a_leftover_of_an_older_bank_is_harmless(folder, tmp_path):
         (lambda t: t.update(labels=t["labels"] + 5), "below num_classes=4"),
         (lambda t: t.update(source_index=t["source_index"] * 0), "source_index needs one row per sample"),
         (lambda t: t.update(mse=t["mse"] - 2), "mse needs numbers from 0"),
-        (lambda t: t["latents"].fill_(float("nan")), "'latents' needs finite numbers, row 0 has NaN"),
+        (lambda t: t["latents"].fill_(float("nan")), "latents need finite numbers: row 0 has NaN"),
     ],
 )
 def test_a_shard_with_other_content_than_the_index_says(tmp_path, change, message):
@@ -995,7 +986,7 @@ def test_a_failed_write_leaves_the_old_bank(folder, monkeypatch, where, call):
 
 def test_a_full_disk_leaves_the_old_bank(folder):
     code = (
-        "import resource, signal, sys, torch; from latent_mixup.bank.bank import LatentBank\n"
+        "import resource, signal, sys, torch; from latent_mixup.bank import LatentBank\n"
         "bank = LatentBank(torch.zeros(1000, 64), [0] * 1000)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
@@ -1011,7 +1002,7 @@ def test_a_full_disk_leaves_the_old_bank(folder):
 def test_a_killed_write_leaves_the_old_bank(folder):
     """SIGKILL between the new shards and the new index, where a bank written in place would be a mixture."""
     code = (
-        "import os, signal, sys, torch; from latent_mixup.bank.bank import LatentBank\n"
+        "import os, signal, sys, torch; from latent_mixup.bank import LatentBank\n"
         "real = os.replace\n"
         "def replace(source, target):\n"
         "    if str(target).endswith('.json'): os.kill(os.getpid(), signal.SIGKILL)\n"
