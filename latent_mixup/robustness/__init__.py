@@ -1,8 +1,8 @@
-"""How far a classifier is from changing its mind, and how it does on images that are not clean.
+"""Robustness metrics: adversarial attacks, blur, corruptions, calibration.
 
-Every score takes the classifier as it is (in eval mode for the call, restored afterwards) and images in the
-classifier's own, normalised input range. Norms are in the units of that range: images in [-1, 1] give
-twice the norm of the same images in [0, 1], so scores are only comparable in one range.
+Every score takes the classifier as it is (in eval mode during the call, restored afterwards) and images in the
+classifier's own, normalised input range. Norms are in the units of that range: images in [-1, 1] give twice the norm
+of the same images in [0, 1], so scores are comparable in one range only.
 """
 
 from latent_mixup.robustness.accuracy import accuracy, logits_of

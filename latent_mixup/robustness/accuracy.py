@@ -1,4 +1,4 @@
-"""Accuracy, and the logits that every score of a whole data set comes from."""
+"""Accuracy, and the logits that the scores of a whole data set are computed from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.networks import eval_mode
-from latent_mixup.robustness.shared import Loader, batches, check_logits, device_of
+from latent_mixup.robustness.shared import Loader, batches, device_of, scored
 
 
 def accuracy(model: nn.Module, loader: Loader, *, device: torch.device | str | None = None) -> float:
@@ -23,7 +22,8 @@ def accuracy(model: nn.Module, loader: Loader, *, device: torch.device | str | N
         Accuracy in [0, 1]; the same for any batch size.
 
     Raises:
-        ValueError: No image came, images are not a finite float batch, or labels are not class indices.
+        ValueError: No image came, images are not a finite float batch, labels are not class indices, or the model
+            does not return finite logits ``[B, K]``.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
@@ -45,7 +45,7 @@ def logits_of(
     Args:
         model: Images to logits ``[B, K]``; stays on its device.
         loader: Yields ``(images, labels)``.
-        see: What is done to each batch before the model gets it.
+        see: Applied to each batch of images before the model; None: nothing.
         device: Where images are moved to; None: the device of the model's parameters.
 
     Raises:
@@ -57,17 +57,10 @@ def logits_of(
         torch.Size([5, 10])
     """
     logits, labels = [], []
-    with eval_mode(model), torch.no_grad():
-        for images, own in batches(loader):
-            if own is None:
-                raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
-            images = images.to(device_of(model, device))
-            given = model(images if see is None else see(images))
-            check_logits(given, len(images))
-            logits.append(given.cpu())
-            labels.append(own.cpu())
-    if not logits:
-        raise ValueError("accuracy needs at least one image: the loader gave none")
+    with scored(model) as classifier:
+        for images, own in batches(loader, device=device_of(model, device)):
+            logits.append(classifier.logits(images if see is None else see(images)).cpu())
+            labels.append(own)
     return torch.cat(logits), torch.cat(labels)
 
 

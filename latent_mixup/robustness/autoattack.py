@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.pgd import Norm
 from latent_mixup.robustness.shared import (
     Bounds,
+    check_eps,
     check_images,
     check_inside,
-    check_labels,
-    check_logits,
+    class_indices,
     from_unit,
+    per_image,
+    scored,
     to_unit,
 )
 
@@ -37,25 +37,25 @@ def autoattack(
     batch_size: int = 250,
     seed: int = 0,
 ) -> Tensor:
-    """Images within ``eps`` of ``images`` that the model gets wrong, where AutoAttack finds one.
+    """AutoAttack: images within ``eps`` of ``images`` that the model gets wrong, where it finds one.
 
     Args:
         model: Images to logits ``[B, K]``, differentiable; on the device of ``images``.
         images: Float ``[B, C, H, W]`` within ``bounds``.
         labels: Class indices ``[B]``.
-        bounds: What black and white are in ``images``; AutoAttack itself sees [0, 1].
+        bounds: The values of black and white in ``images``; AutoAttack itself sees [0, 1].
         eps: Radius of the ball, in the units of ``images``: 8/255 of images in [0, 1] is 16/255 in [-1, 1].
         norm: ``"linf"`` or ``"l2"``.
         attacks: Which of ``"apgd-ce"``, ``"apgd-dlr"``, ``"fab"``, ``"square"``, ``"apgd-t"`` and ``"fab-t"``; None:
             the standard ensemble. The targeted ones, whose names end in ``t``, need ten classes.
         batch_size: Images at once.
-        seed: Of everything that is drawn; the random state of the caller is left as it was.
+        seed: Seed of all draws; the random state of the caller is left as it was.
 
     Returns:
         ``[B, C, H, W]`` within ``bounds``; the image itself where nothing fooled.
 
     Raises:
-        ImportError: ``pyautoattack`` is not there.
+        ImportError: ``pyautoattack`` is not installed.
         ValueError: ``images`` are not a finite float batch within ``bounds``, ``labels`` are not class indices for
             them, a setting is out of range, or a targeted attack has fewer than ten classes.
 
@@ -70,16 +70,13 @@ def autoattack(
     except ImportError as error:
         raise ImportError('AutoAttack needs pyautoattack: pip install "latent-mixup[robust]"') from error
 
+    check_eps(eps, norm)
     check_images(images)
-    check_labels(labels, len(images))
     check_inside(images, bounds)
-    if norm not in NORMS:
-        raise ValueError(f'norm must be "linf" or "l2": got {norm!r}')
-    if not (math.isfinite(eps) and eps > 0):
-        raise ValueError(f"eps must be a positive length in the units of the images: got {eps}")
-    chosen = STANDARD if attacks is None else attacks
-    _check_classes(model, images[:1], chosen)
-    with eval_mode(model), torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+    labels = class_indices(labels, len(images)).to(images.device)
+    with scored(model, gradient=True) as classifier, torch.random.fork_rng():
+        classifier.logits(images[:1])
+        _check_classes(classifier.num_classes or 0, STANDARD if attacks is None else attacks)
         attack = AutoAttack(
             _FromUnit(model, bounds, images.dtype),
             attacks=None if attacks is None else list(attacks),
@@ -90,25 +87,22 @@ def autoattack(
             device=images.device,
         )
         unit = to_unit(images.detach(), bounds).float().clamp(0, 1)
-        found: Tensor = attack.run_standard_evaluation(unit, labels.long().clone(), batch_size=batch_size)[0]
-    return torch.where(_moved(found, unit), from_unit(found, bounds).to(images), images)
+        found: Tensor = attack.run_standard_evaluation(unit, labels, batch_size=batch_size)[0]
+    return torch.where(per_image((found != unit).flatten(1).any(dim=1)), from_unit(found, bounds).to(images), images)
 
 
-def _check_classes(model: nn.Module, image: Tensor, attacks: Sequence[str]) -> None:
+def _check_classes(num_classes: int, attacks: Sequence[str]) -> None:
     """Raise ``ValueError`` where a targeted attack lacks classes."""
-    with eval_mode(model), torch.no_grad():
-        logits = model(image)
-    check_logits(logits, 1)
     targeted = sorted(TARGETED.intersection(attacks))
-    if targeted and logits.shape[1] < LEAST_CLASSES:
+    if targeted and num_classes < LEAST_CLASSES:
         raise ValueError(
-            f"the targeted attacks {', '.join(targeted)} need {LEAST_CLASSES} classes: got {logits.shape[1]} logits; "
+            f"the targeted attacks {', '.join(targeted)} need {LEAST_CLASSES} classes: got {num_classes} logits; "
             'pass attacks=["apgd-ce", "apgd-dlr", "fab", "square"]'
         )
 
 
 class _FromUnit(nn.Module):
-    """The model for float32 images in [0, 1], behind what takes them to its own range and type."""
+    """The model behind a conversion of float32 images in [0, 1] to its own range and type."""
 
     def __init__(self, model: nn.Module, bounds: Bounds, dtype: torch.dtype) -> None:
         super().__init__()
@@ -117,7 +111,3 @@ class _FromUnit(nn.Module):
     def forward(self, unit: Tensor) -> Tensor:
         logits: Tensor = self.model(from_unit(unit.to(self.dtype), self.bounds)).float()
         return logits
-
-
-def _moved(found: Tensor, unit: Tensor) -> Tensor:
-    return (found != unit).flatten(1).any(dim=1)[:, None, None, None]

@@ -1,9 +1,10 @@
-"""Accuracy on blurred images: the paper's, and over a range of widths."""
+"""Accuracy on blurred images, at the paper's width and over a range of widths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ SIGMAS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # pixels; the last is the paper's
 
 
 def blurred(images: Tensor, kernel_size: int = 5, sigma: float = 5.0) -> Tensor:
-    """Images through a Gaussian blur, the border mirrored.
+    """Gaussian blur with a mirrored border.
 
     Args:
         images: Float ``[B, C, H, W]`` in any range.
@@ -24,7 +25,7 @@ def blurred(images: Tensor, kernel_size: int = 5, sigma: float = 5.0) -> Tensor:
         sigma: Standard deviation of the kernel in pixels.
 
     Raises:
-        ValueError: The kernel is even, too large for the images or its sigma not positive.
+        ValueError: ``kernel_size`` is even or too large for the images, or ``sigma`` is not positive.
 
     Reference: Latent-Mixup, blurred accuracy: kernel 5, sigma 5.
 
@@ -34,7 +35,10 @@ def blurred(images: Tensor, kernel_size: int = 5, sigma: float = 5.0) -> Tensor:
     """
     from torchvision.transforms.v2.functional import gaussian_blur
 
-    _check_kernel(kernel_size, sigma)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be an odd number of pixels: got {kernel_size}")
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be a positive number of pixels: got {sigma}")
     height, width = images.shape[-2:]
     if kernel_size // 2 >= min(height, width):
         raise ValueError(f"kernel_size {kernel_size} is too large for images of {height}x{width}")
@@ -50,7 +54,7 @@ def blurred_accuracy(
     *,
     device: torch.device | str | None = None,
 ) -> float:
-    """Accuracy on images seen through a Gaussian blur, applied to the normalised input as in the paper.
+    """Accuracy on Gaussian-blurred images; the normalised input is blurred, as in the paper.
 
     Args:
         model: Images to logits ``[B, K]``; stays on its device.
@@ -72,8 +76,8 @@ def blurred_accuracy(
         >>> 0 <= blurred_accuracy(net, [(torch.rand(5, 3, 4, 4), torch.arange(5))]) <= 1
         True
     """
-    _check_kernel(kernel_size, sigma)
-    return share_right(*logits_of(model, loader, see=_blur(kernel_size, sigma), device=device))
+    see = partial(blurred, kernel_size=kernel_size, sigma=sigma)
+    return share_right(*logits_of(model, loader, see=see, device=device))
 
 
 def blur_sweep(
@@ -86,11 +90,11 @@ def blur_sweep(
 ) -> dict[float, float]:
     """:func:`blurred_accuracy` at each of ``sigmas``, the kernel's size held fixed.
 
-    A kernel of 5 pixels cuts a wide Gaussian off: from a sigma of about 3 on, little changes.
+    A kernel of 5 pixels truncates a wide Gaussian: above a sigma of about 3 little changes.
 
     Args:
         model: Images to logits ``[B, K]``; stays on its device.
-        loader: Yields ``(images, labels)``; gone through once a sigma, so no iterator.
+        loader: Yields ``(images, labels)``; iterated once for each sigma, so not an iterator.
         sigmas: Standard deviations of the kernel in pixels.
         kernel_size: Width of the kernel in pixels, odd.
         device: Where images are moved to; None: the device of the model's parameters.
@@ -99,7 +103,7 @@ def blur_sweep(
         Accuracy in [0, 1] by sigma, in the order of ``sigmas``.
 
     Raises:
-        ValueError: What :func:`blurred_accuracy` refuses; an iterator, that the first sigma used up.
+        ValueError: What :func:`blurred_accuracy` refuses, or ``loader`` is an iterator, exhausted by the first sigma.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
@@ -107,14 +111,3 @@ def blur_sweep(
         [1.0, 2.0]
     """
     return {sigma: blurred_accuracy(model, loader, kernel_size, sigma, device=device) for sigma in sigmas}
-
-
-def _blur(kernel_size: int, sigma: float) -> Callable[[Tensor], Tensor]:
-    return lambda images: blurred(images, kernel_size, sigma)
-
-
-def _check_kernel(kernel_size: int, sigma: float) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be an odd number of pixels: got {kernel_size}")
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma must be a positive number of pixels: got {sigma}")

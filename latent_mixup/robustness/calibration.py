@@ -1,4 +1,4 @@
-"""Whether a classifier is as often right as it says it is."""
+"""Calibration: how well a classifier's confidence agrees with its accuracy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_mixup.robustness.shared import check_labels, describe
+from latent_mixup.robustness.shared import class_indices, describe
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> float:
@@ -17,14 +17,14 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 1
     Args:
         logits: Float ``[N, K]``.
         labels: Class indices ``[N]``.
-        num_bins: How many bins divide [0, 1].
+        num_bins: Number of bins that divide [0, 1].
 
     Returns:
         A number in [0, 1]; 0 is calibrated.
 
     Raises:
-        ValueError: ``logits`` are not finite floats ``[N, K]``, ``labels`` are not class indices for them, or there
-            is no bin.
+        ValueError: ``logits`` are not finite floats ``[N, K]``, ``labels`` are not class indices for them, or
+            ``num_bins`` is below 1.
 
     Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3; 15 bins.
 
@@ -32,13 +32,13 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 1
         >>> expected_calibration_error(torch.tensor([[20.0, -20.0], [20.0, -20.0]]), torch.tensor([0, 1]))
         0.5
     """
-    _check(logits, labels)
+    logits, labels = _checked(logits, labels)
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1: got {num_bins}")
-    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
     right = (predicted == labels).double()
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gaps = torch.zeros(num_bins, dtype=torch.float64, device=logits.device).index_add(0, bins, right - confidence)
+    gaps = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, right - confidence)
     return gaps.abs().sum().item() / len(labels)
 
 
@@ -58,9 +58,8 @@ def brier_score(logits: Tensor, labels: Tensor) -> float:
         >>> brier_score(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
         0.5
     """
-    _check(logits, labels)
-    wanted = F.one_hot(labels.long(), logits.shape[1])
-    return (logits.double().softmax(dim=1) - wanted).square().sum(dim=1).mean().item()
+    logits, labels = _checked(logits, labels)
+    return (logits.softmax(dim=1) - F.one_hot(labels, logits.shape[1])).square().sum(dim=1).mean().item()
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
@@ -77,18 +76,19 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
         >>> round(negative_log_likelihood(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])), 4)
         0.6931
     """
-    _check(logits, labels)
-    return F.cross_entropy(logits.double(), labels.long()).item()
+    return F.cross_entropy(*_checked(logits, labels)).item()
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
+def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 and int64, on the CPU."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point() or not logits.numel():
         raise ValueError(f"logits must be a float tensor [N, K]: got {describe(logits)}")
     if not logits.isfinite().all():
         raise ValueError(f"logits must be finite: got {int((~logits.isfinite()).sum())} nan or inf numbers")
-    check_labels(labels, len(logits))
+    labels = class_indices(labels, len(logits))
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(
             f"labels must be in [0, {logits.shape[1]}), the logits' classes: "
             f"got {int(labels.min())} to {int(labels.max())}"
         )
+    return logits.cpu().double(), labels

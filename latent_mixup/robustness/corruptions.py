@@ -1,9 +1,9 @@
-"""Corruptions in the manner of CIFAR-10-C, at its strengths for 32-pixel images: "C-style".
+"""Corruptions in the style of CIFAR-10-C ("C-style"), at its strengths for 32-pixel images.
 
-They are written from the published strengths for any size and one or three channels, drawn for each image by its own
-key, and not rounded to 8 bits, so they are not CIFAR-10-C: only its own files are, see
-:class:`~latent_mixup.robustness.CorruptedCIFAR`. Frost, snow, fog, spatter, the elastic one, and blur by glass, motion
-and zoom are not among them.
+They are written from the published strengths for any size and one or three channels, each image has its own random
+stream, and results are not rounded to 8 bits. So scores are not comparable with CIFAR-10-C, whose own files
+:class:`~latent_mixup.robustness.CorruptedCIFAR` reads. Frost, snow, fog, spatter, elastic, and the glass, motion and
+zoom blurs are not included.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.shared import (
     Bounds,
     Loader,
+    batches,
     check_images,
     check_inside,
     device_of,
-    first_images,
     from_unit,
+    scored,
     to_unit,
 )
 from latent_mixup.sampling import keyed_generator
@@ -49,18 +49,18 @@ def corrupt(
     seed: int = 0,
     first_index: int = 0,
 ) -> Tensor:
-    """Images as a noisy, blurred, faded or compressed copy shows them.
+    """Corrupt images by noise, blur, another brightness, contrast or saturation, pixelation or compression.
 
-    What is drawn belongs to (``seed``, index of the image, ``name``, ``severity``), so an image's result does not
-    depend on its batch. ``"pixelate"`` and ``"jpeg_compression"`` go through 8 bits.
+    Noise is drawn from (``seed``, index of the image, ``name``, ``severity``), so an image's result does not
+    depend on its batch. ``"pixelate"`` and ``"jpeg_compression"`` round to 8 bits.
 
     Args:
         images: Float ``[B, C, H, W]`` within ``bounds``, of 3x3 pixels at least; one or three channels.
         name: One of :func:`corruption_names`.
         severity: From 1 to 5.
-        bounds: What black and white are in ``images``, e.g. ``(-1, 1)``.
-        seed: Of the noise.
-        first_index: Index in the data set of the first image, the others following.
+        bounds: The values of black and white in ``images``, e.g. ``(-1, 1)``.
+        seed: Seed of the noise.
+        first_index: Index of the first image in the data set; the others follow it.
 
     Returns:
         Corrupted images within ``bounds``; shape, dtype and device of ``images``.
@@ -91,7 +91,7 @@ def corrupt(
 
 
 def corruption_names(img_channels: int) -> tuple[str, ...]:
-    """The corruptions of images with so many channels; ``"saturate"`` needs colours."""
+    """Names of the corruptions for images with ``img_channels`` channels; ``"saturate"`` needs three."""
     return tuple(name for name, corruption in CORRUPTIONS.items() if img_channels in corruption.img_channels)
 
 
@@ -112,12 +112,12 @@ def corruption_accuracy(
     Args:
         model: Images to logits ``[B, K]``; stays on its device.
         loader: Yields ``(images, labels)``, float ``[B, C, H, W]`` within ``bounds`` and int ``[B]``.
-        bounds: What black and white are in the images.
-        names: Which corruptions; None: all that the images' channels allow.
+        bounds: The values of black and white in the images.
+        names: Some of :func:`corruption_names`; None: all of them.
         severities: From 1 to 5 each.
-        seed: Of the noise.
+        seed: Seed of the noise.
         max_images: Stop after this many images; None: all.
-        device: Where images are moved to once corrupted; None: the device of the model's parameters.
+        device: Where corrupted images are moved to; None: the device of the model's parameters.
         progress: Show a progress bar.
 
     Returns:
@@ -134,25 +134,23 @@ def corruption_accuracy(
     """
     right: dict[str, list[int]] = {}
     count = 0
-    with eval_mode(model), torch.no_grad():
-        for images, labels in first_images(loader, max_images, progress=progress and "corruptions"):
-            if labels is None:
-                raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
+    with scored(model) as classifier:
+        on, title = device_of(model, device), progress and "corruptions"
+        for images, labels in batches(loader, limit=max_images, progress=title):
             names = corruption_names(images.shape[1]) if names is None else names
             _check_what(images, names, severities)
             for name in names:
                 found = right.setdefault(name, [0] * len(severities))
                 for i, severity in enumerate(severities):
                     seen = corrupt(images, name, severity, bounds=bounds, seed=seed, first_index=count)
-                    predicted = model(seen.to(device_of(model, device))).argmax(dim=1)
-                    found[i] += int((predicted.cpu() == labels.cpu()).sum())
+                    predicted = classifier.logits(seen.to(on)).argmax(dim=1)
+                    found[i] += int((predicted.cpu() == labels).sum())
             count += len(images)
-    if count == 0:
-        raise ValueError("accuracy needs at least one image: the loader gave none")
     return {name: [n / count for n in found] for name, found in right.items()}
 
 
-# Each takes images [B, C, H, W] in [0, 1], a strength and a stream an image; what it gives is clipped to [0, 1].
+# Each function takes images [B, C, H, W] in [0, 1], a strength and a random stream for each image; the result is
+# clipped to [0, 1].
 
 
 def _gaussian_noise(images: Tensor, deviation: float, draws: Draws) -> Tensor:
@@ -176,12 +174,12 @@ def _speckle_noise(images: Tensor, deviation: float, draws: Draws) -> Tensor:
 
 
 def _gaussian_blur(images: Tensor, sigma: float, draws: Draws) -> Tensor:
-    """The border continues as it ends."""
+    """The border is replicated."""
     return _filtered(images, _gaussian(sigma, int(GAUSSIAN_REACH * sigma + 0.5)), "replicate")
 
 
 def _defocus_blur(images: Tensor, lens: tuple[float, float], draws: Draws) -> Tensor:
-    """A disk of pixels of some radius, softened by a Gaussian of 3x3 pixels; the border is mirrored."""
+    """A disk of pixels, softened by a Gaussian of 3x3 pixels; the border is mirrored."""
     radius, softness = lens
     reach = math.floor(radius) + 1
     offset = torch.arange(-reach, reach + 1)
@@ -232,7 +230,7 @@ def _jpeg_compression(images: Tensor, quality: int, draws: Draws) -> Tensor:
 
 @dataclass(frozen=True)
 class _Corruption:
-    """What is done, and how strongly at each of the five severities."""
+    """A corruption and its strength at each of the five severities."""
 
     apply: Callable[..., Tensor]
     strengths: tuple[float, ...] | tuple[tuple[float, float], ...]
@@ -266,7 +264,7 @@ def _gaussian(sigma: float, reach: int) -> Tensor:
 
 
 def _filtered(images: Tensor, kernel: Tensor, border: str) -> Tensor:
-    """Each channel by itself through a kernel ``[k, k]``."""
+    """Each channel convolved with a kernel ``[k, k]``."""
     reach, channels = len(kernel) // 2, images.shape[1]
     weight = kernel.to(images).expand(channels, 1, *kernel.shape)
     return F.conv2d(F.pad(images, [reach] * 4, mode=border), weight, groups=channels)

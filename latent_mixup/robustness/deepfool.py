@@ -1,4 +1,4 @@
-"""DeepFool: the smallest perturbation, found by linear steps, that changes a classifier's mind."""
+"""DeepFool: the smallest perturbation, found by linear steps, that changes a classifier's prediction."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.networks import eval_mode
 from latent_mixup.robustness.shared import (
-    NO_GRADIENT,
     Bounds,
+    Classifier,
     Loader,
+    batches,
     check_images,
     check_range,
     chunks,
     device_of,
-    first_images,
     l2_norms,
-    logits_with_gradient,
+    no_gradient,
     per_image,
+    scored,
 )
 
-STEP_MARGIN = 1e-4  # added to each step's length, so that it lands behind the boundary and not on it
+STEP_MARGIN = 1e-4  # added to each step's length, so that it ends behind the boundary and not on it
 
 
 @dataclass(frozen=True, eq=False)
 class DeepFoolResult:
-    """What DeepFool found for each of ``B`` images, in the order they came.
+    """Result of :func:`deepfool` for each of ``B`` images, in their order.
 
     Attributes:
-        perturbations: ``[B, C, H, W]``, overshoot included: ``images + perturbations`` is what fools.
+        perturbations: ``[B, C, H, W]``, overshoot included: ``images + perturbations`` are the adversarial images.
         norms: L2 norm of each perturbation, ``[B]``, in the units of the images.
         iterations: Steps taken, ``[B]`` int64, at most ``max_iter``.
         fooled: Whether the prediction changed, ``[B]`` bool.
-        labels: The class predicted at the start, ``[B]`` int64.
+        labels: The class predicted for the image itself, ``[B]`` int64.
     """
 
     perturbations: Tensor
@@ -47,17 +47,17 @@ class DeepFoolResult:
 
 @dataclass(frozen=True)
 class DeepFoolScore:
-    """Mean DeepFool norm of a data set, and what one must know to compare it; ``float(score)`` is the mean.
+    """Mean DeepFool norm of a data set, with the counts needed to compare it; ``float(score)`` is the mean.
 
     Attributes:
         score: Mean L2 norm over all images, wrongly classified and unfooled ones included.
         score_correct: The same over correctly classified images; nan without labels or without such images.
         n_images: Images counted.
         fooled_fraction: Share whose prediction changed, in [0, 1].
-        max_iter_hits: Images that ``max_iter`` stopped before their prediction changed.
+        max_iter_hits: Images whose prediction had not changed after ``max_iter`` steps.
         mean_iterations: Mean number of steps.
         input_size: ``(C, H, W)`` of the images.
-        n_correct: Images counted that were correctly classified.
+        n_correct: Correctly classified images.
     """
 
     score: float
@@ -75,10 +75,10 @@ class DeepFoolScore:
     def in_unit_range(self, bounds: Bounds = (-1.0, 1.0)) -> DeepFoolScore:
         """The same scores in the units of images in [0, 1]: those of images in [-1, 1] are halved.
 
-        What DeepFool itself would find in [0, 1] differs a little: its step's margin of 1e-4 has no unit.
+        A run of DeepFool in [0, 1] differs a little: the margin of 1e-4 of its steps has no unit.
 
         Args:
-            bounds: What black and white were in the images that were scored.
+            bounds: The values of black and white in the images that were scored.
         """
         check_range(bounds)
         width = bounds[1] - bounds[0]
@@ -95,23 +95,22 @@ def deepfool(
 ) -> DeepFoolResult:
     """The smallest L2 perturbation, found by linear steps, that changes each image's predicted class.
 
-    Each step walks to the nearest of the linearised class boundaries,
-    ``r_i = (min_k |f_k| / ||w_k|| + 1e-4) * w / ||w||``, and the image is moved by ``1 + overshoot``
-    times the sum of the steps. The start class is the network's own prediction, nothing is clipped to an
-    image range, and an image leaves the batch when its prediction changes. An image without any gradient
-    towards another class stops where it is, unfooled. An image's result does not depend on the rest of
-    the batch, up to the rounding of the network itself: in float32 an image on the kink of a ReLU or a tie
-    of a max-pool can take the other side (over 1,000 Fashion-MNIST images at most 6e-3 in a pixel, 3e-4 in the
-    norm, always in as many steps; in float64 1e-15 and 4e-15).
+    Each step goes to the nearest of the linearised class boundaries,
+    ``r_i = (min_k |f_k| / ||w_k|| + 1e-4) * w / ||w||``, and the image is moved by ``1 + overshoot`` times the sum
+    of the steps. The start class is the network's own prediction, nothing is clipped to an image range, and an image
+    leaves the batch when its prediction changes. An image without any gradient towards another class stops where it
+    is, unfooled. An image's result does not depend on the rest of the batch, up to the rounding of the network itself:
+    in float32 an image on the kink of a ReLU or a tie of a max-pool can take the other side (over 1,000 Fashion-MNIST
+    images at most 6e-3 in a pixel, 3e-4 in the norm, always in as many steps; in float64 1e-15 and 4e-15).
 
     Args:
         model: Images to logits ``[B, K]``, differentiable; on the device of ``images``. Parameters keep
             their ``grad`` and ``requires_grad``.
         images: Float ``[B, C, H, W]`` in the model's input range, finite. Any number: work is
             done in chunks.
-        num_classes: How many classes, the likeliest at the start, are looked at; from 2 to K.
+        num_classes: Number of candidate classes, the likeliest of the image; from 2 to K.
         overshoot: Share by which the sum of the steps is exceeded.
-        max_iter: Most steps for an image.
+        max_iter: Maximum steps per image.
 
     Returns:
         Perturbations, norms (in the units of ``images``: [-1, 1] doubles [0, 1]), steps, success and labels,
@@ -129,19 +128,8 @@ def deepfool(
         torch.Size([5])
     """
     check_images(images)
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2: got {num_classes}")
-    if not (math.isfinite(overshoot) and overshoot >= 0):
-        raise ValueError(f"overshoot must be a finite share of at least 0: got {overshoot}")
-    if max_iter < 1:
-        raise ValueError(f"max_iter must be at least 1: got {max_iter}")
-    with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
-        parts = [
-            _deepfool_chunk(model, chunk.detach().clone(), num_classes, 1 + overshoot, max_iter)
-            for chunk in chunks(images)
-        ]
-    perturbations, iterations, fooled, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    return DeepFoolResult(perturbations, l2_norms(perturbations), iterations, fooled, labels)
+    with scored(model, gradient=True) as classifier:
+        return _deepfool(classifier, images, num_classes, overshoot, max_iter)
 
 
 def deepfool_score(
@@ -185,51 +173,61 @@ def deepfool_score(
         >>> deepfool_score(net, torch.rand(5, 3, 2, 2)).input_size
         (3, 2, 2)
     """
-    norms, correct, iterations, fooled = [], [], [], []
+    results, correct = [], []
     sizes: set[tuple[int, int, int]] = set()
-    for images, labels in first_images(loader, max_images, progress=progress and "DeepFool"):
-        sizes.add((images.shape[1], images.shape[2], images.shape[3]))
-        if len(sizes) > 1:
-            raise ValueError(f"a score needs images of one size: got {sorted(sizes)}")
-        images = images.to(device_of(model, device))
-        result = deepfool(model, images, num_classes=num_classes, overshoot=overshoot, max_iter=max_iter)
-        norms.append(result.norms.cpu().double())
-        iterations.append(result.iterations.cpu())
-        fooled.append(result.fooled.cpu())
-        predicted = result.labels.cpu()
-        correct.append(torch.zeros_like(predicted).bool() if labels is None else predicted == labels.cpu())
-    if not norms:
-        raise ValueError("a score needs at least one image: the loader gave none")
-    norm, right, steps, changed = (torch.cat(column) for column in (norms, correct, iterations, fooled))
+    with scored(model, gradient=True) as classifier:
+        on, title = device_of(model, device), progress and "DeepFool"
+        for images, labels in batches(loader, limit=max_images, device=on, progress=title, labelled=False):
+            sizes.add((images.shape[1], images.shape[2], images.shape[3]))
+            if len(sizes) > 1:
+                raise ValueError(f"a score needs images of one size: got {sorted(sizes)}")
+            result = _deepfool(classifier, images, num_classes, overshoot, max_iter)
+            correct.append(result.labels.cpu() == labels)
+            results.append((result.norms.cpu().double(), result.iterations.cpu(), result.fooled.cpu()))
+    right = torch.cat(correct)
+    norms, iterations, fooled = (torch.cat(column) for column in zip(*results, strict=True))
     return DeepFoolScore(
-        score=norm.mean().item(),
-        score_correct=norm[right].mean().item() if right.any() else math.nan,
-        n_images=len(norm),
-        fooled_fraction=changed.double().mean().item(),
-        max_iter_hits=int((~changed & (steps == max_iter)).sum()),
-        mean_iterations=steps.double().mean().item(),
+        score=norms.mean().item(),
+        score_correct=norms[right].mean().item() if right.any() else math.nan,
+        n_images=len(norms),
+        fooled_fraction=fooled.double().mean().item(),
+        max_iter_hits=int((~fooled & (iterations == max_iter)).sum()),
+        mean_iterations=iterations.double().mean().item(),
         input_size=sizes.pop(),
         n_correct=int(right.sum()),
     )
 
 
+def _deepfool(
+    classifier: Classifier, images: Tensor, num_classes: int, overshoot: float, max_iter: int
+) -> DeepFoolResult:
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2: got {num_classes}")
+    if not (math.isfinite(overshoot) and overshoot >= 0):
+        raise ValueError(f"overshoot must be a finite share of at least 0: got {overshoot}")
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1: got {max_iter}")
+    parts = [_deepfool_chunk(classifier, chunk, num_classes, 1 + overshoot, max_iter) for chunk in chunks(images)]
+    perturbations, iterations, fooled, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return DeepFoolResult(perturbations, l2_norms(perturbations), iterations, fooled, labels)
+
+
 def _deepfool_chunk(
-    model: nn.Module, start: Tensor, num_classes: int, scale: float, max_iter: int
+    classifier: Classifier, start: Tensor, num_classes: int, scale: float, max_iter: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Algorithm 2 on ``start`` ``[B, C, H, W]``: perturbations, steps, success, start labels."""
+    start = start.detach().clone()
     total = torch.zeros_like(start)
     iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     fooled = torch.zeros_like(iterations, dtype=torch.bool)
 
     rows = torch.arange(len(start), device=start.device)  # the images that are not yet done
-    images, logits = logits_with_gradient(model, start)
+    images, logits = classifier.with_gradient(start)
     if logits.shape[1] < num_classes:
         raise ValueError(
             f"num_classes={num_classes} is more than the model's {logits.shape[1]} logits: "
             f"pass num_classes={logits.shape[1]} or less"
         )
-    if not logits.isfinite().all():
-        raise ValueError("the model's logits must be finite: got nan or inf for the images as given")
     classes = logits.detach().argsort(dim=1, descending=True, stable=True)[:, :num_classes]
 
     for _ in range(max_iter):
@@ -240,7 +238,7 @@ def _deepfool_chunk(
             break
         total[rows] += step
         iterations[rows] += 1
-        images, logits = logits_with_gradient(model, start[rows] + scale * total[rows])
+        images, logits = classifier.with_gradient(start[rows] + scale * total[rows], finite=False)
         sound = logits.isfinite().all(dim=1)  # an image thrown out of float range is given up, not fooled
         changed = logits.argmax(dim=1) != classes[rows, 0]
         fooled[rows[sound & changed]] = True
@@ -250,7 +248,7 @@ def _deepfool_chunk(
             if len(rows) == 0:
                 break
             # one more forward pass for the rest costs less than gradients of images that are done
-            images, logits = logits_with_gradient(model, images[going])
+            images, logits = classifier.with_gradient(images[going], finite=False)
     return scale * total, iterations, fooled, classes[:, 0]
 
 
@@ -269,7 +267,7 @@ def _step_to_boundary(images: Tensor, logits: Tensor, classes: Tensor) -> tuple[
         gap = pair[:, 1] - pair[:, 0]
         (normal,) = torch.autograd.grad(gap.sum(), images, retain_graph=k < num_classes - 1, allow_unused=True)
         if normal is None:
-            raise ValueError(NO_GRADIENT)
+            raise no_gradient()
         length = l2_norms(normal)
         away = gap.detach().abs() / length
         nearer = (length > 0) & length.isfinite() & (away < distance)

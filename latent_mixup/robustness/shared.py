@@ -1,96 +1,139 @@
-"""What the scores share: eval mode, loaders, chunks, the range of images, and checks of what comes in."""
+"""What the scores share: the classifier behind its checks, batches, chunks, and the range of images."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import chain
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
+
+from latent_mixup.classifiers import logits_of_output
+from latent_mixup.networks import eval_mode
 
 Loader: TypeAlias = Iterable[Sequence[Tensor]]
-Bounds: TypeAlias = tuple[float, float]  # what black and white are
+Bounds: TypeAlias = tuple[float, float]  # the values of black and white
 
-CHUNK_IMAGES = 64  # the most that one attack holds, in images; on a CPU core 32 to 128 are alike
+CHUNK_IMAGES = 64  # images that one attack holds at most; on a CPU core 32 to 128 are alike
 CHUNK_ELSEWHERE = 2048  # the same on a GPU
 CHUNK_NUMBERS = 2**22  # the same in numbers (channels x pixels), for large images
 BEYOND = 1e-5  # share of the range by which rounding may take an image out of it
 
-NO_GRADIENT = "the model's logits carry no gradient back to the images: is there a torch.no_grad or a detach inside?"
+
+class Classifier:
+    """A model as the scores call it: in eval mode, its output checked.
+
+    Attributes:
+        num_classes: Logits of an image; None before the first call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.num_classes: int | None = None
+
+    def logits(self, images: Tensor, *, finite: bool = True) -> Tensor:
+        """Logits ``[B, K]`` of images ``[B, C, H, W]``.
+
+        Args:
+            images: Stay as they are.
+            finite: Refuse NaN and infinity.
+
+        Raises:
+            ValueError: What the model returns are no such logits.
+        """
+        logits = logits_of_output(self.model(images), len(images), self.num_classes, finite=finite)
+        self.num_classes = logits.shape[1]
+        return logits
+
+    def with_gradient(self, images: Tensor, *, finite: bool = True) -> tuple[Tensor, Tensor]:
+        """The images as a leaf of the graph, and their :meth:`logits`.
+
+        Raises:
+            ValueError: As :meth:`logits`; or there is no gradient back to the images.
+        """
+        images = images.detach().requires_grad_()
+        logits = self.logits(images, finite=finite)
+        if not logits.requires_grad:
+            raise no_gradient()
+        return images, logits
+
+
+@contextlib.contextmanager
+def scored(model: nn.Module, *, gradient: bool = False) -> Iterator[Classifier]:
+    """The model in eval mode, with gradients or without them, whatever mode the caller is in; as it was afterwards."""
+    with eval_mode(model), torch.inference_mode(False), torch.set_grad_enabled(gradient):
+        yield Classifier(model)
+
+
+def no_gradient() -> ValueError:
+    """The error for logits that do not depend on the images, as far as autograd knows."""
+    return ValueError("the model's logits carry no gradient back to the images: remove a torch.no_grad or detach in it")
 
 
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device | str:
-    """``device``, or where None that of the model's parameters."""
+    """``device``, or where None that of the model's parameters and buffers."""
     if device is not None:
         return device
-    parameter = next(model.parameters(), None)
-    return "cpu" if parameter is None else parameter.device
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return "cpu" if first is None else first.device
 
 
-def batches(loader: Loader | Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Checked batches ``(images, labels)``; labels are None where the loader is a tensor of images."""
-    if isinstance(loader, Tensor):
-        check_images(loader)
-        yield from ((images, None) for images in chunks(loader))
-        return
-    for batch in loader:
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise ValueError(f"the loader must give (images, labels): got {describe(batch)}")
-        images, labels = batch
-        check_images(images)
-        check_labels(labels, len(images))
-        yield images, labels
-
-
-def first_images(
-    loader: Loader | Tensor, limit: int | None, *, progress: str | Literal[False] = False
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Checked batches, as :func:`batches`, of the first images.
+def batches(
+    loader: Loader | Tensor,
+    *,
+    limit: int | None = None,
+    device: torch.device | str | None = None,
+    progress: str | Literal[False] = False,
+    labelled: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Checked batches of the first images.
 
     Args:
-        loader: Yields ``(images, labels)``; or images alone as a tensor.
+        loader: Yields ``(images, labels)``; or images alone as a tensor, where ``labelled`` is False.
         limit: Stop after this many images; None: all.
+        device: Where images are moved to; None: they stay.
         progress: Title of a progress bar that counts images; False: none.
+        labelled: Refuse images alone.
+
+    Yields:
+        Images ``[B, C, H, W]`` and labels, int64 ``[B]`` on the CPU, -1 for images alone.
 
     Raises:
-        ValueError: ``limit`` is below 1, or what comes is no such batch.
+        ValueError: ``limit`` is below 1, a batch is no such pair, or no image came.
     """
-    from tqdm import tqdm
-
     if limit is not None and limit < 1:
         raise ValueError(f"max_images must be at least 1, or None for all: got {limit}")
-    left = math.inf if limit is None else limit
+    if labelled and isinstance(loader, Tensor):
+        raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
     source = loader if isinstance(loader, Tensor) else getattr(loader, "dataset", None)
     known = [n for n in (limit, len(source) if isinstance(source, Sized) else None) if n is not None]
+    pairs = ((part, None) for part in chunks(loader)) if isinstance(loader, Tensor) else loader
     with tqdm(total=min(known, default=None), unit="image", desc=progress or None, disable=not progress) as bar:
-        for images, labels in batches(loader):
-            n = int(min(left, len(images)))
-            yield images[:n], None if labels is None else labels[:n]
+        count = 0
+        for pair in pairs:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError(f"the loader must give (images, labels): got {describe(pair)}")
+            images, labels = pair
+            check_images(images)
+            labels = torch.full((len(images),), -1) if labels is None else class_indices(labels, len(images))
+            n = len(images) if limit is None else min(limit - count, len(images))
+            yield images[:n].to(device), labels[:n]
             bar.update(n)
-            left -= n
-            if left == 0:
+            count += n
+            if count == limit:
                 return
+    if count == 0:
+        raise ValueError("a score needs at least one image: the loader gave none")
 
 
 def chunks(images: Tensor) -> tuple[Tensor, ...]:
     """``images`` in pieces that an attack can hold."""
     most = CHUNK_IMAGES if images.device.type == "cpu" else CHUNK_ELSEWHERE
     return torch.split(images, max(1, min(most, CHUNK_NUMBERS // images[0].numel())))
-
-
-def logits_with_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The images as a leaf of the graph, and their logits ``[B, K]``.
-
-    Raises:
-        ValueError: The model gives something else, or logits without a gradient back to the images.
-    """
-    images = images.detach().requires_grad_()
-    logits = model(images)
-    check_logits(logits, len(images))
-    if not logits.requires_grad:
-        raise ValueError(NO_GRADIENT)
-    return images, logits
 
 
 def l2_norms(images: Tensor) -> Tensor:
@@ -116,11 +159,16 @@ def from_unit(images: Tensor, bounds: Bounds) -> Tensor:
     return low + (high - low) * images
 
 
+# --------------------------------------------------------------------------------------------------
+# Checks
+# --------------------------------------------------------------------------------------------------
+
+
 def check_range(bounds: Bounds) -> None:
     """Raise ``ValueError`` unless ``bounds`` are two finite numbers, rising."""
     low, high = bounds
     if not (math.isfinite(high - low) and low < high):
-        raise ValueError(f"bounds need to be two finite numbers, what black and white are: got {bounds}")
+        raise ValueError(f"bounds must be two finite numbers, the values of black and white: got {bounds}")
 
 
 def check_inside(images: Tensor, bounds: Bounds) -> None:
@@ -146,21 +194,32 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must be finite: got {int((~images.isfinite()).sum())} nan or inf numbers")
 
 
-def check_labels(labels: Tensor, num_images: int) -> None:
-    """Raise ``ValueError`` unless ``labels`` are integers ``[num_images]``."""
+def class_indices(labels: Tensor, num_images: int) -> Tensor:
+    """Labels ``[num_images]`` of any integer type as int64 on the CPU.
+
+    Raises:
+        ValueError: They are no integers ``[num_images]``.
+    """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (num_images,):
         raise ValueError(f"labels must be class indices [{num_images}]: got {describe(labels)}")
+    return labels.cpu().long()
 
 
-def check_logits(logits: object, num_images: int) -> None:
-    """Raise ``ValueError`` unless ``logits`` are a tensor ``[num_images, K]``."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_images:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must give logits [B, K] for {num_images} images: got {got}")
+def check_eps(eps: float, norm: str) -> None:
+    """Raise ``ValueError`` unless ``eps`` is a positive number and ``norm`` one of two."""
+    if norm not in ("linf", "l2"):
+        raise ValueError(f'norm must be "linf" or "l2": got {norm!r}')
+    check_length("eps", eps)
+
+
+def check_length(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is positive and finite."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive length in the units of the images: got {value}")
 
 
 def describe(value: object) -> str:
-    """What came, for an error's message."""
+    """The type and shape of a wrong argument, for its error."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, list | tuple):

@@ -241,7 +241,7 @@ def test_a_look_has_original_inverted_and_encoded_image(linear_generator, toy_da
         return linear_generator.encode(torch.full_like(images, -1.0))
 
     rows, (format, _) = torch.tensor([7, 2]), probe(toy_dataset, linear_generator)
-    look = module._look(module._Source(noisy_bank, toy_dataset, linear_generator, black, format), rows)
+    look = module._look(module.BankImages(noisy_bank, toy_dataset, linear_generator, format), black, rows)
     assert look.images.shape == (2, 3, 192, 192, 3)
     originals = toy_dataset.images[noisy_bank.source_index[rows]]
     inverted = linear_generator.decode(noisy_bank[rows][0])
@@ -325,7 +325,7 @@ def test_rgb_and_w_plus(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_an_mse_that_all_rows_share(linear_generator, toy_dataset, toy_bank, tmp_path, value, monkeypatch):
-    monkeypatch.setattr(module, "compare_mse", lambda stored, decoded: None)
+    monkeypatch.setattr(module, "compare_mse", lambda stored, decoded: 0)
     bank = LatentBank(toy_bank[:][0], toy_bank.labels, mse=torch.full((50,), value))
     record = report(bank, toy_dataset, linear_generator, tmp_path / "out", columns=1)
     assert set(record["mse"]["quantiles"].values()) == {float(torch.tensor(value))}

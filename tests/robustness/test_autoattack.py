@@ -1,0 +1,94 @@
+"""AutoAttack's adapter."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from classifier import CLASSES, noisy_patterns, trained_cnn
+from torch import Tensor, nn
+
+from latent_mixup.robustness import accuracy, autoattack, pgd_accuracy
+
+BOUNDS = (-2.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Tensor, Tensor]:
+    """Three of the images have a wrong label."""
+    images, labels = noisy_patterns()
+    labels = labels.clone()
+    labels[:3] = (labels[:3] + 1) % CLASSES
+    return images.clamp(*BOUNDS), labels
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    return trained_cnn(*noisy_patterns())
+
+
+class InUnits(nn.Module):
+    """The trained classifier for images in [0, 1], in float32."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        low, high = BOUNDS
+        logits: Tensor = self.inner((images * (high - low) + low).double())
+        return logits
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("l2", 2.5)])
+def test_autoattack_stays_within_eps_and_is_no_weaker_than_pgd(
+    norm: Any, eps: float, trained: nn.Module, data: tuple[Tensor, Tensor]
+) -> None:
+    pytest.importorskip("pyautoattack")
+    images, labels = data[0][:12], data[1][:12]
+    state = torch.get_rng_state()
+    found = autoattack(trained, images, labels, bounds=BOUNDS, eps=eps, norm=norm, attacks=["apgd-ce"])
+    assert torch.equal(torch.get_rng_state(), state)
+    moved = (found - images).flatten(1).norm(dim=1, p=2 if norm == "l2" else torch.inf)
+    assert (found.shape, found.dtype) == (images.shape, images.dtype)
+    assert 0.9 * eps < moved.max() <= eps * (1 + 1e-5)
+    assert BOUNDS[0] - 1e-6 <= found.min() <= found.max() <= BOUNDS[1] + 1e-6
+    assert torch.equal(found[:3], images[:3])  # wrong already
+    loader = [(images, labels)]
+    standing = accuracy(trained, [(found, labels)])
+    assert standing <= pgd_accuracy(trained, loader, bounds=BOUNDS, eps=eps, norm=norm) < accuracy(trained, loader)
+
+
+def test_autoattack_sees_images_in_0_1(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    pytest.importorskip("pyautoattack")
+    images, labels = data[0][:8], data[1][:8]
+    unit = (images - BOUNDS[0]) / (BOUNDS[1] - BOUNDS[0])
+    how = {"norm": "linf", "attacks": ["apgd-ce"], "batch_size": 5}
+    own = autoattack(trained, images, labels, bounds=BOUNDS, eps=0.4, **how)
+    there = autoattack(InUnits(trained), unit.float(), labels, bounds=(0, 1), eps=0.1, **how)
+    found = (own.float() - BOUNDS[0]) / (BOUNDS[1] - BOUNDS[0])
+    torch.testing.assert_close(found, there, atol=1e-5, rtol=0)
+
+
+def test_autoattack_refuses_too_few_classes(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    pytest.importorskip("pyautoattack")
+    with pytest.raises(ValueError, match="targeted attacks apgd-t, fab-t need 10 classes: got 6 logits; pass attacks="):
+        autoattack(trained, *data, bounds=BOUNDS, eps=0.1)
+    with pytest.raises(ValueError, match="eps must be a positive length"):
+        autoattack(trained, *data, bounds=BOUNDS, eps=0)
+
+
+def test_autoattack_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, trained: nn.Module) -> None:
+    original: Callable[..., Any] = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "pyautoattack":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r'AutoAttack needs pyautoattack: pip install "latent-mixup\[robust\]"'):
+        autoattack(trained, torch.zeros(1, 1, 12, 12), torch.zeros(1).long(), bounds=(0, 1), eps=0.1)
