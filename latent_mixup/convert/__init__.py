@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 
 from latent_mixup.bank import LatentBank
-from latent_mixup.convert.latents import read_latents
+from latent_mixup.convert.latents import read_latents, read_projected
 from latent_mixup.convert.nvidia import read_nvidia
 from latent_mixup.convert.pickles import UnsafeCheckpointError
 from latent_mixup.generators.stylegan2 import StyleGAN2
 
-__all__ = ["UnsafeCheckpointError", "convert", "read_latents", "read_nvidia"]
+__all__ = ["UnsafeCheckpointError", "convert", "read_latents", "read_nvidia", "read_projected"]
 
 
 def convert(path: str | Path, out: str | Path) -> StyleGAN2 | LatentBank:
     """Read somebody else's file and write it as one of our folders, with a card that says where it comes from.
 
     Args:
-        path: A StyleGAN2 network (see :func:`read_nvidia`), or latents in an ``.npy`` (see :func:`read_latents`).
-            Its content decides which, not its name.
+        path: A StyleGAN2 network (see :func:`read_nvidia`), latents in an ``.npy`` (see :func:`read_latents`), or
+            those of an ``.npz`` (see :func:`read_projected`). Its content decides which, and the suffix ``.npz``.
         out: Folder, made where it is missing. It is written after the whole file was understood: a generator
             in float32, a bank in float16 (float32 where a code is too large for that).
 
@@ -32,7 +32,13 @@ def convert(path: str | Path, out: str | Path) -> StyleGAN2 | LatentBank:
         FormatError: The file was refused (see the two functions above); nothing was written.
         OSError: The folder cannot be written to.
     """
-    result = read_latents(path) if _first_bytes(path) == b"\x93NUMPY" else read_nvidia(path)
+    first = _first_bytes(path)
+    if first == b"\x93NUMPY":
+        result: StyleGAN2 | LatentBank = read_latents(path)
+    elif first.startswith(b"PK\x03\x04") and Path(path).suffix == ".npz":
+        result = read_projected(path)
+    else:
+        result = read_nvidia(path)
     if isinstance(result, LatentBank):
         result.save_pretrained(out, dtype=_bank_dtype(result))
     else:

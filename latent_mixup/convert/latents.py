@@ -1,4 +1,4 @@
-"""The authors' latents, ``grad_latents_*.npy``: a pickled dict inside an object array => a bank."""
+"""Latents of others => a bank: the authors' ``grad_latents_*.npy``, and ``projected_w.npz`` of NVIDIA's projector."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from latent_mixup.bank import LatentBank
 from latent_mixup.convert.assemble import brief
 from latent_mixup.convert.pickles import one_error, read_file
-from latent_mixup.convert.tensors import StoredArray, read_numpy_object
+from latent_mixup.convert.tensors import StoredArray, read_numpy_object, read_numpy_zip
 from latent_mixup.files import FormatError
 
 FORMAT = "grad_latents (pickled dict in .npy)"
+PROJECTED_FORMAT = "projected_w (array w in .npz)"
 LATENTS_LICENCE = (
     "The codes come from the file of latents named above. The terms of whoever computed them, and those of the "
     "data set and of the generator they were computed with, apply to this copy as well."
@@ -61,6 +62,32 @@ def read_latents(path: str | Path) -> LatentBank:
                 "inversion": {"source": {**source, "format": FORMAT}, "licence": LATENTS_LICENCE},
             },
         )
+
+
+def read_projected(path: str | Path) -> LatentBank:
+    """The codes in a ``projected_w.npz`` of NVIDIA's ``projector.py``: an array ``w``, ``[N, num_ws, w_dim]``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A bank of float32 codes without labels, with the file's SHA-256 in its metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        FormatError: It holds something else; as ``UnsafeCheckpointError``, it is damaged.
+    """
+    data = read_file(path)
+    with one_error(path):
+        codes = read_numpy_zip(data, "w")
+        if codes.ndim != 3 or codes.dtype.kind != "f" or not len(codes):
+            raise FormatError(f"its array 'w' is {codes.dtype} {list(codes.shape)}: expected floats [N, num_ws, w_dim]")
+        source = {"file": Path(path).name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        metadata = {
+            "latent_space": "w+",
+            "inversion": {"source": {**source, "format": PROJECTED_FORMAT}, "licence": LATENTS_LICENCE},
+        }
+        return LatentBank(torch.from_numpy(codes.astype("float32")), [-1] * len(codes), metadata=metadata)
 
 
 def _check(root: Any, size: int) -> dict[int, tuple[int, StoredArray]]:

@@ -29,6 +29,7 @@ from latent_mixup.convert.pickles import (
 )
 
 _MAX_DIMENSIONS = 8
+_MAX_ZIP_PARTS = 20_000
 _DTYPE_CODE = re.compile(r"[iu][1248]|f[248]|b1")
 _OBJECT_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '\|O', 'fortran_order': False, 'shape': \(\), \} {0,100}\n", re.DOTALL
@@ -354,8 +355,15 @@ def load_from_bytes(budget: Budget, data: Any) -> Storage:
     return storage
 
 
+def check_zip(data: bytes) -> None:
+    """Refuse a zip file with too many parts before its table is parsed, which takes 1 KB of memory a part."""
+    if data.count(b"PK\x01\x02") > _MAX_ZIP_PARTS:  # how an entry of the table begins
+        raise UnsafeCheckpointError(f"it is a zip file of more than {_MAX_ZIP_PARTS} parts")
+
+
 def read_zip(data: bytes, budget: Budget, names: dict[str, Maker | None]) -> Any:
     """What ``torch.save`` writes: a zip file, not compressed, with ``data.pkl`` and the raw storages."""
+    check_zip(data)
     archive = zipfile.ZipFile(io.BytesIO(data))
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
@@ -402,3 +410,20 @@ def read_numpy_object(data: bytes) -> Any:
     if type(array) is not StoredArray:
         raise UnsafeCheckpointError("it is not an .npy file of one pickled dict")
     return array.object()
+
+
+def read_numpy_zip(data: bytes, name: str) -> np.ndarray[Any, Any]:
+    """The array ``name`` in an ``.npz`` of ``numpy.savez``: plain numbers, not compressed.
+
+    Raises:
+        UnsafeCheckpointError: There is none, or it is larger than the file, or has Python objects in it.
+    """
+    check_zip(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            raise UnsafeCheckpointError(f"it has no array {name!r}: expected a file of numpy.savez with it")
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(data):
+            raise UnsafeCheckpointError(f"its array {name!r} is compressed: expected a file of numpy.savez")
+        array: np.ndarray[Any, Any] = np.lib.format.read_array(io.BytesIO(archive.read(entry)), allow_pickle=False)
+    return array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
 import sys
@@ -377,4 +378,36 @@ def test_convert_writes_nothing_when_it_refuses(write, tmp_path):
             convert(write(data), tmp_path / "out")
     with pytest.raises(FileNotFoundError):
         convert(tmp_path / "missing.pkl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def npz(**arrays) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def test_projected_codes_become_a_bank_without_labels(write, tmp_path):
+    codes = np.random.default_rng(0).standard_normal((1, 4, 8)).astype("f4")
+    convert(write(npz(w=codes), "projected_w.npz"), tmp_path / "out")
+    bank = LatentBank.from_pretrained(tmp_path / "out", verify=True)
+    assert (bank.latent_shape, bank.latent_space, bank.labels.tolist()) == ((4, 8), "w+", [-1])
+    np.testing.assert_allclose(bank[[0]][0].numpy(), codes, atol=2e-3)  # float16
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npz(x=np.zeros((1, 4, 8), "f4")), "no array 'w'"),
+        (npz(w=np.array([{}], dtype=object)), "allow_pickle=False"),
+        (npz(w=np.zeros((4, 8), "f4")), r"float32 \[4, 8\]: expected floats \[N, num_ws, w_dim\]"),
+        (npz(w=np.zeros((1, 4, 8), "i4")), "int32"),
+        (npz(w=np.zeros((0, 4, 8), "f4")), r"\[0, 4, 8\]"),
+        (npz(w=np.full((1, 4, 8), np.nan, "f4")), "finite"),
+        (npz(w=np.zeros((1, 4, 8), "f4"))[:-40], "damaged"),
+    ],
+)
+def test_other_projected_files_are_refused(write, tmp_path, content, message):
+    with pytest.raises(FormatError, match=rf"projected_w.npz.*{message}"):
+        convert(write(content, "projected_w.npz"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

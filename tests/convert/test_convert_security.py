@@ -379,6 +379,22 @@ def test_a_zip_bomb_is_refused(refused):
     refused(stream.getvalue(), "compressed parts")
 
 
+def test_a_zip_of_too_many_parts_is_refused_before_its_table_is_parsed(tmp_path, monkeypatch):
+    """A million parts of no bytes are a file of 100 MB, and were a gigabyte in memory."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for number in range(30):
+            archive.writestr(f"archive/data/{number}", b"")
+    path = tmp_path / "many.pt"
+    path.write_bytes(stream.getvalue())
+    monkeypatch.setattr("latent_mixup.convert.tensors._MAX_ZIP_PARTS", 29)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    for name in ("many.pt", "many.npz"):
+        path = path.rename(tmp_path / name)
+        with pytest.raises(UnsafeCheckpointError, match="a zip file of more than 29 parts"):
+            convert(path, tmp_path / "out")
+
+
 def test_a_zip_that_says_more_than_it_has_is_refused(refused):
     data = foreign.rosinality_file(foreign.tiny())
     index = data.rindex(b"PK\x01\x02")
