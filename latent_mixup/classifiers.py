@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from latent_mixup import hub
-from latent_mixup.networks import SavedNetwork
+from latent_mixup import cards, hub
+from latent_mixup.networks import SavedNetwork, network_facts
 
 
 class PaperCNN(nn.Module):
@@ -40,7 +40,27 @@ class PaperCNN(nn.Module):
         return logits
 
 
-class PaperFeatures(SavedNetwork, nn.Sequential):
+class _Features(SavedNetwork):
+    hub_kind: ClassVar[hub.Kind] = "features"
+
+    def describe(self, *, digest: str | None = None) -> cards.Facts:
+        """What the card says: see :meth:`SavedNetwork.describe`."""
+        cls = type(self).__name__
+        return network_facts(
+            self,
+            "a feature extractor",
+            "Images that look alike have features that are close: an inversion minimises their distance.",
+            f"""from latent_mixup.classifiers import {cls}
+from latent_mixup.inversion import FeatureLoss
+
+loss = FeatureLoss({cls}.from_pretrained({{here}}))
+# latent_mixup.invert(dataset, generator, loss=loss)""",
+            {},
+            digest=digest,
+        )
+
+
+class PaperFeatures(_Features, nn.Sequential):
     """The convolutional half of :class:`PaperCNN`: ``[B, 1, 28, 28]`` to ``[B, 32, 12, 12]``.
 
     The paper's second ReLU stands before its max-pool. Behind it, outputs and gradients are the same, at a quarter of
@@ -51,8 +71,6 @@ class PaperFeatures(SavedNetwork, nn.Sequential):
         torch.Size([2, 32, 12, 12])
     """
 
-    hub_kind: ClassVar[hub.Kind] = "features"
-
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.MaxPool2d(2), nn.ReLU())
         self.metadata: dict[str, Any] = {}
@@ -62,7 +80,7 @@ class PaperFeatures(SavedNetwork, nn.Sequential):
         return {}
 
 
-class FeatureCNN(SavedNetwork):
+class FeatureCNN(_Features):
     """A small classifier for square images of any size from 8 px, whose last 128 features compare sets of images.
 
     Three convolutions, the last two with stride 2, means over a 4x4 grid, a linear layer to the features.
@@ -75,8 +93,6 @@ class FeatureCNN(SavedNetwork):
         >>> FeatureCNN(1, 10).features(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 128])
     """
-
-    hub_kind: ClassVar[hub.Kind] = "features"
 
     def __init__(self, img_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -104,9 +120,7 @@ FEATURES: dict[str, type[PaperFeatures] | type[FeatureCNN]] = {
 }
 
 
-def logits_of_output(
-    output: object, num_images: int, num_classes: int | None = None, *, finite: bool = True
-) -> Tensor:
+def logits_of_output(output: object, num_images: int, num_classes: int | None = None, *, finite: bool = True) -> Tensor:
     """The logits ``[num_images, K]`` in what a classifier returned.
 
     Args:

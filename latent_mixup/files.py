@@ -360,14 +360,20 @@ def wrong_field(
 
 
 def part_path(
-    folder: Path, entry: FileEntry, index: str, error: type[FormatError] = FormatError, *, verify: bool = False
+    folder: Path,
+    entry: FileEntry,
+    index: str,
+    error: type[FormatError] = FormatError,
+    *,
+    missing: type[Exception] | None = None,
+    verify: bool = False,
 ) -> Path:
     """Where a file lies that the index of a folder names, after its size (and SHA-256, to ``verify``) were compared.
 
     Nothing is opened but a regular file inside the folder.
 
     Raises:
-        FormatError: It is missing, damaged, or a link that leaves the folder (or ``error``, a subclass).
+        FormatError: It is missing, damaged, or a link that leaves the folder (or ``error``, ``missing``).
     """
     path = safe_path(folder, entry.interim, error)
     if not path.is_file():
@@ -378,7 +384,7 @@ def part_path(
         size = path.stat().st_size
         found = sha256(path) if verify and size == entry.size else entry.sha256
     except FileNotFoundError as cause:
-        raise error(f"{path} is missing: {index} names it, get it again") from cause
+        raise (missing or error)(f"{path} is missing: {index} names it, get it again") from cause
     if size != entry.size:
         raise error(f"{path} is damaged: expected {entry.size} bytes, found {size}: get it again")
     if found != entry.sha256:

@@ -1,30 +1,49 @@
-"""Networks as folders and Hub repositories: ``config.json`` and ``model.safetensors``, read strictly, no pickle."""
+"""Networks as folders and Hub repositories: ``config.json`` and ``model.safetensors``, read strictly, no pickle.
+
+Format version 1: the config has the fields ``architecture``, ``arguments`` and ``metadata`` (an encoder's ``generator``
+as well). Version 2 adds ``weights``, which names the file of weights with size and SHA-256.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from latent_mixup import cards, files, hub
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+FORMAT_VERSION = 2
 CONFIG_FILE = hub.MAIN_FILE["generator"]
 WEIGHTS_FILE = hub.WEIGHTS_FILE
-FIELDS = {"format_version": int, "architecture": str, "arguments": dict, "metadata": dict}
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16}
 MAX_ENTRIES = 64  # of a list of layers: more than that is a broken file, not a network
-HEADER_BYTES = 1024**2  # more than the names and shapes of a file of weights take
 
 N = TypeVar("N", bound=nn.Module)
 S = TypeVar("S", bound="SavedNetwork")
+
+
+def _fits(arguments: object) -> bool:
+    return isinstance(arguments, dict) and not any(
+        isinstance(value, list | dict | str) and len(value) > MAX_ENTRIES for value in arguments.values()
+    )
+
+
+FIELDS = {
+    "architecture": files.Field(lambda value: isinstance(value, str), "the name of a class"),
+    "arguments": files.Field(_fits, f"an object, with at most {MAX_ENTRIES} entries in each value"),
+    "metadata": files.Field(lambda value: isinstance(value, dict), "an object"),
+    "weights": files.Field(lambda value: isinstance(value, dict), "name, size and sha256", since=2),
+}
 
 
 @contextmanager
@@ -55,6 +74,14 @@ class SavedNetwork(hub.Published, nn.Module):
         """SHA-256 over the names, shapes and float32 values of all tensors: the same weights, the same digest."""
         return files.tensors_sha256(self.state_dict())
 
+    def describe(self, *, digest: str | None = None) -> cards.Facts:
+        """What the network's card says.
+
+        Args:
+            digest: Of the weights as they are stored; None: as they are.
+        """
+        raise NotImplementedError
+
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write ``config.json``, ``model.safetensors`` and a card; an older network in the folder is replaced whole.
 
@@ -71,68 +98,115 @@ class SavedNetwork(hub.Published, nn.Module):
         return write_network(self, folder, {"arguments": self.arguments(), "metadata": self.metadata}, dtype=dtype)
 
     @classmethod
-    def from_pretrained(
-        cls: type[S],
-        name: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> S:
+    def from_pretrained(cls: type[S], name: str | Path, *, verify: bool = True, **where: Unpack[hub.HubOptions]) -> S:
         """A network of this class from a folder, by its bundled name, or from the Hub, looked for in this order.
 
         Args:
             name: A folder; a bundled name such as ``"fashion-mnist"``; or ``org/repo[@revision]``.
-            revision: Branch, tag or commit on the Hub.
-            cache_dir: Where the Hub client keeps its downloads.
-            token: For private repositories.
-            local_files_only: Do not go online.
+            verify: Compare the SHA-256 of the weights with the one that the config, or the Hub's cache, names.
+            where: ``revision``, ``cache_dir``, ``token``, ``local_files_only``: see :class:`hub.HubOptions`.
 
         Raises:
             FileNotFoundError: There is nothing of that name.
-            FormatError: What is there is not such a network; the message names file and field.
+            FormatError: What is there is not such a network, or it is damaged; the message names file and field.
             HubError: The Hub did not give it.
         """
-        return load_network(
-            name,
-            cls.hub_kind,
-            {cls.__name__: cls},
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
+        return load_network(name, cls.hub_kind, {cls.__name__: cls}, verify=verify, **where)
 
 
 def load_network(
     name: str | Path,
     kind: hub.Kind,
     architectures: Mapping[str, type[S]],
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
+    *given: Any,
+    fields: Mapping[str, files.Field] = FIELDS,
+    check: Callable[[Path, dict[str, Any]], None] | None = None,
+    verify: bool = True,
+    **where: Unpack[hub.HubOptions],
 ) -> S:
-    """A network of one of the ``architectures``: see :meth:`SavedNetwork.from_pretrained`."""
-    folder = hub.locate(
-        name,
-        kind,
-        lambda main: [needed_weights(main, _builder(read_config(main, architectures, FIELDS), architectures))],
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
+    """A network of one of the ``architectures``: see :meth:`SavedNetwork.from_pretrained`.
+
+    Args:
+        name: As there.
+        kind: What it has to be.
+        architectures: Name => class, as the config may name them.
+        given: Arguments of their constructors that stand before those of the config.
+        fields: Of the config.
+        check: Raises where a config, ``(path, config)``, does not belong to what is given.
+        verify: As there.
+        where: As there.
+    """
+
+    def understood(main: Path) -> tuple[dict[str, Any], Callable[[], S]]:
+        config = read_config(main, architectures, fields)
+        if check is not None:
+            check(main, config)
+        return config, partial(architectures[config["architecture"]], *given, **config["arguments"])
+
+    def needed(main: Path) -> list[hub.Needed]:
+        config, build = understood(main)
+        entry = _weights_entry(main, config)
+        return [needed_weights(main, build, sha256=entry.sha256 if entry else None)]
+
+    folder = hub.locate(name, kind, needed, **where)
+
+    def read() -> S:
+        main = files.safe_path(folder, CONFIG_FILE)
+        config, build = understood(main)
+        network = read_network(main, build, _weights_entry(main, config), verify=verify)
+        network.metadata = hub.with_origin(config["metadata"], folder)
+        return network
+
+    return files.settled(folder / CONFIG_FILE, read).requires_grad_(False).eval()
+
+
+def network_facts(
+    network: SavedNetwork,
+    what: str,
+    summary: str,
+    usage: str,
+    facts: Mapping[str, str],
+    *,
+    digest: str | None,
+    task: str = "image-feature-extraction",
+    generator: str | None = None,
+    generator_digest: str | None = None,
+) -> cards.Facts:
+    """What every network's card says, around what its class knows: see :class:`cards.Facts`.
+
+    Args:
+        network: The network.
+        what: What it is, such as ``"a generator"``.
+        summary: As in the card.
+        usage: As in the card.
+        facts: Of its class.
+        digest: Of the weights as they are stored; None: as they are.
+        task: The Hub's name of what it does.
+        generator: As in the card.
+        generator_digest: As in the card.
+    """
+    architecture = type(network).__name__
+    return cards.Facts(
+        kind="model",
+        title=f"{network.metadata.get('name') or architecture}: {what} for latent-mixup",
+        summary=summary,
+        usage=usage,
+        facts={
+            "architecture": cards.code(architecture),
+            **facts,
+            "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+            "digest": f"`{digest or network.digest()}`",
+        },
+        metadata=network.metadata,
+        header={"pipeline_tag": task},
+        generator=generator,
+        generator_digest=generator_digest,
     )
-    config = read_config(files.safe_path(folder, CONFIG_FILE), architectures, FIELDS)
-    network = read_network(folder, _builder(config, architectures))
-    network.metadata = hub.with_origin(config["metadata"], folder)
-    return network.requires_grad_(False).eval()
 
 
-def _builder(config: dict[str, Any], architectures: Mapping[str, type[S]]) -> Callable[[], S]:
-    return partial(architectures[config["architecture"]], **config["arguments"])
+def image_size(channels: int, resolution: int) -> str:
+    """The size of images, for a card."""
+    return f"{resolution} x {resolution}, " + {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -140,7 +214,7 @@ def _builder(config: dict[str, Any], architectures: Mapping[str, type[S]]) -> Ca
 # --------------------------------------------------------------------------------------------------
 
 
-def write_network(network: nn.Module, folder: str | Path, fields: Mapping[str, Any], *, dtype: torch.dtype) -> Path:
+def write_network(network: SavedNetwork, folder: str | Path, fields: Mapping[str, Any], *, dtype: torch.dtype) -> Path:
     """Write a network's tensors and a config of its class's name and ``fields``: see :class:`SavedNetwork`."""
     if dtype not in STORED_DTYPES.values():
         raise ValueError(f"dtype needs to be torch.float32 or torch.float16: got {dtype}")
@@ -148,14 +222,17 @@ def write_network(network: nn.Module, folder: str | Path, fields: Mapping[str, A
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has a value that is not finite in {dtype}: save with dtype=torch.float32")
-    config = {"format_version": FORMAT_VERSION, "architecture": type(network).__name__, **fields}
-    return files.write_folder(
+
+    def config(entries: tuple[files.FileEntry, ...]) -> bytes:
+        said = {"format_version": FORMAT_VERSION, "architecture": type(network).__name__, **fields}
+        return (json.dumps({**said, "weights": asdict(entries[0])}, indent=2, allow_nan=False) + "\n").encode()
+
+    return files.write_indexed(
         folder,
-        {
-            **cards.card_file(folder, lambda: cards.card_of(network, digest=files.tensors_sha256(tensors))),
-            WEIGHTS_FILE: lambda path: files.save_tensors(path, tensors),
-            CONFIG_FILE: (json.dumps(config, indent=2, allow_nan=False) + "\n").encode(),
-        },
+        {WEIGHTS_FILE: lambda path: files.save_tensors(path, tensors)},
+        CONFIG_FILE,
+        config,
+        beside=cards.card_file(folder, lambda: network.describe(digest=files.tensors_sha256(tensors))),
     )
 
 
@@ -164,56 +241,47 @@ def write_network(network: nn.Module, folder: str | Path, fields: Mapping[str, A
 # --------------------------------------------------------------------------------------------------
 
 
-def read_config(path: Path, architectures: Mapping[str, type[nn.Module]], fields: Mapping[str, type]) -> dict[str, Any]:
-    """The config of a network: exactly ``fields``, each of its type, and one of the ``architectures``.
+def read_config(
+    path: Path, architectures: Mapping[str, type[nn.Module]], fields: Mapping[str, files.Field]
+) -> dict[str, Any]:
+    """The config of a network: exactly ``fields``, and one of the ``architectures``.
 
     Raises:
         FileNotFoundError: The file is missing.
         FormatError: It holds something else; the message names file and field.
     """
     config = files.read_json(path)
-    version = config.get("format_version")
     if "_class_name" in config:
         raise files.FormatError(
             f"{path} is a {config['_class_name']!r:.100} of diffusers: an autoencoder of theirs is read by "
             "generators.DiffusersVAE.from_diffusers, or latent-mixup convert"
         )
-    if not files.is_count(version):
-        raise files.FormatError(
-            f"{path}: field 'format_version' needs an integer up to {FORMAT_VERSION}, found {version!r:.100}"
-        )
-    if version > FORMAT_VERSION:
-        raise files.FormatError(
-            f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade latent-mixup"
-        )
-    if set(config) != set(fields):
-        raise files.FormatError(
-            f"{path} needs the fields {', '.join(fields)}: found {', '.join(config) or 'none':.200}"
-        )
-    for field, kind in fields.items():
-        if not isinstance(config[field], kind):
-            raise files.FormatError(f"{path}: field {field!r} needs a {kind.__name__}, found {config[field]!r:.100}")
-    for name, value in config["arguments"].items():
-        if isinstance(value, list | dict | str) and len(value) > MAX_ENTRIES:
-            raise files.FormatError(
-                f"{path}: field 'arguments' needs at most {MAX_ENTRIES} entries in {name!r:.100}, found {len(value)}"
-            )
+    files.check_fields(path, config, fields, FORMAT_VERSION)
     if config["architecture"] not in architectures:
-        raise files.FormatError(
-            f"{path}: field 'architecture' needs one of {', '.join(architectures)}: "
-            f"found {config['architecture']!r:.100}"
-        )
+        raise files.wrong_field(path, "architecture", f"one of {', '.join(architectures)}", config["architecture"])
     return config
 
 
-def needed_weights(main: Path, build: Callable[[], nn.Module], file: str = WEIGHTS_FILE) -> hub.Needed:
+def _weights_entry(main: Path, config: Mapping[str, Any]) -> files.FileEntry | None:
+    """The file of weights as a config names it; None in format version 1, which has but the name."""
+    if "weights" not in config:
+        return None
+    entry = files.FileEntry.read(main, "weights", config["weights"])
+    if entry.name != WEIGHTS_FILE:
+        raise files.wrong_field(main, "weights.name", WEIGHTS_FILE, entry.name)
+    return entry
+
+
+def needed_weights(
+    main: Path, build: Callable[[], nn.Module], file: str = WEIGHTS_FILE, sha256: str | None = None
+) -> hub.Needed:
     """What the config ``main`` needs beside it: the file of weights, as large as the network that ``build`` makes."""
     numbers = sum(tensor.numel() for tensor in unallocated(main.parent, build).state_dict().values())
-    return hub.Needed(file, at_most=numbers * torch.float32.itemsize + HEADER_BYTES)
+    return hub.Needed(file, numbers * torch.float32.itemsize + files.MAX_HEADER_BYTES, sha256)
 
 
-def read_network(folder: Path, build: Callable[[], N]) -> N:
-    """Build a network without allocating it, and give it the weights in ``folder``.
+def read_network(main: Path, build: Callable[[], N], entry: files.FileEntry | None, *, verify: bool) -> N:
+    """Build a network without allocating it, and give it the weights that lie beside its config ``main``.
 
     The file's names, dtypes and shapes are compared with the network's before anything is allocated.
 
@@ -221,8 +289,16 @@ def read_network(folder: Path, build: Callable[[], N]) -> N:
         FileNotFoundError: The weights are missing.
         FormatError: They are not the network's, or not finite; the message names file and tensor.
     """
+    folder = main.parent
     network = unallocated(folder, build)
-    weights = read_weights(files.safe_path(folder, WEIGHTS_FILE), network.state_dict())
+    if entry is not None:
+        path = files.part_path(folder, entry, CONFIG_FILE, missing=FileNotFoundError, verify=verify)
+    else:
+        path = files.safe_path(folder, WEIGHTS_FILE)
+    if verify:
+        hub.check_cached(main)
+        hub.check_cached(path)
+    weights = read_weights(path, network.state_dict())
     network.load_state_dict(weights, strict=True, assign=True)
     return network
 
@@ -254,26 +330,21 @@ def read_weights(
         FileNotFoundError: There is no such file.
         FormatError: It holds other tensors, or one that is not finite.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: expected a folder that save_pretrained wrote")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            there = {_present_name(name, former_names or {}): name for name in names}
-            if len(there) < len(names):
-                raise files.FormatError(f"{path} has a tensor twice, under a former and its present name")
-            for name in sorted(set(expected) ^ set(there)):
-                problem = "is missing" if name in expected else "is unknown"
-                raise files.FormatError(f"{path}: tensor {name!r:.100} {problem}: it does not belong to {CONFIG_FILE}")
-            for name, tensor in expected.items():
-                found = file.get_slice(there[name])
-                if (shape := found.get_shape()) != list(tensor.shape):
-                    raise files.FormatError(f"{path}: tensor {name!r} needs {list(tensor.shape)}, found {shape}")
-                if (dtype := found.get_dtype()) not in dtypes:
-                    raise files.FormatError(f"{path}: tensor {name!r} needs {' or '.join(dtypes)}, found {dtype}")
-            weights = {name: file.get_tensor(there[name]).float() for name in expected}
-    except SafetensorError as cause:
-        raise files.FormatError(f"{path} is not a whole safetensors file: {cause}") from cause
+    with files.open_tensors(path) as file:
+        names = list(file.keys())
+        there = {_present_name(name, former_names or {}): name for name in names}
+        if len(there) < len(names):
+            raise files.FormatError(f"{path} has a tensor twice, under a former and its present name")
+        for name in sorted(set(expected) ^ set(there)):
+            problem = "is missing" if name in expected else "is unknown"
+            raise files.FormatError(f"{path}: tensor {name!r:.100} {problem}: it does not belong to {CONFIG_FILE}")
+        for name, tensor in expected.items():
+            found = file.get_slice(there[name])
+            if (shape := found.get_shape()) != list(tensor.shape):
+                raise files.FormatError(f"{path}: tensor {name!r} needs {list(tensor.shape)}, found {shape}")
+            if (dtype := found.get_dtype()) not in dtypes:
+                raise files.FormatError(f"{path}: tensor {name!r} needs {' or '.join(dtypes)}, found {dtype}")
+        weights = {name: file.get_tensor(there[name]).float() for name in expected}
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise files.FormatError(f"{path}: tensor {name!r} has a value that is not finite: get the file again")

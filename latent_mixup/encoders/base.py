@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from latent_mixup import files, hub
+from latent_mixup import cards, files, hub
 from latent_mixup.generators.base import Generator
 from latent_mixup.networks import (
     CONFIG_FILE,
     FIELDS,
     SavedNetwork,
-    needed_weights,
-    read_config,
-    read_network,
+    image_size,
+    load_network,
+    network_facts,
     write_network,
 )
 
-ENCODER_FIELDS = {**FIELDS, "generator": dict}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+ENCODER_FIELDS = {**FIELDS, "generator": files.Field(lambda value: isinstance(value, dict), "an object")}
 MAX_LAYERS = 64  # more layers than this are a broken file, not a network
 
 E = TypeVar("E", bound="Encoder")
@@ -74,6 +76,29 @@ class Encoder(SavedNetwork, ABC):
                 f"images need shape [B, {', '.join(map(str, self.image_shape))}]: got {list(images.shape)}"
             )
 
+    def describe(self, *, digest: str | None = None) -> cards.Facts:
+        """What the encoder's card says: see :meth:`SavedNetwork.describe`."""
+        stated = self.generator.metadata
+        return network_facts(
+            self,
+            "an encoder",
+            "It finds latent codes of images: the learned inverse of one generator, and where an inversion of that "
+            "generator starts (`latent_mixup.invert(..., encoder=encoder)`).",
+            f"""from latent_mixup import load_generator
+from latent_mixup.encoders import load_encoder
+
+generator = load_generator({{generator}})
+encoder = load_encoder({{here}}, generator)
+latents = encoder(generator.decode(generator.sample_latents(4)))  # {[4, *self.latent_shape]}""",
+            {
+                "images": image_size(*self.image_shape[:2]),
+                "latent codes": f"{list(self.latent_shape)} in {self.generator.latent_space}",
+            },
+            digest=digest,
+            generator=cards.generator_name(stated, hub.stated_origin(stated)),
+            generator_digest=self.generator.digest(),
+        )
+
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write ``config.json``, which names the generator, ``model.safetensors`` and a card.
 
@@ -99,21 +124,11 @@ class Encoder(SavedNetwork, ABC):
         name: str | Path,
         generator: Generator,
         *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
+        verify: bool = True,
+        **where: Unpack[hub.HubOptions],
     ) -> E:
         """An encoder of this class; see :func:`latent_mixup.encoders.load_encoder`, which takes any."""
-        return load(
-            name,
-            generator,
-            {cls.__name__: cls},
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
+        return load(name, generator, {cls.__name__: cls}, verify=verify, **where)
 
 
 def identity(generator: Generator) -> dict[str, Any]:
@@ -126,32 +141,24 @@ def identity(generator: Generator) -> dict[str, Any]:
     }
 
 
-def load(name: str | Path, generator: Generator, architectures: dict[str, type[E]], **where: Any) -> E:
-    """What ``save_pretrained`` wrote, from a folder or the Hub. Shapes are compared before anything is allocated.
-
-    Args:
-        name: A folder, or ``org/repo[@revision]``.
-        generator: The encoder's.
-        architectures: The classes it may name.
-        where: See :func:`latent_mixup.hub.locate`.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        FormatError: A file does not hold what its format says; the message names file and field.
-        ValueError: The encoder belongs to another generator, or to another latent space of this one.
-    """
+def load(
+    name: str | Path,
+    generator: Generator,
+    architectures: Mapping[str, type[E]],
+    *,
+    verify: bool,
+    **where: Unpack[hub.HubOptions],
+) -> E:
+    """An encoder of one of the ``architectures``: see :func:`latent_mixup.encoders.load_encoder`."""
     expected = identity(generator)
 
-    def understood(main: Path) -> tuple[dict[str, Any], Callable[[], E]]:
-        config = read_config(main, architectures, ENCODER_FIELDS)
+    def check(main: Path, config: dict[str, Any]) -> None:
         _check_generator(main.parent, config["generator"], expected)
-        return config, partial(architectures[config["architecture"]], generator, **config["arguments"])
 
-    folder = hub.locate(name, "encoder", lambda main: [needed_weights(main, understood(main)[1])], **where)
-    config, build = understood(files.safe_path(folder, CONFIG_FILE))
-    encoder = read_network(folder, build).to(generator.device)
-    encoder.metadata = hub.with_origin(config["metadata"], folder)
-    return encoder.freeze()
+    encoder = load_network(
+        name, "encoder", architectures, generator, fields=ENCODER_FIELDS, check=check, verify=verify, **where
+    )
+    return encoder.to(generator.device)
 
 
 def _check_generator(folder: Path, trained_for: dict[str, Any], found: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latent_mixup.generators.base import Generator, LatentSpace, PathName
 from latent_mixup.generators.compact import CompactGenerator
@@ -12,6 +13,11 @@ from latent_mixup.generators.stylegan2 import StyleGAN2
 from latent_mixup.generators.vae import VAE
 from latent_mixup.generators.wrap import wrap
 from latent_mixup.networks import load_network
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from latent_mixup.hub import HubOptions
 
 __all__ = [
     "DCGAN",
@@ -31,22 +37,13 @@ ARCHITECTURES: dict[str, type[Generator]] = {
 }
 
 
-def load_generator(
-    name: str | Path,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-) -> Generator:
+def load_generator(name: str | Path, *, verify: bool = True, **where: Unpack[HubOptions]) -> Generator:
     """A generator from a folder, by its bundled name, or from the Hugging Face Hub, looked for in this order.
 
     Args:
         name: A folder; a bundled name such as ``"fashion-mnist"``; or ``org/repo[@revision]``.
-        revision: Branch, tag or commit on the Hub.
-        cache_dir: Where the Hub client keeps its downloads.
-        token: For private repositories.
-        local_files_only: Do not go online.
+        verify: Compare the SHA-256 of the weights with the one that the config, or the Hub's cache, names.
+        where: ``revision``, ``cache_dir``, ``token``, ``local_files_only``: see :class:`latent_mixup.hub.HubOptions`.
 
     Raises:
         FileNotFoundError: There is nothing of that name.
@@ -57,12 +54,4 @@ def load_generator(
         >>> load_generator("fashion-mnist").decode(torch.zeros(2, 128)).shape
         torch.Size([2, 1, 28, 28])
     """
-    return load_network(
-        name,
-        "generator",
-        ARCHITECTURES,
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-    )
+    return load_network(name, "generator", ARCHITECTURES, verify=verify, **where)

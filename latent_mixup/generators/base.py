@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from latent_mixup import hub
-from latent_mixup.networks import SavedNetwork
+from latent_mixup import cards, hub
+from latent_mixup.networks import SavedNetwork, image_size, network_facts
 
 LatentSpace: TypeAlias = Literal["z", "w", "w+", "vae"]
 PathName: TypeAlias = Literal["lerp", "slerp"]
@@ -135,6 +135,33 @@ class Generator(SavedNetwork, ABC):
         return NotImplementedError(
             f"{type(self).__name__} cannot be saved: only latent_mixup's own generators have a file format; "
             "save your network in its own, and wrap it again where you have read it"
+        )
+
+    def describe(self, *, digest: str | None = None) -> cards.Facts:
+        """What the generator's card says: see :meth:`SavedNetwork.describe`."""
+        shape = list(self.latent_shape)
+        images = [16, self.img_channels, self.img_resolution, self.img_resolution]
+        features = "come with it, for the loss of an inversion; trained with the labels of the training images"
+        num_classes = getattr(self, "c_dim", 0)
+        return network_facts(
+            self,
+            "a generator",
+            f"It decodes latent codes of shape {shape} into images, and mixes of codes into mixed images, which "
+            "latent-mixup trains classifiers on.",
+            f"""import latent_mixup as lm
+
+generator = lm.load_generator({{here}})
+latents = generator.sample_latents(16)  # {[16, *shape]}
+images = generator.decode(latents)  # {images}, float32 in [-1, 1]""",
+            {
+                "images": image_size(self.img_channels, self.img_resolution),
+                "latent codes": f"{shape} in {self.latent_space}, mixed by {self.preferred_path}",
+                "classes": f"{num_classes:,}" if num_classes else "none: it makes images of all kinds",
+                "encoder": "comes with it" if self.has_encoder else "none",
+                "features": "none" if self.features is None else features,
+            },
+            digest=digest,
+            task="unconditional-image-generation",
         )
 
     def check_latents(self, latents: Tensor) -> None:

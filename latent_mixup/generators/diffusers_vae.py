@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.networks import STORED_DTYPES, needed_weights, read_weights, unallocated
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLES = "diffusion_pytorch_model*.bin"
@@ -98,10 +101,7 @@ class DiffusersVAE(Generator):
         img_resolution: int,
         img_channels: int = 3,
         subfolder: str = "",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
+        **where: Unpack[hub.HubOptions],
     ) -> DiffusersVAE:
         """Read an autoencoder as diffusers writes it: ``config.json``, ``diffusion_pytorch_model.safetensors``.
 
@@ -113,10 +113,7 @@ class DiffusersVAE(Generator):
             img_resolution: Height and width of the images, in pixels.
             img_channels: 3; or 1, grey images.
             subfolder: Where in it the autoencoder lies; of a whole pipeline ``"vae"``.
-            revision: Branch, tag or commit on the Hub.
-            cache_dir: Where the Hub client keeps its downloads.
-            token: For private repositories.
-            local_files_only: Do not go online.
+            where: ``revision``, ``cache_dir``, ``token``, ``local_files_only``: see :class:`hub.HubOptions`.
 
         Raises:
             FileNotFoundError: There is nothing of that name, or it has no safetensors: a pickle is not opened.
@@ -133,16 +130,7 @@ class DiffusersVAE(Generator):
             build = partial(cls, *_read_config(main), img_resolution, img_channels)
             return [needed_weights(main, build, WEIGHTS_FILE)]
 
-        folder = hub.locate(
-            name,
-            "generator",
-            needed,
-            subfolder=subfolder,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
+        folder = hub.locate(name, "generator", needed, subfolder=subfolder, **where)
         config = _read_config(files.safe_path(folder, CONFIG_FILE))
         path = _weights_in(folder)
         generator = unallocated(folder, partial(cls, *config, img_resolution, img_channels))

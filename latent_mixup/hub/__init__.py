@@ -1,12 +1,13 @@
 """Names, local folders and Hub repositories => folders and files."""
 
-from latent_mixup.hub.cache import commit_of, origin_of, stated_origin, with_origin
+from latent_mixup.hub.cache import check_cached, commit_of, origin_of, stated_origin, with_origin
 from latent_mixup.hub.download import Needed
 from latent_mixup.hub.errors import HubError
 from latent_mixup.hub.names import (
     MAIN_FILE,
     REPO_TYPE,
     WEIGHTS_FILE,
+    HubOptions,
     Kind,
     bundled_names,
     download_file,
@@ -20,10 +21,12 @@ __all__ = [
     "REPO_TYPE",
     "WEIGHTS_FILE",
     "HubError",
+    "HubOptions",
     "Kind",
     "Needed",
     "Published",
     "bundled_names",
+    "check_cached",
     "commit_of",
     "download_file",
     "files_to_push",

@@ -1,13 +1,14 @@
-"""The Hub client's cache: which commit of which repository a folder of it holds."""
+"""The Hub client's cache: which commit of which repository a folder in it holds, and whether a file was changed."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latent_mixup.files import snapshot_of
+from latent_mixup.files import FormatError, sha256, snapshot_of
 
 ORIGIN = "hub"
 _REPOSITORY = re.compile(r"(?:models|datasets)--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)", re.ASCII)
@@ -44,3 +45,26 @@ def stated_origin(metadata: Mapping[str, Any]) -> dict[str, str] | None:
         return None
     repo, commit = origin.get("repo"), origin.get("commit")
     return {"repo": repo, "commit": commit} if isinstance(repo, str) and isinstance(commit, str) else None
+
+
+def check_cached(path: Path) -> None:
+    """Raise ``FormatError`` if a file in the client's cache was changed: the cache names files by their hash.
+
+    Files elsewhere pass, and those of a cache without links (on Windows).
+    """
+    expected = path.resolve().name
+    if not (snapshot_of(path.parent) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", expected)):
+        return
+    if (found := hash_like(path, expected)) != expected:
+        raise FormatError(
+            f"{path} was changed since it was downloaded (hash {found[:12]}, expected {expected[:12]}): "
+            "remove the file and load again, or pass verify=False"
+        )
+
+
+def hash_like(path: Path, expected: str) -> str:
+    """The hash of a file that the Hub lists: SHA-256 (64 digits) of a large one, git's SHA-1 of a small one."""
+    if len(expected) == 64:
+        return sha256(path)
+    blob = b"blob %d\0" % path.stat().st_size + path.read_bytes()
+    return hashlib.sha1(blob, usedforsecurity=False).hexdigest()

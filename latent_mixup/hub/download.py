@@ -7,15 +7,15 @@ is not right is removed again.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from latent_mixup.files import COMMIT, MAX_JSON_BYTES, sha256
+from latent_mixup.files import COMMIT, MAX_JSON_BYTES
+from latent_mixup.hub.cache import hash_like
 from latent_mixup.hub.errors import HubError, Task, is_unreachable
 
 LIBRARY = "latent-mixup"
@@ -56,11 +56,6 @@ class _Listing:
     files: dict[str, _Listed]
 
 
-def names_nothing(main: Path) -> tuple[Needed, ...]:
-    """What a main file names that stands alone."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Repository:
     """One revision of a repository of the Hub, and how it is read.
@@ -80,13 +75,13 @@ class Repository:
     type: str
     revision: str | None
     cache_dir: str | Path | None
-    token: str | bool | None
+    token: str | bool | None = field(repr=False)
     local_files_only: bool
     instead: str
     subfolder: str = ""
 
     def download(
-        self, main: str, named: Callable[[Path], Iterable[Needed]] = names_nothing, *, at_most: int = MAX_JSON_BYTES
+        self, main: str, named: Callable[[Path], Iterable[Needed]] = lambda main: (), *, at_most: int = MAX_JSON_BYTES
     ) -> Path:
         """The folder of one commit, with the main file and those that it names.
 
@@ -225,13 +220,10 @@ def _problem(path: Path, needed: Needed, listed: _Listed) -> str | None:
     """What is wrong with a file that was downloaded."""
     if (size := path.stat().st_size) != listed.size:
         return f"{size} bytes, expected {listed.size}"
-    if expected := needed.sha256 or listed.sha256:
-        found = sha256(path)
-    elif expected := listed.blob_id:
-        found = hashlib.sha1(b"blob %d\0" % size + path.read_bytes(), usedforsecurity=False).hexdigest()
-    else:
-        return None  # a Hub that lists no hashes
-    return None if found == expected else f"hash {found[:12]}, expected {expected[:12]}"
+    expected = needed.sha256 or listed.sha256 or listed.blob_id
+    if expected and (found := hash_like(path, expected)) != expected:  # a Hub may list none
+        return f"hash {found[:12]}, expected {expected[:12]}"
+    return None
 
 
 def _patiently(call: Callable[[], T]) -> T:

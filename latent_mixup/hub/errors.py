@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+
+_CREDENTIALS = re.compile(r"(\w://)[^/?#\s]*@")
+_TOKEN = re.compile(r"\bhf_\w{6,}")
 
 
 class HubError(RuntimeError):
@@ -47,7 +51,7 @@ class Task:
         """An error that says what was done to what, and ``hint``: what happened and what to try."""
         action = f"read {self.file} of" if self.file else "write to"
         message = f"cannot {action} the Hub {self.repo_type} {self.repo} (revision {self.revision or 'main'}): {hint}"
-        return HubError(message, repo=self.repo, revision=self.revision, file=self.file)
+        return HubError(without_secrets(message), repo=self.repo, revision=self.revision, file=self.file)
 
     @contextmanager
     def one_error(self) -> Iterator[None]:
@@ -57,7 +61,21 @@ class Task:
         except HubError:
             raise
         except Exception as error:  # the client's errors have no common base: OSError, ValueError, KeyError, its own
-            raise self.error(_hint(_root(error), self)) from error
+            found = self.error(_hint(_root(error), self))
+            _hide_secrets(error)
+            raise found from error
+
+
+def without_secrets(text: str) -> str:
+    """A text without the user and password of an address in it (``HF_ENDPOINT``, a proxy), and without tokens."""
+    return _TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def _hide_secrets(error: BaseException | None) -> None:
+    """Take secrets out of an error's own text, and of those behind it: a traceback shows them all."""
+    while error is not None:
+        error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
+        error = error.__cause__ or error.__context__
 
 
 def is_unreachable(error: BaseException | None) -> bool:

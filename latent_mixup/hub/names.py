@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 from latent_mixup.hub.download import Needed, Repository
 
@@ -24,7 +24,24 @@ REPO_TYPE: dict[Kind, str] = {"generator": "model", "encoder": "model", "feature
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
 _SUBFOLDER = re.compile(r"([A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*)?", re.ASCII)
 _NO_REVISION = re.compile(r"\.\.|^/|[\x00-\x20\x7f~^:?*\[\\]")  # git's own rule
+_OTHERS = (".pkl", ".pt", ".pth", ".npz", ".npy")  # other people's files
 _LARGEST_FILE = 50 * 1000**3  # bytes that the Hub gives over HTTP
+
+
+class HubOptions(TypedDict, total=False):
+    """How the Hub is read: keywords of everything that loads by name; a folder or a bundled name needs none.
+
+    Attributes:
+        revision: Branch, tag or commit; the same as ``@revision`` in the name.
+        cache_dir: Where the Hub client keeps its downloads; default: its own.
+        token: The Hub client's token, for private repositories; default: the one it has stored.
+        local_files_only: Use what is in the cache, and no network.
+    """
+
+    revision: str | None
+    cache_dir: str | Path | None
+    token: str | bool | None
+    local_files_only: bool
 
 
 def bundled_names(kind: Kind | None = None) -> list[str]:
@@ -49,16 +66,18 @@ def locate(
 ) -> Path:
     """The folder that holds ``name``: a folder first, then a bundled name, then a Hub repository.
 
+    A local folder hides a bundled name only where it has the files of such a ``kind``.
+
     Args:
         name: A folder, a bundled name such as ``"fashion-mnist"``, or ``org/repo[@revision]``.
         kind: ``"generator"``, ``"encoder"``, ``"features"`` (model repositories) or ``"bank"`` (a data-set repository).
         named: Of a Hub repository: the path of the main file => the files it names, which are downloaded as well. It
             raises where the main file is not right. None: the weights of a network, and nothing of a bank.
         subfolder: Where in the folder or the repository the files lie, such as ``"vae"``.
-        revision: Branch, tag or commit on the Hub; the same as ``@revision`` in the name.
-        cache_dir: Where the Hub client keeps its downloads; None: its default.
-        token: The Hub client's token; None: the one it has stored.
-        local_files_only: Use what is in the cache, and no network.
+        revision: See :class:`HubOptions`, as for the other three.
+        cache_dir: As there.
+        token: As there.
+        local_files_only: As there.
 
     Raises:
         FileNotFoundError: There is no such folder, bundled name or Hub id.
@@ -67,9 +86,8 @@ def locate(
     """
     if not _SUBFOLDER.fullmatch(subfolder):
         raise ValueError(f"a subfolder looks like vae or a/b: got {subfolder!r:.100}")
-    folder = _local_folder(name, kind)
-    if folder is not None:
-        return folder / subfolder
+    if (folder := _local_folder(name, kind, subfolder)) is not None:
+        return folder
     match = _HUB_ID.fullmatch(name) if isinstance(name, str) else None
     if match is None:
         raise FileNotFoundError(
@@ -88,12 +106,39 @@ def _assets() -> Path:
     return Path(str(resources.files("latent_mixup"))) / "assets"
 
 
-def _local_folder(name: str | Path, kind: Kind) -> Path | None:
-    if os.path.isdir(name):  # os.path, unlike pathlib, takes any string: NUL, 10,000 characters
-        return Path(name)
-    if os.path.exists(name):
-        raise NotADirectoryError(f"a {kind} is a folder with {MAIN_FILE[kind]} in it: {str(name)!r} is a file")
-    return _assets() / name / kind if name in bundled_names(kind) else None
+def _local_folder(name: str | Path, kind: Kind, subfolder: str) -> Path | None:
+    """A folder of this name, or the bundled one; os.path, unlike pathlib, takes any string: NUL, 10,000 characters."""
+    bundled = _assets() / name / kind if name in bundled_names(kind) else None
+    if os.path.isdir(name):
+        folder = Path(name) / subfolder
+        if (folder / MAIN_FILE[kind]).is_file():
+            return folder
+        if bundled is None:
+            _say_what_is_there(name, folder, kind)
+            return folder
+    elif bundled is None and os.path.exists(name):
+        raise NotADirectoryError(
+            f"a {kind} is a folder with {MAIN_FILE[kind]} in it: {str(name)!r} is a file"
+            + (f"; latent-mixup convert {name} OUT makes one of it" if str(name).endswith(_OTHERS) else "")
+        )
+    return bundled
+
+
+def _say_what_is_there(name: str | Path, folder: Path, kind: Kind) -> None:
+    """Raise ``FileNotFoundError`` where a folder without the main file of ``kind`` holds something else we know."""
+    other = next((k for k, main in MAIN_FILE.items() if (folder / main).is_file()), None)
+    foreign = next((path.name for path in sorted(folder.glob("*")) if path.name.endswith(_OTHERS)), None)
+    if other is not None:
+        hint = f"it holds a {'bank' if other == 'bank' else 'network'}"
+    elif foreign is not None and not foreign.startswith("checkpoint"):  # a training's own
+        hint = f"it holds {foreign}, of which latent-mixup convert {folder / foreign} OUT makes such a folder"
+    elif isinstance(name, str) and _HUB_ID.fullmatch(name):
+        hint = f"for the Hub's repository of this name write {name}@main"
+    else:
+        return
+    raise FileNotFoundError(
+        f"{folder / MAIN_FILE[kind]} is missing: expected a folder that save_pretrained wrote; {hint}"
+    )
 
 
 def _one_revision(name: str, in_name: str | None, argument: str | None) -> str | None:

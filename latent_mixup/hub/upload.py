@@ -1,19 +1,26 @@
-"""Folders => Hub repositories: one commit with the files that count, and no other."""
+"""Folders => Hub repositories: one commit with the files that count, and no other.
+
+A folder's ``README.md`` may be a card that the package wrote. It ends in a line with a hash of what is above it, which
+tells it from one that somebody wrote or edited: such a file is never replaced.
+"""
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import itertools
+import json
 import logging
 import re
 import tempfile
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from latent_mixup.cards import is_ours, placed
-from latent_mixup.files import FormatError, read_json, safe_path, sha256
+from latent_mixup.files import FileEntry, part_path, read_json, safe_path, wrong_field
 from latent_mixup.hub.cache import ORIGIN
 from latent_mixup.hub.download import LIBRARY
 from latent_mixup.hub.errors import Task
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+HERE = "."  # how a card's example loads what lies beside it, until it has a name on the Hub
+_SEAL = re.compile(rb"\n<!-- latent-mixup wrote this card; one that was edited is kept: ([0-9a-f]{64}) -->\n\Z")
+_MAX_CARD_BYTES = 1024**2
 _BESIDE = ("README.md", "LICENSE*", "NOTICE*", "*.png")  # what a card may need
 _OWNED: dict[Kind, str] = {"bank": "bank-*.safetensors"}  # files that an older push may have left
 
@@ -123,7 +133,7 @@ def push_folder(
 
     Raises:
         FileNotFoundError: A file is missing in the folder.
-        FormatError: A file of a bank is not what its index says.
+        FormatError: A file is not what the main file says.
         ValueError: ``repo_id`` is none, or a pull request was asked for on a branch.
         HubError: The Hub did not take it.
     """
@@ -169,32 +179,67 @@ def files_to_push(folder: str | Path, repo_id: str, kind: Kind) -> dict[str, Pat
 
     Raises:
         FileNotFoundError: A file is missing.
-        FormatError: A file of a bank is not what its index says.
+        FormatError: A file is not what the main file says: what is damaged is not published.
         ValueError: ``repo_id`` is none.
     """
     if not _REPOSITORY.fullmatch(repo_id):
         raise ValueError(f"a repository to push to looks like org/name: got {repo_id!r:.100}")
     folder = Path(folder)
-    main = safe_path(folder, MAIN_FILE[kind])
-    found = read_json(main)
-    names = [MAIN_FILE[kind], *(_checked_shards(folder, found) if kind == "bank" else [WEIGHTS_FILE])]
-    beside = [path.name for pattern in _BESIDE for path in sorted(folder.glob(pattern)) if path.is_file()]
-    files = {name: safe_path(folder, name).resolve() for name in [*names, *beside]}
-    for name, path in files.items():
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: expected a folder that save_pretrained wrote")
-    return {name: placed(path.read_bytes(), repo_id) if is_ours(path) else path for name, path in files.items()}
+    index = safe_path(folder, MAIN_FILE[kind])
+    files = {index.name: index}
+    for entry in _entries(index, read_json(index)):
+        files[entry.name] = part_path(folder, entry, index.name, missing=FileNotFoundError, verify=True)
+    if kind != "bank" and WEIGHTS_FILE not in files:  # format version 1
+        files[WEIGHTS_FILE] = safe_path(folder, WEIGHTS_FILE)
+    for path in itertools.chain(*(sorted(folder.glob(pattern)) for pattern in _BESIDE)):
+        if path.is_file():
+            files[path.name] = safe_path(folder, path.name)
+    if missing := [path for path in files.values() if not path.is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing: expected a folder that save_pretrained wrote")
+    return {name: _placed(path, repo_id) or path.resolve() for name, path in files.items()}
 
 
-def _checked_shards(folder: Path, index: dict[str, Any]) -> list[str]:
-    """The shards that an index names, after their SHA-256 was compared: a damaged bank is not published."""
-    entries = index.get("files")
-    if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-        raise FormatError(f"{folder / MAIN_FILE['bank']}: field 'files' needs a list of files, found {entries!r:.100}")
-    for entry in entries:
-        path = safe_path(folder, entry.get("name"))
-        if path.is_file() and (found := sha256(path)) != entry.get("sha256"):
-            raise FormatError(
-                f"{path} is damaged: expected sha256 {entry.get('sha256')!s:.12}, found {found[:12]}: get it again"
-            )
-    return [entry["name"] for entry in entries]
+def _entries(index: Path, found: dict[str, Any]) -> Iterator[FileEntry]:
+    """The files that an index names: in the list ``files``, or one under a field of its own."""
+    if not isinstance(found.get("files", []), list):
+        raise wrong_field(index, "files", "a list of files", found["files"])
+    for number, entry in enumerate(found.get("files", [])):
+        yield FileEntry.read(index, f"files[{number}]", entry)
+    for field, entry in found.items():
+        if field == "weights" or (isinstance(entry, dict) and entry.keys() == {"name", "size", "sha256"}):
+            yield FileEntry.read(index, field, entry)
+
+
+# --------------------------------------------------------------------------------------------------
+# The card
+# --------------------------------------------------------------------------------------------------
+
+
+def sealed(card: str) -> bytes:
+    """A card as it is written: with a last line by which a later write knows that nobody has changed it."""
+    content = card.encode("utf-8", "replace")
+    seal = hashlib.sha256(content).hexdigest()
+    return content + f"\n<!-- latent-mixup wrote this card; one that was edited is kept: {seal} -->\n".encode()
+
+
+def unsealed(path: Path) -> str | None:
+    """The card in a file that :func:`sealed` made and nobody has edited; None for any other file."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_CARD_BYTES:
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    match = _SEAL.search(content)
+    if match is None or hashlib.sha256(content[: match.start()]).hexdigest().encode() != match[1]:
+        return None
+    return content[: match.start()].decode()
+
+
+def _placed(path: Path, repo_id: str) -> bytes | None:
+    """A card of ours, whose example loads ``repo_id`` in the place of the folder it lies in; None: none of ours."""
+    card = unsealed(path)
+    if card is None:
+        return None
+    here, there = json.dumps(HERE), json.dumps(repo_id)
+    return sealed(card.replace(f"({here})", f"({there})").replace(f"({here}, ", f"({there}, "))
