@@ -20,6 +20,7 @@ from latent_mixup.bank.columns import (
     first_repeated,
 )
 from latent_mixup.bank.datasets import check_dataset, kind_of
+from latent_mixup.bank.facts import bank_facts
 from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import count_classes, hard_labels
@@ -421,6 +422,17 @@ class LatentBank(hub.Published):
     # Files
     # ---------------------------------------------------------------------------------------------
 
+    def describe(self, *, dtype: torch.dtype | None = None) -> cards.Facts:
+        """What the bank's card says.
+
+        Args:
+            dtype: Of the codes as they are stored; None: as the bank has them.
+        """
+        stored = dtype or self.dtype
+        return bank_facts(
+            self.labels, self.latent_shape, stored, self.num_classes, self.metadata, self.mse, self.status
+        )
+
     def save_pretrained(
         self,
         folder: str | Path,
@@ -451,7 +463,7 @@ class LatentBank(hub.Published):
             check_metadata(self.metadata),
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
-            beside=cards.card_file(folder, lambda: cards.bank_card(self, dtype=dtype)),
+            beside=cards.card_file(folder, lambda: self.describe(dtype=dtype)),
         )
 
     @classmethod
