@@ -1,11 +1,11 @@
-"""Whether a generator works: a test on codes and images of its own making, which needs no data.
+"""Self-test of a generator: invert images that it made itself; needs no data.
 
-An image that a generator made is one that it can make: where its code is not found again, the program or the
-conversion is at fault, and not the image. The other checks say what is broken, which a re-inversion alone does not.
+A generator can make every image that it made. So where the code of such an image is not found again, the program or
+the conversion is at fault, not the image. The other checks locate the fault, which a re-inversion alone does not.
 
-**What it cannot see.** Any smooth decoder passes, a wrong one too. Of a trained StyleGAN2 these pass: kernels
-transposed or turned by 180 degrees, weights of two layers of one shape swapped, biases lost, random numbers in place
-of every convolution. Only the images tell: ``latent-mixup info --sheet`` draws some.
+**Limits.** Any smooth decoder passes, a wrong one too. Of a trained StyleGAN2 these pass: kernels transposed or turned
+by 180 degrees, weights of two layers of one shape swapped, biases lost, random numbers in place of every convolution.
+Only the images tell: ``latent-mixup info --sheet`` draws some.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from tqdm import tqdm
 from latent_mixup.generators.base import Generator
 from latent_mixup.inversion.optimise import optimise_codes, reconstruction_mse
 from latent_mixup.losses.base import Loss, pixel_mse
+from latent_mixup.pictures import text_table
 from latent_mixup.quality.checks import (
-    Check,
+    CheckResult,
     Errors,
     check_batch,
     check_codes,
@@ -40,27 +41,27 @@ from latent_mixup.quality.checks import (
 )
 from latent_mixup.sampling import keyed_generator
 
-BETAS = (0.9, 0.999)  # in 100 steps these come closer than invert's, which are for 1,000
-PROBES = 4  # codes that batch and gradient are tried on, one at a time
+BETAS = (0.9, 0.999)  # better in 100 steps than invert's, which are for 1,000
+PROBES = 4  # codes for the checks of batch and gradient
 DRAWS, PRIOR_DRAWS = 64, 1000
 BATCH = 16
-CODES, OTHERS, PRIOR, DIRECTIONS = range(4)  # streams of random numbers
+CODES, OTHERS, PRIOR = range(3)  # streams of codes
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What :func:`self_test` found.
+    """Result of :func:`self_test`.
 
     Attributes:
-        checks: In the order of their making; one that makes the rest pointless is the last.
-        mse: The errors of the re-inversion; None where the test ended before it.
-        images: Images that were to be inverted.
-        steps: Gradient steps an image.
-        seed: Of every draw.
-        seconds: Of the whole test.
+        checks: In order; a failure that makes the rest pointless is the last one.
+        mse: Errors of the re-inversion; None where the test ended before it.
+        images: Number of images to invert.
+        steps: Gradient steps per image.
+        seed: Seed of all draws.
+        seconds: Duration of the test.
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
     mse: Errors | None
     images: int
     steps: int
@@ -68,18 +69,18 @@ class SelfTest:
     seconds: float
 
     @property
-    def failed(self) -> tuple[Check, ...]:
+    def failed(self) -> tuple[CheckResult, ...]:
         """The checks that did not pass."""
-        return tuple(check for check in self.checks if _failed(check))
+        return tuple(check for check in self.checks if check.passed is False)
 
     @property
     def passed(self) -> bool:
-        """Whether none failed."""
+        """Whether no check failed."""
         return not self.failed
 
     @property
     def verdict(self) -> str:
-        """``"passed"``, or what failed and what that hints at."""
+        """``"passed"``, or each failed check with its likely cause."""
         return "; ".join(f"{check.name}: {check.hint}" for check in self.failed) or "passed"
 
 
@@ -95,18 +96,18 @@ def self_test(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> SelfTest:
-    """Invert images that the generator itself made, and look at what may be broken on the way.
+    """Check weights, codes, images and gradients of a generator, then invert images that it made itself.
 
-    The start knows nothing of their codes: it is the encoder's, or the nearest of other draws.
+    The start is independent of their codes: the encoder's codes, or the nearest of other draws.
 
     Args:
-        generator: What is tested.
-        images: Images to invert.
-        steps: Gradient steps an image; with fewer than 60, a generator that works may fail.
-        lr: First learning rate; it falls to zero along a half cosine.
-        seed: Of every draw.
-        loss: ``(images, targets) -> [B]``. None: the pixel MSE, which the verdict is about in any case.
-        draws: Other codes; their decodes give the mean image, the range, and the start.
+        generator: The generator to test.
+        images: Number of images to invert.
+        steps: Gradient steps per image; with fewer than 60, a working generator may fail.
+        lr: Initial learning rate; it falls to zero along a half cosine.
+        seed: Seed of all draws.
+        loss: ``(images, targets) -> [B]``. None: the pixel MSE, which decides the verdict in any case.
+        draws: Number of other codes; their decodes give the mean image, the range, and the start.
         device: Where to decode. None: where the generator is.
         progress: Show progress bars.
 
@@ -126,10 +127,10 @@ def self_test(
     objective = loss or pixel_mse
     if isinstance(objective, torch.nn.Module):
         objective = objective.to(generator.device)
-    checks, task = _look(generator, images, draws, seed, progress)
+    checks, inversion = _look(generator, images, draws, seed, progress)
     errors = None
-    if task is not None:
-        errors = _invert_again(generator, task, objective, steps, lr, progress)
+    if inversion is not None:
+        errors = _invert_again(generator, inversion, objective, steps, lr, progress)
         checks.append(check_errors(errors, steps))
     return SelfTest(tuple(checks), errors, images, steps, seed, time.perf_counter() - started)
 
@@ -137,52 +138,52 @@ def self_test(
 def self_test_table(result: SelfTest) -> str:
     """A line for each check."""
     marks = {True: "ok", False: "FAILED", None: "-"}
-    width = max(len(check.name) for check in result.checks)
-    return "\n".join(f"{marks[check.passed]:<6}  {check.name:<{width}}  {check.found}" for check in result.checks)
+    return text_table([(marks[check.passed], check.name, check.found) for check in result.checks], "<")
 
 
-def _failed(check: Check) -> bool:
-    return check.passed is False
-
-
-class _Task(NamedTuple):
-    """What is left to invert: images, where to start, and the mean of other images."""
+class _Inversion(NamedTuple):
+    """Images to invert, where to start, and the mean of other images."""
 
     made: Tensor
     start: Tensor
     mean_image: Tensor
 
 
-def _look(generator: Generator, images: int, draws: int, seed: int, progress: bool) -> tuple[list[Check], _Task | None]:
-    """Every check but the last; no task where one of them makes the rest pointless."""
+def _look(
+    generator: Generator, images: int, draws: int, seed: int, progress: bool
+) -> tuple[list[CheckResult], _Inversion | None]:
+    """Every check but the last; no inversion where one of them makes it pointless."""
+    checks = [check_weights(generator)]
+
+    def failed(*more: CheckResult) -> bool:
+        checks.extend(more)
+        return more[-1].passed is False
+
     codes, others, prior = (
         generator.sample_latents(n, keyed_generator("self-test-codes", seed, stream))
         for n, stream in ((images, CODES), (draws, OTHERS), (PRIOR_DRAWS, PRIOR))
     )
-    checks = [check_weights(generator), check_codes(generator, prior)]
-    if _failed(checks[-1]):
+    if failed(check_codes(generator, prior)):
         return checks, None
     decoded = _decode(generator, torch.cat([codes, others]), progress)
-    checks += [check_prior(generator, prior), check_images(generator, decoded)]
-    if _failed(checks[-1]):
+    if failed(check_prior(generator, prior), check_images(generator, decoded)):
         return checks, None
     made, seen = decoded.split([images, draws])
     probes, mean_image = others[:PROBES], seen.mean(0)
-    checks += [check_repeats(generator, probes), check_batch(generator, probes), check_range(seen), check_spread(seen)]
-    if _failed(checks[-1]):
+    if failed(check_repeats(generator, probes), check_batch(generator, probes), check_range(seen), check_spread(seen)):
         return checks, None
     noise = torch.randn(probes.shape, generator=keyed_generator("self-test-directions", seed)).to(probes)
     directed = list(zip(probes.split(1), (noise * probes.std()).split(1), strict=True))
     gradient, error = measured_gradient(generator, _bar(progress, "gradient", directed), mean_image)
-    checks.append(check_gradient(gradient, error))
-    if _failed(checks[-1]):
+    if failed(check_gradient(gradient, error)):
         return checks, None
     checks.append(check_numbers(generator, gradient))
-    if not generator.has_encoder:
-        return checks, _Task(made, _nearest(made, others, seen), mean_image)
+    if not generator.has_encoder:  # start at the other code whose image is nearest
+        nearest = torch.cdist(made.flatten(1), seen.flatten(1)).argmin(1)
+        return checks, _Inversion(made, others[nearest], mean_image)
     start = generator.encode(made).detach()
     checks.append(check_encoder(generator, start, made, mean_image))
-    return checks, _Task(made, start, mean_image) if start.shape == codes.shape else None
+    return checks, _Inversion(made, start, mean_image) if start.shape == codes.shape else None
 
 
 @torch.no_grad()
@@ -191,13 +192,10 @@ def _decode(generator: Generator, codes: Tensor, progress: bool) -> Tensor:
     return torch.cat([generator.decode(part) for part in _bar(progress, "decode", parts)])
 
 
-def _nearest(made: Tensor, others: Tensor, seen: Tensor) -> Tensor:
-    """Of other codes, the one whose image is nearest to each of those that were made."""
-    return others[torch.cdist(made.flatten(1), seen.flatten(1)).argmin(1)]
-
-
 @torch.enable_grad()
-def _invert_again(generator: Generator, task: _Task, loss: Loss, steps: int, lr: float, progress: bool) -> Errors:
+def _invert_again(
+    generator: Generator, inversion: _Inversion, loss: Loss, steps: int, lr: float, progress: bool
+) -> Errors:
     with _bar(progress, "invert again", total=steps + 1) as bar:
 
         def counted(images: Tensor, targets: Tensor) -> Tensor:
@@ -205,12 +203,12 @@ def _invert_again(generator: Generator, task: _Task, loss: Loss, steps: int, lr:
             return loss(images, targets)
 
         codes, _ = optimise_codes(
-            generator, task.made, task.start, counted, steps=steps, lr=lr, betas=BETAS, optimizer="adam"
+            generator, inversion.made, inversion.start, counted, steps=steps, lr=lr, betas=BETAS, optimizer="adam"
         )
     return Errors(
-        guess=float(pixel_mse(task.mean_image, task.made).mean()),
-        start=float(reconstruction_mse(generator, task.start, task.made).mean()),
-        found=float(reconstruction_mse(generator, codes, task.made).mean()),
+        guess=float(pixel_mse(inversion.mean_image, inversion.made).mean()),
+        start=float(reconstruction_mse(generator, inversion.start, inversion.made).mean()),
+        found=float(reconstruction_mse(generator, codes, inversion.made).mean()),
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from latent_mixup import load_generator
 from latent_mixup.cli import main
 from latent_mixup.generators import CompactGenerator, wrap
-from latent_mixup.quality.checks import Check, Errors
+from latent_mixup.quality.checks import CheckResult, Errors
 from latent_mixup.quality.info import (
     BUDGET,
     STEP,
@@ -155,7 +155,7 @@ def test_sheet_of_what_is_no_picture():
 
 
 def test_json_has_null_for_what_is_not_finite():
-    result = SelfTest((Check("a", False, "bad", "mend"),), Errors(1.0, math.inf, math.nan), 4, 100, 0, 1.5)
+    result = SelfTest((CheckResult("a", False, "bad", "mend"),), Errors(1.0, math.inf, math.nan), 4, 100, 0, 1.5)
     record = json.loads(info_json(generator_info(foreign.tiny()), result))["self_test"]
     assert record["mse"] == {"guess": 1.0, "start": None, "found": None, "ratio": None}
     assert (record["passed"], record["verdict"], record["steps"]) == (False, "a: mend", 100)

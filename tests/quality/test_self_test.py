@@ -16,7 +16,7 @@ from latent_mixup.generators import Generator, StyleGAN2, wrap
 from latent_mixup.inversion import FeatureLoss, pixel_mse, self_test
 from latent_mixup.inversion import optimise as optimise_module
 from latent_mixup.quality.checks import (
-    Check,
+    CheckResult,
     Errors,
     check_encoder,
     check_errors,
@@ -92,7 +92,7 @@ def test_untrained_network_passes_and_says_that_its_mean_was_not_tracked():
         untrained = StyleGAN2(16, 16, img_resolution=8, channel_base=64, channel_max=8)
     result = quietly(untrained)
     assert result.passed
-    assert Check("mean code", None, "not tracked: w_avg is zero") in result.checks
+    assert CheckResult("mean code", None, "not tracked: w_avg is zero") in result.checks
 
 
 def test_wrapped_module_passes_without_an_encoder():
@@ -369,7 +369,11 @@ def test_errors_that_are_not_finite_fail():
 
 
 def test_table_and_verdict():
-    checks = (Check("a", True, "fine"), Check("long name", False, "bad", "mend it"), Check("b", None, "nothing"))
+    checks = (
+        CheckResult("a", True, "fine"),
+        CheckResult("long name", False, "bad", "mend it"),
+        CheckResult("b", None, "nothing"),
+    )
     result = SelfTest(checks, None, 4, 100, 0, 1.0)
     assert self_test_table(result).splitlines() == [
         "ok      a          fine",
