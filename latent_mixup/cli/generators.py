@@ -1,4 +1,4 @@
-"""``info`` and ``convert``: what a generator is, and where one comes from."""
+"""``info`` and ``convert``: facts about a generator, and other people's files as ours."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from latent_mixup.cli.shared import FOLDER, given, one_sentence
 
 @click.command("info")
 @click.argument("generator")
-@click.option("--json", "as_json", is_flag=True, help="For programs: JSON.")
-@click.option("--self-test/--no-self-test", default=True, help="Whether to test it as well.  [default: test]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--self-test/--no-self-test", default=True, help="Run the self-test.  [default: run it]")
 @click.option(
-    "--images", type=click.IntRange(1), help="Images to invert again; default: 4, down to 2 for a large network."
+    "--images",
+    type=click.IntRange(1),
+    help="Images that the self-test inverts; default: 4, down to 2 for a large network.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), help="Gradient steps an image; default: 100, down to 60 for a large network."
+    "--steps", type=click.IntRange(1), help="Gradient steps per image; default: 100, down to 60 for a large network."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Draw two rows of samples: a PNG.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the self-test and the sheet.")
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG with two rows of samples.")
 @click.option("--device", help="Where to decode, e.g. cuda; default: the CPU.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
 @one_sentence
@@ -35,10 +37,10 @@ def info_command(
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Say what GENERATOR (folder, bundled name or Hub id) is, and test it on images of its own making.
+    """Show the facts of GENERATOR (folder, bundled name or Hub id) and run its self-test.
 
-    Exits with 1 where the test fails: the generator is broken, or was converted wrongly. It cannot see everything: a
-    wrong network that is smooth passes. --sheet lets you look at what it makes.
+    The self-test inverts images that the generator made itself. Exit code 1: it failed, so the generator is broken or
+    was converted wrongly. A wrong network that is smooth passes: look at the samples of --sheet.
     """
     import torch
 
@@ -56,7 +58,7 @@ def info_command(
         files.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})
     if not as_json:
         click.echo(info_text(facts))
-    settings = {**effort(facts.decode_multiply_adds), **given(images=images, steps=steps)}
+    settings = {**effort(facts["decode_multiply_adds"]), **given(images=images, steps=steps)}
     result = inversion.self_test(network, seed=seed, **settings) if self_test else None
     if as_json:
         click.echo(info_json(facts, result))
@@ -71,12 +73,12 @@ def info_command(
 @click.command("convert")
 @click.argument("path")
 @click.argument("out", type=FOLDER)
-@click.option("--resolution", type=click.IntRange(1), help="Of an autoencoder: height and width of your images.")
-@click.option("--channels", type=click.Choice(["1", "3"]), help="Of an autoencoder: 1 for grey images; default: 3.")
-@click.option("--subfolder", help="Of an autoencoder: where in PATH it lies; of a whole pipeline: vae.")
+@click.option("--resolution", type=click.IntRange(1), help="Height and width of your images; for an autoencoder.")
+@click.option("--channels", type=click.Choice(["1", "3"]), help="1 for grey images; for an autoencoder; default: 3.")
+@click.option("--subfolder", help="Folder of the autoencoder inside PATH; vae in a whole pipeline.")
 @one_sentence
 def convert_command(path: str, out: Path, resolution: int | None, channels: str | None, subfolder: str | None) -> None:
-    """Convert somebody else's file to a folder of ours; nothing in the file is executed.
+    """Convert other people's files to a generator or bank folder; nothing in them is executed.
 
     PATH is a StyleGAN2 network (.pkl of stylegan2-ada-pytorch, stylegan3 or TensorFlow's StyleGAN2; .pt of
     rosinality) or the paper's latents (grad_latents_*.npy). With --resolution it is an AutoencoderKL or

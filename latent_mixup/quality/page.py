@@ -1,4 +1,4 @@
-"""The page and the words of a report: a record of numbers, and a few images, as a reader sees them."""
+"""The page and the texts of a report: figures, table and caption from its record and a few images."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from latent_mixup.pictures import text_table
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # per cent
 THRESHOLDS = (0.025, 0.020)  # the paper refines the codes with an mse from here
 
-WIDTH, MARGIN, DPI = 8.27, 0.45, 200  # inches; A4 is 8.27 wide
+WIDTH, MARGIN, NUMBERS_LEFT, DPI = 8.27, 0.45, 5.05, 200  # inches; A4 is 8.27 wide
 PLOT_HEIGHT, CLASS_HEIGHT, CAPTION_LINE = 1.75, 0.17, 0.135
 LINE_GAP, STRIP_GAP, NAMES_END, MAX_IMAGE = 0.17, 0.1, 1.0, 0.8  # of the triptychs
 CURVE_POINTS, BINS, MAX_CLASSES = 2000, 60, 20
@@ -27,6 +29,7 @@ LOG_FROM = 10  # the ratio of worst and best from which an axis is logarithmic
 CAPTION_CHARACTERS = 146
 IMAGE_NAMES = ("original", "inverted", "encoded")
 BLUE, RED, GREY = "#1f4e79", "#b03a2e", "#777777"
+DASHED: dict[str, Any] = {"color": RED, "linewidth": 0.7, "linestyle": "--"}
 STYLE = {
     "font.size": 7,
     "axes.linewidth": 0.6,
@@ -55,19 +58,19 @@ def report_table(record: dict[str, Any]) -> str:
     """The main numbers of a report as a table of text."""
     named = {"inverted MSE": record["mse"], "LPIPS": record["lpips"], "encoded MSE": record["encoded"]}
     columns = {name: summary for name, summary in named.items() if summary and summary["n"]}
-    lines = {"": list(columns), "codes": [f"{summary['n']:,}" for summary in columns.values()]}
-    lines["mean"] = [_fixed(summary["mean"]) for summary in columns.values()]
+    rows = [["", *columns], ["codes", *(f"{summary['n']:,}" for summary in columns.values())]]
+    rows.append(["mean", *(_fixed(summary["mean"]) for summary in columns.values())])
     for per_cent in map(str, QUANTILES):
         label = {"0": "best", "50": "median", "100": "worst"}.get(per_cent, f"{per_cent} % below")
-        lines[label] = [_fixed(summary["quantiles"][per_cent]) for summary in columns.values()]
+        rows.append([label, *(_fixed(summary["quantiles"][per_cent]) for summary in columns.values())])
     for limit in THRESHOLDS:
         shares = [summary["above"].get(f"{limit:g}") for summary in columns.values()]
-        lines[f"{limit:.3f} or more"] = ["" if share is None else _percent(share) for share in shares]
-    return "\n".join(f"{label:14}" + "".join(f"{cell:>14}" for cell in cells) for label, cells in lines.items())
+        rows.append([f"{limit:.3f} or more", *("" if share is None else _percent(share) for share in shares)])
+    return text_table(rows)
 
 
 def report_sentence(record: dict[str, Any]) -> str:
-    """How many rows a report is about, and whether the bank's MSE was found again."""
+    """How many rows the report covers, and whether decoding confirms the bank's MSE."""
     rows, check = record["rows"], record["check"]
     others = [f"{count:,} {name}" for name, count in (rows["status"] or {}).items() if name != "ok"]
     noted = ", ".join(others) if others else "the bank notes no failures"
@@ -81,7 +84,7 @@ def report_sentence(record: dict[str, Any]) -> str:
 
 
 def _fixed(value: float) -> str:
-    """Five decimals, so that a column lines up; what they do not show, as a power of ten."""
+    """Five decimals, so that a column lines up; smaller numbers as a power of ten."""
     return f"{value:.5f}" if value == 0 or value >= 1e-4 else f"{value:.1e}"
 
 
@@ -90,7 +93,7 @@ def _percent(share: float) -> str:
 
 
 def need_matplotlib() -> None:
-    """Raise ``ImportError``, which says how to get it, where matplotlib is not there."""
+    """Raise ``ImportError``, which names the extra, where matplotlib is not installed."""
     try:
         import matplotlib.style  # noqa: F401
     except ImportError as cause:
@@ -98,7 +101,7 @@ def need_matplotlib() -> None:
 
 
 def draw_page(record: dict[str, Any], values: dict[str, Tensor], looks: dict[str, Look], columns: int) -> bytes:
-    """The page as the bytes of a PNG, whatever style the process has set, and without a global figure."""
+    """The page as the bytes of a PNG; independent of the style of the process, without a global figure."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", STYLE]):
@@ -108,12 +111,8 @@ def draw_page(record: dict[str, Any], values: dict[str, Tensor], looks: dict[str
         strips = _strip_size(looks, columns)
         words = _caption(record, values, len(classes)).replace(" %", "\N{NO-BREAK SPACE}%")
         caption = textwrap.wrap(words, CAPTION_CHARACTERS)
-        heights = [
-            0.75,
-            PLOT_HEIGHT + 0.85,
-            class_height + 0.8,
-            0.4 + _num_lines(looks, columns) * (strips[1] + LINE_GAP),
-        ]
+        lines = _num_lines(looks, columns)
+        heights = [0.75, PLOT_HEIGHT + 0.85, class_height + 0.8, 0.4 + lines * (strips[1] + LINE_GAP)]
         sheet = _Sheet(sum(heights) + CAPTION_LINE * len(caption) + 0.3)
         _draw_head(sheet, record)
         sheet.top = heights[0]
@@ -121,7 +120,9 @@ def draw_page(record: dict[str, Any], values: dict[str, Tensor], looks: dict[str
         _draw_errors(sheet, values, letters)
         sheet.top += heights[1]
         _draw_classes(sheet, classes, class_height, letters["classes"], logarithmic=_wide(values["MSE"]))
-        _draw_numbers(sheet, record, letters["numbers"])
+        sheet.title(NUMBERS_LEFT, f"({letters['numbers']}) in numbers")
+        table = {"family": "monospace", "fontsize": 6.5, "linespacing": 1.25}
+        sheet.text(NUMBERS_LEFT, report_table(record), down=0.34, va="top", **table)
         sheet.top += heights[2]
         _draw_triptychs(sheet, looks, strips, columns, letters["images"])
         sheet.top += heights[3]
@@ -200,13 +201,11 @@ def _plot_sorted(axes: Axes, mse: Tensor) -> None:
     _plain_ticks(axes.yaxis, _wide(mse))
     _count_ticks(axes.xaxis)
     low, high = axes.get_ylim()
-    for limit, side in zip(THRESHOLDS, ("bottom", "top"), strict=True):
+    for limit, side, down in zip(THRESHOLDS, ("bottom", "top"), (1, -1.5), strict=True):
         if low < limit < high:
-            axes.axhline(limit, color=RED, linewidth=0.7, linestyle="--")
-            offset = (0, 1 if side == "bottom" else -1.5)
-            axes.annotate(
-                f"{limit:.3f}", (1, limit), offset, textcoords="offset points", color=RED, fontsize=6, va=side
-            )
+            axes.axhline(limit, **DASHED)
+            label = f"{limit:.3f}", (1, limit), (0, down)
+            axes.annotate(*label, textcoords="offset points", color=RED, fontsize=6, va=side)
     axes.set(xlabel="codes, best first", ylabel="MSE, [-1, 1] squared")
 
 
@@ -219,7 +218,7 @@ def _plot_histogram(axes: Axes, errors: Tensor, limits: Sequence[float]) -> None
     top, labels_from = axes.get_ylim()[1], edges[0] + 0.1 * (edges[-1] - edges[0])
     for limit, side in zip(limits, ("left", "right"), strict=False):
         if labels_from < limit < edges[-1]:
-            axes.axvline(limit, color=RED, linewidth=0.7, linestyle="--")
+            axes.axvline(limit, **DASHED)
             axes.text(limit, top, f" {limit:.3f} ", color=RED, fontsize=6, ha=side, va="top")
 
 
@@ -246,15 +245,9 @@ def _draw_classes(
     low, high = axes.get_xlim()
     for limit in THRESHOLDS:
         if low < limit < high:
-            axes.axvline(limit, color=RED, linewidth=0.7, linestyle="--", zorder=0)
+            axes.axvline(limit, **DASHED, zorder=0)
     sheet.title(MARGIN, f"({letter}) MSE of each class")
     axes.set_xlabel("MSE, [-1, 1] squared")
-
-
-def _draw_numbers(sheet: _Sheet, record: dict[str, Any], letter: str) -> None:
-    left = MARGIN + 4.6
-    sheet.title(left, f"({letter}) in numbers")
-    sheet.text(left, report_table(record), down=0.34, va="top", family="monospace", fontsize=6.5, linespacing=1.25)
 
 
 def _draw_triptychs(
@@ -344,42 +337,30 @@ def _subject(record: dict[str, Any]) -> str:
 
 def _caption(record: dict[str, Any], values: dict[str, Tensor], num_drawn: int) -> str:
     """What the panels show."""
-    letters, above = _letters(values), record["mse"]["above"]
+    letters, above, encoded = _letters(values), record["mse"]["above"], record["encoded"]
     scale = "logarithmic" if _wide(values["MSE"]) else "linear"
     shares = " and ".join(f"{_percent(above[f'{limit:g}'])} from {limit:.3f}" for limit in THRESHOLDS)
+    found = len(record["classes"])
+    drawn = "" if num_drawn == found else f"; the {num_drawn} of {found} classes with the largest median"
     parts = [
         f"{_subject(record)}. (a) Pixel MSE between each original and its inverted image, both in [-1, 1], in "
-        f"ascending order; {scale} scale, n = {len(values['MSE']):,}.",
-        *(_histogram_sentence(letters[name], name, errors) for name, errors in values.items()),
+        f"ascending order; {scale} scale, n = {len(values['MSE']):,}."
+    ]
+    for name, errors in values.items():
+        beyond = int((errors.double() > _histogram_range(errors)[1]).sum())
+        rest = f", without the {beyond:,} largest" if beyond else ""
+        parts.append(f"({letters[name]}) Histogram of {name}, n = {len(errors):,}{rest}.")
+    parts += [
         f"Dashed: the thresholds from which the paper refines a code ({shares} on).",
         f"({letters['classes']}) Median (white), 25 to 75 % (bar) and 5 to 95 % (line) of each class's MSE, with its "
-        f"number of codes{_choice_of_classes(record, num_drawn)}.",
-        f"({letters['images']}) {_images_sentence(record)}",
+        f"number of codes{drawn}. ({letters['images']})",
+        "Original (left) and inverted image (right), with the MSE between them below."
+        if not encoded
+        else "Original (left), inverted (centre) and encoded image (right), with the MSE of inverted | encoded below; "
+        f"their means over {encoded['n']:,} random codes are {encoded['inverted_mean']:.4f} | {encoded['mean']:.4f}.",
+        f"Rows are chosen by MSE (best, around the median, worst) and at random (seed {record['seed']}).",
     ]
     return " ".join(parts)
-
-
-def _histogram_sentence(letter: str, name: str, errors: Tensor) -> str:
-    beyond = int((errors.double() > _histogram_range(errors)[1]).sum())
-    rest = f", without the {beyond:,} largest" if beyond else ""
-    return f"({letter}) Histogram of {name}, n = {len(errors):,}{rest}."
-
-
-def _choice_of_classes(record: dict[str, Any], num_drawn: int) -> str:
-    found = len(record["classes"])
-    return "" if num_drawn == found else f"; the {num_drawn} of {found} classes with the largest median"
-
-
-def _images_sentence(record: dict[str, Any]) -> str:
-    encoded = record["encoded"]
-    sentence = "Original (left) and inverted image (right), with the MSE between them below."
-    if encoded:
-        means = f"{encoded['inverted_mean']:.4f} | {encoded['mean']:.4f}"
-        sentence = (
-            "Original (left), inverted (centre) and encoded image (right), with the MSE of inverted | encoded below; "
-            f"their means over {encoded['n']:,} random codes are {means}."
-        )
-    return f"{sentence} Rows are chosen by MSE (best, around the median, worst) and at random (seed {record['seed']})."
 
 
 def _short(words: str, length: int) -> str:

@@ -262,8 +262,8 @@ def test_info_counts_its_parts(name):
     facts = generator_info(ours(name, 28, 1))
     assert facts.latent_shape == (4, 4, 4)
     assert (facts.img_channels, facts.img_resolution) == (1, 28)
-    assert facts.decode_multiply_adds > 0
-    assert facts.encode_multiply_adds > 0
+    assert facts["decode_multiply_adds"] > 0
+    assert facts["encode_multiply_adds"] > 0
 
 
 # ---- what it refuses -------------------------------------------------------------------------------

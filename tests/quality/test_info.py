@@ -70,44 +70,44 @@ def test_facts_of_the_bundled_generator():
     info = generator_info(generator)
     decoder = 128 * 512 + 512 * 1024 + 1024 * 784 + 128 * 784
     encoder = 784 * 512 + 512 * 256 + 256 * 128 + 784 * 128
-    assert (info.decode_multiply_adds, info.encode_multiply_adds) == (decoder, encoder)
-    assert (info.name, info.architecture, info.img_channels, info.img_resolution) == (
+    assert (info["decode_multiply_adds"], info["encode_multiply_adds"]) == (decoder, encoder)
+    assert (info["name"], info["architecture"], info["img_channels"], info["img_resolution"]) == (
         "fashion-mnist",
         "CompactGenerator",
         1,
         28,
     )
-    assert (info.latent_space, info.latent_shape, info.preferred_path) == ("z", (128,), "slerp")
-    assert info.has_encoder
-    assert info.has_features
-    assert info.num_classes == 0
-    assert sum(info.parameters.values()) == sum(parameter.numel() for parameter in generator.parameters())
-    assert set(info.parameters) == {"decoder", "encoder", "features"}
-    assert info.digest == generator.digest()
-    assert info.metadata["dataset"]["length"] == 60_000
-    assert (info.file_bytes, info.commit) == (None, None)
+    assert (info["latent_space"], info["latent_shape"], info["preferred_path"]) == ("z", (128,), "slerp")
+    assert info["has_encoder"]
+    assert info["has_features"]
+    assert info["num_classes"] == 0
+    assert sum(info["parameters"].values()) == sum(parameter.numel() for parameter in generator.parameters())
+    assert set(info["parameters"]) == {"decoder", "encoder", "features"}
+    assert info["digest"] == generator.digest()
+    assert info["metadata"]["dataset"]["length"] == 60_000
+    assert (info["file_bytes"], info["commit"]) == (None, None)
 
 
 def test_facts_of_a_folder_and_of_the_hub(tmp_path):
     folder = tmp_path / "snapshots" / ("0123456789" * 4)
     CompactGenerator(4, img_resolution=4, decoder_widths=(8,), encoder_widths=(8,)).save_pretrained(folder)
     info = generator_info(load_generator(folder), folder)
-    assert info.file_bytes == (folder / "model.safetensors").stat().st_size
-    assert info.commit == "0123456789" * 4
-    assert f"  commit          {info.commit}" in info_text(info).splitlines()
+    assert info["file_bytes"] == (folder / "model.safetensors").stat().st_size
+    assert info["commit"] == "0123456789" * 4
+    assert f"  commit          {info['commit']}" in info_text(info).splitlines()
 
 
 def test_facts_of_a_network_with_classes_and_of_somebody_elses():
     info = generator_info(foreign.tiny(c_dim=3))
-    assert (info.num_classes, info.has_encoder, info.encode_multiply_adds) == (3, False, None)
-    assert (info.latent_space, info.latent_shape, info.preferred_path) == ("w+", (6, 8), "lerp")
+    assert (info["num_classes"], info["has_encoder"], info["encode_multiply_adds"]) == (3, False, None)
+    assert (info["latent_space"], info["latent_shape"], info["preferred_path"]) == ("w+", (6, 8), "lerp")
     decoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
     info = generator_info(wrap(decoder, latent_shape=(8,), encoder=nn.Sequential(nn.Flatten(), nn.Linear(16, 8))))
-    assert (info.name, info.architecture) == ("WrappedGenerator", "WrappedGenerator")
-    assert (info.decode_multiply_adds, info.encode_multiply_adds) == (128, 128)
-    assert info.parameters == {"module": 144, "encoder": 136}
+    assert (info["name"], info["architecture"]) == ("WrappedGenerator", "WrappedGenerator")
+    assert (info["decode_multiply_adds"], info["encode_multiply_adds"]) == (128, 128)
+    assert info["parameters"] == {"module": 144, "encoder": 136}
     info = generator_info(wrap(lambda z: z.view(-1, 1, 4, 4), latent_shape=(16,)))
-    assert (info.decode_multiply_adds, info.parameters) == (0, {})
+    assert (info["decode_multiply_adds"], info["parameters"]) == (0, {})
     assert "none that are trained" in info_text(info)
 
 
