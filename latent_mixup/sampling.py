@@ -61,7 +61,8 @@ def draw_lam(n: int, alpha: float, generator: torch.Generator, mode: Mode = "ele
         torch.Size([64])
     """
     check_alpha(alpha)
-    check_mode(mode)
+    if mode not in ("elem", "batch"):
+        raise ValueError(f'mode needs to be "elem" or "batch": got {mode!r}')
     count = n if mode == "elem" else 1
     if alpha == 1:
         lam = torch.rand(count, generator=generator, dtype=torch.float32, device=generator.device)
@@ -150,12 +151,6 @@ def check_prob(prob: float) -> None:
     """Raise ``ValueError`` unless ``prob`` is in [0, 1]."""
     if not 0 <= prob <= 1:
         raise ValueError(f"prob needs to be in [0, 1]: got {prob}")
-
-
-def check_mode(mode: str) -> None:
-    """Raise ``ValueError`` unless ``mode`` is ``"elem"`` or ``"batch"``."""
-    if mode not in ("elem", "batch"):
-        raise ValueError(f'mode needs to be "elem" or "batch": got {mode!r}')
 
 
 def default_rank() -> int:

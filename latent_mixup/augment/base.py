@@ -1,23 +1,24 @@
-"""What LatentMixupDataset, LatentMixupCollate and LatentMixupLoader share: settings, checks, one batch."""
+"""What the three wrappers share: their keywords, and a batch, from rows of the bank to images and targets."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from latent_mixup import sampling
-from latent_mixup.augment.decoder import Decoder
 from latent_mixup.bank import LatentBank
-from latent_mixup.functional import mix_targets, soft_targets
+from latent_mixup.functional import mix_targets, path_named, soft_targets
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import (
     MIN_IMAGES,
-    ImageFormat,
     Moments,
     RangeMismatchWarning,
     check_size,
@@ -25,75 +26,135 @@ from latent_mixup.images import (
     normalized,
     range_mismatch,
 )
-from latent_mixup.interpolation import path_named
 from latent_mixup.labels import check_labels
-from latent_mixup.policies import Beta, Draw, Policy, Rows, named
+from latent_mixup.policies import BankView, Beta, Draw, Policy, named
 from latent_mixup.policies.policy import LabelPair
 from latent_mixup.sampling import Mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 TargetFormat: TypeAlias = Literal["soft", "pair"]
 Target: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
 """Soft targets ``[B, num_classes]``; or ``(y_a, y_b, lam)``, ``[B]`` each, soft labels ``[B, num_classes]``."""
+Key: TypeAlias = tuple[int, ...]
+"""Name of a batch's draws: ``(seed, epoch, rank, ...)``."""
+C = TypeVar("C", bound=type)
+
+AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class MixSettings:
-    """The keywords that the three wrappers share.
+class MixKeywords(TypedDict, total=False):
+    """Keywords of all three wrappers.
 
     Attributes:
         alpha: ``lam`` is drawn from Beta(alpha, alpha); above 0.
-        prob: Share of samples that are decoded mixes, in [0, 1]; the rest are the data set's own. None: that of a
-            policy given by name, else 1.
-        mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch as in the paper.
+        prob: Share of samples that become decoded mixes, in [0, 1]; the others are the data set's own. None: the share
+            of a policy given by name, else 1.
+        mode: ``"elem"`` for one ``lam`` a sample, ``"batch"`` for one ``lam`` a batch, as in the paper.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made, or a name of :data:`latent_mixup.policies.NAMED`; None: as ``alpha``, ``mode`` and
-            ``path`` say.
-        num_classes: Width of the targets; None for the bank's, and not another where that has soft labels.
+        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: a :class:`latent_mixup.policies.Policy`
+            or its name, ``"paper"`` or ``"robust"``.
+        num_classes: Width of the targets; None for the bank's. With soft labels it has to be the bank's.
         label_smoothing: Share of a target that is spread over all classes, in [0, 1):
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
-        transform: What happens to a decoded image: a callable on one float32 ``[C, H, W]`` tensor in [-1, 1].
-        normalize: ``(mean, std)`` of the data set's own images, as ``v2.Normalize`` takes them after [0, 1]: one number
-            each, or one a channel. Decoded images get it last; None: they stay in [-1, 1].
-        target_format: ``"soft"``, or ``"pair"`` for :func:`latent_mixup.mixup_criterion`.
-        seed: Names all draws; None for ``torch.initial_seed()``, the number last given to
-            ``torch.manual_seed``.
-        rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
-            them: they draw the same.
-        followed: The policy in use.
-        share: The ``prob`` in use.
-
-    Raises:
-        ValueError: A setting is out of its range, or is given beside a policy that has one of its own.
+        transform: Applied to each decoded image, a float32 tensor ``[C, H, W]`` in [-1, 1].
+        normalize: ``(mean, std)`` that the data set's images were normalised with, as ``v2.Normalize`` takes them:
+            one number each, or one a channel. Applied last to decoded images; None: they stay in [-1, 1].
+        target_format: ``"soft"`` for float32 ``[B, num_classes]``; ``"pair"`` for ``(y_a, y_b, lam)``, which
+            :func:`latent_mixup.mixup_criterion` takes. Where the bank or the batch has soft labels, so has the pair.
+        seed: Names all draws; None for ``torch.initial_seed()``, the number last given to ``torch.manual_seed``.
+        rank: Names them as well; None for this process's rank, so that ranks draw differently. With the same number in
+            all of them they draw the same.
     """
 
-    alpha: float = 1.0
-    prob: float | None = None
-    mode: Mode = "elem"
-    path: PathName | None = None
-    policy: Policy | str | None = None
-    num_classes: int | None = None
-    label_smoothing: float = 0.0
-    transform: Transform | None = None
-    normalize: tuple[Moments, Moments] | None = None
-    target_format: TargetFormat = "soft"
-    seed: int | None = None
-    rank: int | None = None
-    followed: Policy = field(init=False)
-    share: float = field(init=False)
+    alpha: float
+    prob: float | None
+    mode: Mode
+    path: PathName | None
+    policy: Policy | str | None
+    num_classes: int | None
+    label_smoothing: float
+    transform: Transform | None
+    normalize: tuple[Moments, Moments] | None
+    target_format: TargetFormat
+    seed: int | None
+    rank: int | None
 
-    def __post_init__(self) -> None:
-        by_name = named(self.policy) if isinstance(self.policy, str) else None
-        own = self.policy if isinstance(self.policy, Policy) else Policy(Beta(self.alpha, self.mode), path=self.path)
-        share = by_name.prob if by_name else 1.0
-        object.__setattr__(self, "followed", by_name.policy if by_name else own)
-        object.__setattr__(self, "share", share if self.prob is None else self.prob)
-        sampling.check_prob(self.share)
-        if self.policy is not None and (self.alpha, self.mode, self.path) != (1.0, "elem", None):
-            given = f"alpha={self.alpha}, mode={self.mode!r}, path={self.path!r}"
+
+DEFAULTS: MixKeywords = {
+    "alpha": 1.0,
+    "prob": None,
+    "mode": "elem",
+    "path": None,
+    "policy": None,
+    "num_classes": None,
+    "label_smoothing": 0.0,
+    "transform": None,
+    "normalize": None,
+    "target_format": "soft",
+    "seed": None,
+    "rank": None,
+}
+
+
+def with_shared_keywords(wrapper: C) -> C:
+    """Put the docs and defaults of :class:`MixKeywords` where ``help`` shows them, in place of ``**shared``."""
+    if wrapper.__doc__ and MixKeywords.__doc__:
+        described = inspect.cleandoc(MixKeywords.__doc__).split("Attributes:\n")[1]
+        line = "        shared: See :class:`latent_mixup.augment.base.MixKeywords`.\n"
+        assert line in wrapper.__doc__
+        wrapper.__doc__ = wrapper.__doc__.replace(line, textwrap.indent(described, " " * 4) + "\n")
+    own = [parameter for parameter in inspect.signature(wrapper).parameters.values() if parameter.name != "shared"]
+    shared = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=MixKeywords.__annotations__[name].__forward_arg__,
+        )
+        for name, default in DEFAULTS.items()
+    ]
+    wrapper.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    return wrapper
+
+
+class MixSettings:
+    """The shared keywords, checked.
+
+    Attributes:
+        policy: The policy in use.
+        prob: The share in use.
+        moments: ``normalize`` as :func:`latent_mixup.images.normalized` takes it.
+
+    The others are named as in :class:`MixKeywords`.
+
+    Raises:
+        TypeError: A keyword is unknown.
+        ValueError: A setting is out of its range, or is given beside a policy that has its own.
+    """
+
+    def __init__(self, **shared: Unpack[MixKeywords]) -> None:
+        for name in shared.keys() - DEFAULTS.keys():
+            near = "".join(f": did you mean {each!r}?" for each in difflib.get_close_matches(name, DEFAULTS, 1))
+            raise TypeError(f"there is no keyword {name!r}{near or ': expected ' + ', '.join(DEFAULTS)}")
+        given: MixKeywords = {**DEFAULTS, **shared}
+        alpha, mode, path, policy = given["alpha"], given["mode"], given["path"], given["policy"]
+        by_name = named(policy) if isinstance(policy, str) else None
+        plain = Policy(Beta(alpha, mode), path=path)
+        self.policy = by_name.policy if by_name else policy if isinstance(policy, Policy) else plain
+        default_prob = by_name.prob if by_name else 1.0
+        self.prob = default_prob if given["prob"] is None else given["prob"]
+        self.num_classes, self.label_smoothing = given["num_classes"], given["label_smoothing"]
+        self.transform, self.target_format = given["transform"], given["target_format"]
+        self.moments = None if given["normalize"] is None else moments_of(given["normalize"])
+        self.seed, self.rank = given["seed"], given["rank"]
+        sampling.check_prob(self.prob)
+        if policy is not None and (alpha, mode, path) != (1.0, "elem", None):
             raise ValueError(
-                f"alpha, mode and path are parts of a policy: got {given} beside policy=; "
-                "say Policy(weights=Beta(alpha, mode), path=path)"
+                f"alpha, mode and path are parts of a policy: got alpha={alpha}, mode={mode!r}, path={path!r} beside "
+                "policy=; say Policy(weights=Beta(alpha, mode), path=path)"
             )
         if self.num_classes is not None and self.num_classes < 1:
             raise ValueError(f"num_classes needs to be at least 1: got {self.num_classes}")
@@ -101,8 +162,6 @@ class MixSettings:
             raise ValueError(f"label_smoothing needs to be in [0, 1): got {self.label_smoothing}")
         if self.transform is not None and not callable(self.transform):
             raise ValueError(f"transform needs to be a callable on one image: got {self.transform!r}")
-        if self.normalize is not None:
-            moments_of(self.normalize)
         if self.target_format not in ("soft", "pair"):
             raise ValueError(f'target_format needs to be "soft" or "pair": got {self.target_format!r}')
         if self.label_smoothing and self.target_format == "pair":
@@ -111,23 +170,112 @@ class MixSettings:
                 f"use nn.CrossEntropyLoss(label_smoothing={self.label_smoothing})"
             )
 
+    def finished(self, images: Tensor) -> Tensor:
+        """Decoded images ``[k, C, H, W]`` in [-1, 1] as the classifier gets them: transformed, then normalised.
+
+        Raises:
+            ValueError: The transform does not return equal-sized tensors, or ``normalize`` has other channels.
+        """
+        if self.transform is not None:
+            images = _stacked([self.transform(image) for image in images])
+        return images if self.moments is None else normalized(images, self.moments)
+
+    def mixed_targets(
+        self, labels_a: Tensor, labels_b: Tensor, lam: Tensor, num_classes: int, *, soft: bool = False
+    ) -> Target:
+        """Targets of mixes.
+
+        Args:
+            labels_a: ``[k]`` integers or soft labels ``[k, num_classes]``.
+            labels_b: The partners' labels.
+            lam: Weight of ``labels_a``, ``[k]``.
+            num_classes: Width of soft labels.
+            soft: Whether a pair has soft labels even for classes.
+        """
+        if self.target_format == "soft":
+            return mix_targets(labels_a, labels_b, lam, num_classes, self.label_smoothing)
+        soft = soft or labels_a.is_floating_point()
+        return _of_kind(labels_a, num_classes, soft), _of_kind(labels_b, num_classes, soft), lam
+
+    def own_targets(self, labels: Tensor, num_classes: int, *, soft: bool = False) -> Target:
+        """Targets of samples that are not mixed, smoothed, or as the pair ``(labels, labels, 1)``."""
+        if self.target_format == "soft":
+            return soft_targets(labels, num_classes, self.label_smoothing)
+        own = _of_kind(labels, num_classes, soft or labels.is_floating_point())
+        return own, own, torch.ones(len(labels), dtype=torch.float32, device=labels.device)
+
+
+class Decoder:
+    """Decodes without gradients, on the generator's device.
+
+    Each option changes images by rounding alone; how much faster it is depends on the device.
+
+    Args:
+        generator: Decodes.
+        autocast: ``torch.bfloat16`` or ``torch.float16``: run it under ``torch.autocast``; None: in float32.
+        channels_last: Keep its weights and its images in ``torch.channels_last``; changes the generator in place.
+        compile: Run it through ``torch.compile``; the first decode then takes seconds.
+
+    Raises:
+        ValueError: ``autocast`` is another dtype.
+
+    Example:
+        >>> Decoder(generator)(torch.randn(2, 128)).shape  # doctest: +SKIP
+        torch.Size([2, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        if autocast is not None and autocast not in AUTOCAST_DTYPES:
+            raise ValueError(f"autocast needs to be torch.bfloat16, torch.float16 or None: got {autocast}")
+        self.generator, self.autocast, self.channels_last, self.compile = generator, autocast, channels_last, compile
+        if channels_last:
+            generator.to(memory_format=torch.channels_last)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, R, R]``, float32 in [-1, 1]."""
+        device, decode = self.device, self.compiled if self.compile else self.generator.decode
+        with torch.no_grad(), torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            images = decode(latents.to(device)).float()
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator is now."""
+        first = next(self.generator.parameters(), None)
+        return self.generator.device if first is None else first.device
+
+    @cached_property
+    def compiled(self) -> Callable[[Tensor], Tensor]:
+        """The generator's ``decode``, compiled in this process."""
+        return torch.compile(self.generator.decode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "compiled"}
+
 
 class Mixer:
-    """Decodes mixes of bank rows and blends them into batches; checks early what can be checked early.
+    """Makes mixes of bank rows and puts them into batches. Checks at once what can be checked before training.
 
     Args:
         generator: Decodes the bank's codes.
         bank: Codes and labels.
-        settings: See :class:`MixSettings`.
-        decoder: What decodes; None: the generator as it is.
+        settings: The wrapper's keywords.
+        decoder: Calls the generator; None: ``Decoder(generator)``.
 
     Attributes:
         seed: The seed in use.
         num_classes: Width of the targets.
 
     Raises:
-        ValueError: The bank is empty, is another generator's, has a row without a label, or one outside
-            ``num_classes``, or the policy cannot be followed with it.
+        ValueError: The bank is empty or another generator's, has a row without a label or outside ``num_classes``,
+            or the policy cannot be followed with it.
     """
 
     def __init__(
@@ -137,19 +285,18 @@ class Mixer:
             raise ValueError("the bank is empty: a mix needs at least one row")
         bank.check(generator)
         bank.check_labelled()
-        self.generator, self.bank, self.settings = generator, bank, settings
+        self.bank, self.settings, self.policy = bank, settings, settings.policy
         self.decoder = Decoder(generator) if decoder is None else decoder
-        self._moments = None if settings.normalize is None else moments_of(settings.normalize)
         self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
         check_labels(bank.labels, self.num_classes)
-        self.policy, self._rows = settings.followed, Rows(bank)
-        self.policy.check(self._rows)
+        self._view = BankView(bank)
+        self.policy.check(self._view)
         self.path = path_named(self.policy.path or generator.preferred_path)
         self.seed = torch.initial_seed() if settings.seed is None else settings.seed
+        self._soft = self.policy.soft or bank.labels.is_floating_point()
         self._rank = settings.rank
         # Shared with worker processes, persistent ones included: [epoch, whether the range was checked, on or off].
-        self._shared = torch.tensor([0, 0, 1], dtype=torch.int64, device="cpu")
-        self._shared.share_memory_()
+        self._shared = torch.tensor([0, 0, 1], dtype=torch.int64, device="cpu").share_memory_()
 
     @property
     def epoch(self) -> int:
@@ -161,6 +308,11 @@ class Mixer:
         self._shared[0] = epoch
 
     @property
+    def range_checked(self) -> bool:
+        """Whether two batches were compared by :meth:`check_range`, in any process that holds a copy."""
+        return bool(self._shared[1])
+
+    @property
     def enabled(self) -> bool:
         """Whether anything is mixed, in every process that holds a copy."""
         return bool(self._shared[2])
@@ -169,69 +321,76 @@ class Mixer:
     def enabled(self, enabled: bool) -> None:
         self._shared[2] = int(enabled)
 
-    def key(self, *parts: int, epoch: int | None = None) -> tuple[int, ...]:
+    def key(self, *parts: int) -> Key:
         """Name of a random stream: ``(seed, epoch, rank, *parts)``."""
         rank = sampling.default_rank() if self._rank is None else self._rank
-        return (self.seed, self.epoch if epoch is None else epoch, rank, *parts)
+        return (self.seed, self.epoch, rank, *parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker does not know its rank: it is told by the process that pickles this."""
         return {**self.__dict__, "_rank": sampling.default_rank() if self._rank is None else self._rank}
 
-    def draw(self, batch_size: int, key: Sequence[int], rows: Tensor | None = None) -> Draw:
-        """What happens to a batch, decided before anything is decoded.
+    # ---------------------------------------------------------------------------------------------
+    # One batch
+    # ---------------------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int, key: Key, rows: Tensor | None = None) -> Draw:
+        """Decide what happens to a batch; nothing is decoded.
 
         Args:
-            batch_size: Number of samples in it.
-            key: Names the draw, as :meth:`key` does.
+            batch_size: Number of samples.
+            key: Names the draws.
             rows: The samples' own rows of the bank, ``[batch_size]``; None: they are drawn.
         """
-        generator = sampling.keyed_generator("draws", *key)
-        return self.policy.draw_batch(batch_size, self.settings.share, self._rows, generator, epoch=key[1], rows=rows)
+        stream = sampling.keyed_generator("draws", *key)
+        return self.policy.draw_batch(batch_size, self.settings.prob, self._view, stream, epoch=key[1], rows=rows)
 
     def decode(self, draw: Draw) -> tuple[Tensor, LabelPair]:
-        """Decode mixes of bank rows, without gradients.
+        """Mix and decode bank rows, without gradients.
 
         Args:
-            draw: What was decided about them; at least one.
+            draw: At least one mix.
 
         Returns:
-            Images after the transform, ``[k, C, H, W]`` on the generator's device; two labels of each, ``[k]`` int64 or
-            soft, ``[k, num_classes]``, and the weight of the first, ``[k]``.
+            Images after transform and normalisation, ``[k, C, H, W]`` on the generator's device; and their labels.
 
         Raises:
             RuntimeError: A worker process would have to decode on an accelerator.
             ValueError: A code is NaN or infinite, or the transform does not return equal-sized tensors.
         """
-        _refuse_in_worker(self.generator.device)
-        codes, labels = self.bank[draw.sources.T.flatten()]
-        by_source = (draw.sources.shape[1], len(draw))
-        codes, labels = (each.unflatten(0, by_source).transpose(0, 1) for each in (codes, labels))
-        latents = self.policy.mix(codes, draw, self._rows, self.path)
+        if torch.utils.data.get_worker_info() is not None and self.decoder.device.type != "cpu":
+            raise RuntimeError(
+                f"a DataLoader worker cannot decode on {self.decoder.device}: use LatentMixupLoader, which decodes in "
+                "the main process, or num_workers=0"
+            )
+        rows = draw.sources.T
+        codes, labels = self.bank[rows.flatten()]
+        codes, labels = codes.unflatten(0, rows.shape).transpose(0, 1), labels.unflatten(0, rows.shape).transpose(0, 1)
+        latents = self.policy.mix(codes, draw, self._view, self.path)
         if not latents.isfinite().all():
             raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
-        decoded = self.policy.finish(self.decoder(latents), draw)
-        parts = self.policy.label(labels, draw, self.num_classes, decoded)
-        return finished(decoded, self.settings.transform, self._moments), parts
+        images = self.policy.finish(self.decoder(latents), draw)
+        pair = self.policy.label(labels, draw, self.num_classes, images)
+        return self.settings.finished(images), pair
 
-    def blend(self, images: Tensor, labels: Tensor, key: Sequence[int]) -> tuple[Tensor, Target]:
+    def blend(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Target]:
         """Replace a share ``prob`` of a batch by decoded mixes drawn from the bank.
 
         Args:
             images: The data set's own, ``[B, C, H, W]``, float in any range, on any device; not modified.
             labels: ``[B]`` integers, or soft, ``[B, num_classes]``, as from ``v2.MixUp``.
-            key: Names the draw.
+            key: Names the draws.
 
         Returns:
             Images, with shape, dtype and device of ``images``; targets on the device of ``labels``.
 
         Raises:
-            TypeError: ``images`` or ``labels`` is no tensor of the right kind.
+            TypeError: ``images`` or ``labels`` is not a tensor of the right kind.
             ValueError: Sizes do not agree, or a label lies outside ``num_classes``.
         """
         return self.blend_all([(images, labels, key)])[0]
 
-    def blend_all(self, batches: Sequence[tuple[Tensor, Tensor, Sequence[int]]]) -> list[tuple[Tensor, Target]]:
+    def blend_all(self, batches: Sequence[tuple[Tensor, Tensor, Key]]) -> list[tuple[Tensor, Target]]:
         """:meth:`blend` for each ``(images, labels, key)``; the mixes of all are decoded in one call.
 
         The draws are those of each batch alone, and so are the images, up to rounding.
@@ -242,62 +401,37 @@ class Mixer:
         sizes = [len(draw.slots) for draw in draws]
         if not any(sizes):
             return [self.unmixed(images, labels) for images, labels, _ in batches]
-        decoded, (labels_a, labels_b, lam) = self.decode(Draw.cat(draws))
+        decoded, pair = self.decode(Draw.cat(draws) if len(draws) > 1 else draws[0])
         targets: list[Target]
         if self.settings.target_format == "soft":
-            soft = mix_targets(labels_a, labels_b, lam, self.num_classes, self.settings.label_smoothing)
-            targets = [*soft.split(sizes)]
+            targets = [*mix_targets(*pair, self.num_classes, self.settings.label_smoothing).split(sizes)]
         else:
-            pairs = zip(labels_a.split(sizes), labels_b.split(sizes), lam.split(sizes), batches, strict=True)
-            targets = [self.targets(*pair, soft=self._is_soft(labels)) for *pair, (_, labels, _) in pairs]
-        return [
-            self._place(images, labels, draw, *mix)
-            for (images, labels, _), draw, *mix in zip(batches, draws, decoded.split(sizes), targets, strict=True)
-        ]
+            pairs = zip(*(part.split(sizes) for part in pair), batches, strict=True)
+            targets = [
+                self.settings.mixed_targets(*of_batch, self.num_classes, soft=self._soft or labels.is_floating_point())
+                for *of_batch, (_, labels, _) in pairs
+            ]
+        parts = zip(batches, draws, decoded.split(sizes), targets, strict=True)
+        return [self._placed(images, labels, draw, *mixes) for (images, labels, _), draw, *mixes in parts]
 
-    def _place(
+    def _placed(
         self, images: Tensor, labels: Tensor, draw: Draw, decoded: Tensor, targets: Target
     ) -> tuple[Tensor, Target]:
-        """One batch with its mixes in their slots."""
-        decoded = decoded.to(images.device, images.dtype)
-        check_size(images, decoded)
-        self.check_range(images, decoded)
+        """A batch with its mixes in their slots."""
+        decoded = decoded.to(images)
+        if decoded.shape[1:] != images.shape[1:]:
+            check_size(images, decoded)  # which finds the words
+        if not self._shared[1]:
+            self.check_range(images, decoded)
         if len(draw.slots) == len(images):  # all, in order
             check_labels(labels, self.num_classes)
-            return decoded, _to_device(targets, labels.device)
-        slots = draw.slots.to(labels.device)
-        real = self._real_targets(labels, soft=self._is_soft(labels))
-        return images.index_copy(0, draw.slots.to(images.device), decoded), _with_rows(real, slots, targets)
+            return decoded, to_device(targets, labels.device)
+        _, own = self.unmixed(images, labels)
+        return images.index_copy(0, draw.slots.to(images.device), decoded), _with_rows(own, draw.slots, targets)
 
     def unmixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Target]:
-        """The batch as it is, with its (smoothed) labels as soft targets, or with ``(labels, labels, 1)``."""
-        return images, self._real_targets(labels, soft=self._is_soft(labels))
-
-    def targets(self, labels_a: Tensor, labels_b: Tensor, lam: Tensor, *, soft: bool | None = None) -> Target:
-        """Targets in the format asked for.
-
-        Args:
-            labels_a: ``[k]`` integers or soft labels ``[k, num_classes]``.
-            labels_b: Those of the partners.
-            lam: ``[k]``, weight of ``labels_a``.
-            soft: Whether a pair has soft labels; None: where ``labels_a`` are soft.
-        """
-        return make_targets(
-            labels_a,
-            labels_b,
-            lam,
-            self.num_classes,
-            label_smoothing=self.settings.label_smoothing,
-            target_format=self.settings.target_format,
-            soft=soft,
-        )
-
-    def _is_soft(self, labels: Tensor) -> bool:
-        """Whether a pair has soft labels: where the bank or the batch has, or the policy makes them."""
-        return self.policy.soft or self.bank.labels.is_floating_point() or labels.is_floating_point()
-
-    def _real_targets(self, labels: Tensor, *, soft: bool) -> Target:
-        return self.targets(labels, labels, torch.ones(len(labels), device=labels.device), soft=soft)
+        """The batch as it is, with targets of its own labels."""
+        return images, self.settings.own_targets(labels, self.num_classes, soft=self._soft)
 
     def check_range(self, real: Tensor, decoded: Tensor) -> None:
         """At the first batch that is large enough, warn where real and decoded images differ in range.
@@ -314,78 +448,51 @@ class Mixer:
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=3)
 
-    @property
-    def range_checked(self) -> bool:
-        """Whether :meth:`check_range` has compared two batches, in any process that holds a copy."""
-        return bool(self._shared[1])
+
+def to_device(targets: Target, device: torch.device) -> Target:
+    """Targets on a device."""
+    if isinstance(targets, Tensor):
+        return targets.to(device, non_blocking=True)
+    y_a, y_b, lam = (part.to(device, non_blocking=True) for part in targets)
+    return y_a, y_b, lam
 
 
-def make_targets(
-    labels_a: Tensor,
-    labels_b: Tensor,
-    lam: Tensor,
-    num_classes: int,
-    *,
-    label_smoothing: float,
-    target_format: TargetFormat,
-    soft: bool | None = None,
-) -> Target:
-    """Targets of mixes in the format asked for: see :meth:`Mixer.targets` and :class:`MixSettings`."""
-    if target_format == "soft":
-        return mix_targets(labels_a, labels_b, lam, num_classes, label_smoothing)
-    if labels_a.is_floating_point() if soft is None else soft:
-        return soft_targets(labels_a, num_classes), soft_targets(labels_b, num_classes), lam
-    for labels in (labels_a, labels_b):
-        check_labels(labels, num_classes)
-    return labels_a.long(), labels_b.long(), lam
+def split_targets(targets: Target) -> list[Target]:
+    """Targets of a batch, one by one."""
+    return list(targets) if isinstance(targets, Tensor) else list(zip(*targets, strict=True))
 
 
 def _with_rows(targets: Target, slots: Tensor, rows: Target) -> Target:
     """Targets of a batch with others in some slots."""
     if isinstance(targets, Tensor):
         assert isinstance(rows, Tensor)
-        return targets.index_copy(0, slots, rows.to(targets))
-    y_a, y_b, lam = (old.index_copy(0, slots, new.to(old)) for old, new in zip(targets, rows, strict=True))
+        return targets.index_copy(0, slots.to(targets.device), rows.to(targets))
+    y_a, y_b, lam = (
+        old.index_copy(0, slots.to(old.device), new.to(old)) for old, new in zip(targets, rows, strict=True)
+    )
     return y_a, y_b, lam
 
 
-def _to_device(targets: Target, device: torch.device) -> Target:
-    if isinstance(targets, Tensor):
-        return targets.to(device)
-    y_a, y_b, lam = (part.to(device) for part in targets)
-    return y_a, y_b, lam
+def _of_kind(labels: Tensor, num_classes: int, soft: bool) -> Tensor:
+    """Labels of a pair, soft or int64, checked."""
+    if soft:
+        return soft_targets(labels, num_classes)
+    check_labels(labels, num_classes)
+    return labels.long()
 
 
-def _refuse_in_worker(device: torch.device) -> None:
-    if device.type != "cpu" and torch.utils.data.get_worker_info() is not None:
-        raise RuntimeError(
-            f"a DataLoader worker cannot decode on {device}: use LatentMixupLoader, "
-            "which decodes in the main process, or num_workers=0"
-        )
-
-
-def finished(images: Tensor, transform: Transform | None, moments: ImageFormat | None) -> Tensor:
-    """Decoded images ``[k, C, H, W]`` in [-1, 1] as the classifier gets them: transformed, then normalised.
-
-    Raises:
-        ValueError: The transform does not return equal-sized tensors, or ``moments`` are of other channels.
-    """
-    changed = images if transform is None else _transformed(images, transform)
-    return changed if moments is None else normalized(changed, moments)
-
-
-def _transformed(images: Tensor, transform: Transform) -> Tensor:
-    changed = [transform(image) for image in images]
-    for image in changed:
+def _stacked(images: list[Tensor]) -> Tensor:
+    """The images that a transform returned, as a batch."""
+    for image in images:
         if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
             found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f"transform needs to return a float tensor [C, H, W]: got {found}")
-        if image.shape != changed[0].shape:
+        if image.shape != images[0].shape:
             raise ValueError(
-                f"transform needs to return one size for all images: got {list(changed[0].shape)} "
+                f"transform needs to return one size for all images: got {list(images[0].shape)} "
                 f"and {list(image.shape)}; end it with v2.Resize((H, W))"
             )
-    return torch.stack(changed)
+    return torch.stack(images)
 
 
 def _check_batch(images: object, labels: object) -> None:

@@ -4,59 +4,46 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence, Sized
-from itertools import product
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from latent_mixup.augment.base import Mixer, MixSettings, Target, TargetFormat, Transform
+from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, split_targets, with_shared_keywords
 from latent_mixup.bank import LatentBank
-from latent_mixup.generators.base import Generator, PathName
-from latent_mixup.images import MIN_IMAGES, Moments, check_size
+from latent_mixup.generators.base import Generator
+from latent_mixup.images import MIN_IMAGES, check_size
 from latent_mixup.labels import MISSING, read_label
-from latent_mixup.policies import Draw, Policy
-from latent_mixup.sampling import Mode
+from latent_mixup.policies import Draw
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NUM_PROBES = 16
 
 
+@with_shared_keywords
 class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     """Wrap a data set: sample i is decoded from its own code, mixed with that of a drawn partner.
 
-    What happens to sample i depends on seed, epoch, rank and i alone, so call ``set_epoch`` before each
-    epoch: without it every epoch sees the same mixes. A sample without a code in the bank comes through as
-    it is. For speed, and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
+    The draws of sample i depend on seed, epoch, rank and i alone, so call ``set_epoch`` before each epoch: without it
+    every epoch has the same mixes. A sample without a code in the bank comes through as it is. A sample does not know
+    its batch, so ``mode`` is ``"elem"`` here; targets have no batch dimension. For speed, and on an accelerator, use
+    :class:`latent_mixup.LatentMixupLoader` instead.
 
     Args:
         dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the decoded images'
-            size, the label an int or soft, ``[num_classes]`` floats; None: the bank alone is the data set, and
-            sample i is its row i.
+            size, the label an int or soft, ``[num_classes]`` floats. None: the bank alone is the data set, sample i is
+            its row i, and samples that are not mixes are decoded unmixed.
         generator: Decodes the bank's codes.
         bank: The codes of ``dataset``.
-        alpha: ``lam`` is drawn from Beta(alpha, alpha).
-        prob: Probability that a sample is a mix. Others come from ``dataset``, or are decoded unmixed
-            without one.
-        mode: ``"elem"`` only: a sample does not know its batch.
-        path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`; or a
-            name, ``"robust"`` or ``"paper"``.
-        num_classes: Width of the targets; None for the bank's.
-        label_smoothing: Share of a target that is spread over all classes:
-            ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
-        transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
-        normalize: ``(mean, std)`` that the data set's images were normalised with, as ``v2.Normalize`` takes them;
-            decoded images get it last. None: they stay in [-1, 1].
-        target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where the bank has
-            soft labels with these.
-        seed: Names all draws; None for ``torch.initial_seed()``.
-        rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
-            them: they draw the same.
+        shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
     Raises:
-        ValueError: A setting is out of range, a row of the bank has no label, or data set, bank and generator
-            do not belong together.
+        TypeError: A keyword is unknown.
+        ValueError: A setting is out of range, a row of the bank has no label, or data set, bank and generator do not
+            belong together.
 
     Reference: Latent-Mixup, section 1.1.3.
 
@@ -71,35 +58,10 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         dataset: Dataset[Any] | Sequence[Any] | None,
         generator: Generator,
         bank: LatentBank,
-        *,
-        alpha: float = 1.0,
-        prob: float | None = None,
-        mode: Mode = "elem",
-        path: PathName | None = None,
-        policy: Policy | str | None = None,
-        num_classes: int | None = None,
-        label_smoothing: float = 0.0,
-        transform: Transform | None = None,
-        normalize: tuple[Moments, Moments] | None = None,
-        target_format: TargetFormat = "soft",
-        seed: int | None = None,
-        rank: int | None = None,
+        **shared: Unpack[MixKeywords],
     ) -> None:
-        settings = MixSettings(
-            alpha=alpha,
-            prob=prob,
-            mode=mode,
-            path=path,
-            policy=policy,
-            num_classes=num_classes,
-            label_smoothing=label_smoothing,
-            transform=transform,
-            normalize=normalize,
-            target_format=target_format,
-            seed=seed,
-            rank=rank,
-        )
-        if settings.followed.by_batch:
+        settings = MixSettings(**shared)
+        if settings.policy.by_batch:
             raise ValueError(
                 'mode="batch" needs a batch, and a data set gives one sample at a time: '
                 "use LatentMixupLoader or LatentMixupCollate"
@@ -149,8 +111,8 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         samples = [
             self._real(index) if plan is None else next(fresh) for index, plan in zip(wanted, plans, strict=True)
         ]
-        for (image, _), (first, _) in product(samples, decoded[:1]):
-            check_size(image[None], first[None])
+        for image, _ in samples if decoded else []:
+            check_size(image[None], decoded[0][0][None])
         return samples
 
     def _index(self, index: int) -> int:
@@ -172,8 +134,9 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     def _decode(self, plans: Sequence[Draw]) -> list[tuple[Tensor, Any]]:
         if not plans:
             return []
-        images, parts = self._mixer.decode(Draw.cat(plans))
-        return list(zip(images.cpu(), split_targets(self._mixer.targets(*parts)), strict=True))
+        images, pair = self._mixer.decode(Draw.cat(plans))
+        targets = self._mixer.settings.mixed_targets(*pair, self._mixer.num_classes)
+        return list(zip(images.cpu(), split_targets(targets), strict=True))
 
     def _real(self, index: int) -> tuple[Tensor, Any]:
         image, label = read_sample(self.dataset, index)
@@ -200,7 +163,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     def _choose_probes(self) -> Tensor:
         """Evenly spaced samples that have a code; none where there is nothing to compare."""
         coded = (self._row_of >= 0).nonzero()[:, 0]
-        if self.dataset is None or self._mixer.settings.share == 0 or len(coded) < MIN_IMAGES:
+        if self.dataset is None or self._mixer.settings.prob == 0 or len(coded) < MIN_IMAGES:
             return coded[:0].clone()
         return coded[torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), device="cpu").long()]
 
@@ -221,8 +184,3 @@ def read_sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
         return image, read_label(label)
     except (TypeError, ValueError) as cause:
         raise type(cause)(f"sample {index}: {cause}") from None
-
-
-def split_targets(targets: Target) -> list[Target]:
-    """Targets of a batch, one by one."""
-    return list(targets) if isinstance(targets, Tensor) else list(zip(*targets, strict=True))

@@ -5,36 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from latent_mixup.augment.base import Mixer, MixSettings, Target, TargetFormat, Transform
-from latent_mixup.augment.decoder import Decoder
+from latent_mixup.augment.base import Decoder, Key, Mixer, MixKeywords, MixSettings, to_device, with_shared_keywords
 from latent_mixup.augment.prefetch import has_free_core, run_ahead
 from latent_mixup.bank import LatentBank
-from latent_mixup.generators.base import Generator, PathName
-from latent_mixup.images import Moments
-from latent_mixup.policies import Policy
-from latent_mixup.sampling import Mode
+from latent_mixup.generators.base import Generator
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Batch: TypeAlias = tuple[Tensor, Any]
-"""Images and a :data:`~latent_mixup.mixer.Target`; ``Any``, because which of the two it is follows from an argument."""
-Call: TypeAlias = tuple[bool, list[tuple[Any, tuple[int, ...]]]]
-"""Whether mixing is on, and batches with their keys."""
+"""Images and a :data:`~latent_mixup.augment.base.Target`; ``Any``, since the target's kind depends on an argument."""
+Call: TypeAlias = tuple[bool, list[tuple[Any, Key]]]
+"""Whether mixing is on; and batches, each with the name of its draws."""
 
 
+@with_shared_keywords
 class LatentMixupLoader:
     """Wrap a ``DataLoader`` of ``(images, labels)``: a share ``prob`` of each batch becomes decoded mixes.
 
     Mixes are decoded in this process, on the generator's device: by a background thread up to ``prefetch`` batches
-    ahead of the training step (on an accelerator on a stream of its own, so beside it), or when a batch is asked for.
-    What is drawn depends on seed, epoch, rank and the number of the batch alone. Without ``set_epoch`` the epoch counts
-    up with every pass; once it was called, the epoch is what was said last. ``len``, ``dataset``, ``sampler``,
-    ``batch_size`` and what else is asked for are the wrapped loader's. With ``prefetch`` a ``transform`` runs in the
-    background thread: keep it free of random draws, which would share torch's global state with the training step, and
-    augment after the loader.
+    ahead of the training step (on an accelerator in a stream of its own, so beside it), or when a batch is asked for.
+    The draws depend on seed, epoch, rank and the number of the batch alone. Without ``set_epoch`` the epoch counts up
+    with every pass; after ``set_epoch`` it stays the one named last. ``len``, ``dataset``, ``sampler``, ``batch_size``
+    and other attributes are the wrapped loader's. With ``prefetch`` a ``transform`` runs in the background thread:
+    random draws in it would share torch's global state with the training step, so augment after the loader.
 
     Args:
         loader: A ``DataLoader``, or any iterable of ``(images, labels)``; labels ``[B]`` integers, or soft,
@@ -43,38 +42,23 @@ class LatentMixupLoader:
         bank: Codes and labels.
         device: Where batches come out; None for the generator's.
         prefetch: Batches decoded ahead, rounded up to whole calls; 0 decodes when a batch is asked for. None: 2 on an
-            accelerator, and on a CPU with a core that torch's operations leave free; else 0, since a thread ahead then
-            takes its core from the training step (see ``benchmarks/step_time.py``).
-        decode_batches: Batches whose mixes are decoded in one call, which is faster for a small generator; so many are
+            accelerator, and on a CPU with a core that torch's operations leave free; else 0, since the thread would
+            take its core from the training step (see ``benchmarks/speed/step_time.py``).
+        decode_batches: Batches whose mixes are decoded in one call, which is faster for a small generator; as many are
             read from ``loader`` at a time. None: the generator's ``decode_batches`` on a CPU, 1 on an accelerator.
         autocast: ``torch.bfloat16`` or ``torch.float16``: decode under ``torch.autocast``; None: in float32. On a CPU
             without instructions for bfloat16 it is several times slower.
         channels_last: Keep generator and decoded images in ``torch.channels_last``; changes the generator in place.
         compile: Decode through ``torch.compile``; the first batch then takes seconds.
-        alpha: ``lam`` is drawn from Beta(alpha, alpha).
-        prob: Share of the batch that becomes mixes. None: that of a policy given by name, else all.
-        mode: ``"elem"``, one ``lam`` a sample, or ``"batch"``, one for the batch.
-        path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
-        policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: see :mod:`latent_mixup.policies`; or a
-            name, ``"robust"`` or ``"paper"``.
-        num_classes: Width of the targets; None for the bank's.
-        label_smoothing: Share of a target that is spread over all classes:
-            ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
-        transform: What happens to a decoded image, a float32 ``[C, H, W]`` tensor in [-1, 1].
-        normalize: ``(mean, std)`` that the data set's images were normalised with, as ``v2.Normalize`` takes them;
-            decoded images get it last. None: they stay in [-1, 1].
-        target_format: ``"soft"``: float32 ``[B, num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where bank or
-            batch has soft labels with these.
-        seed: Names all draws; None for ``torch.initial_seed()``.
-        rank: Names them as well; None for this process's, so that ranks draw differently. The same number in all of
-            them: they draw the same.
+        shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
     Attributes:
-        mixup_enabled: timm's switch. False: the data set's own images with their own labels as targets.
+        mixup_enabled: timm's switch. False gives the data set's own images with targets of their own labels.
 
     Raises:
-        ValueError: A setting is out of range, a row of the bank has no label, or bank and generator do not
-            belong together.
+        TypeError: A keyword is unknown.
+        ValueError: A setting is out of range, a row of the bank has no label, or bank and generator do not belong
+            together.
 
     Reference: Latent-Mixup, section 1.1.3.
 
@@ -96,39 +80,14 @@ class LatentMixupLoader:
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
         compile: bool = False,
-        alpha: float = 1.0,
-        prob: float | None = None,
-        mode: Mode = "elem",
-        path: PathName | None = None,
-        policy: Policy | str | None = None,
-        num_classes: int | None = None,
-        label_smoothing: float = 0.0,
-        transform: Transform | None = None,
-        normalize: tuple[Moments, Moments] | None = None,
-        target_format: TargetFormat = "soft",
-        seed: int | None = None,
-        rank: int | None = None,
+        **shared: Unpack[MixKeywords],
     ) -> None:
-        settings = MixSettings(
-            alpha=alpha,
-            prob=prob,
-            mode=mode,
-            path=path,
-            policy=policy,
-            num_classes=num_classes,
-            label_smoothing=label_smoothing,
-            transform=transform,
-            normalize=normalize,
-            target_format=target_format,
-            seed=seed,
-            rank=rank,
-        )
         if prefetch is not None and prefetch < 0:
             raise ValueError(f"prefetch needs to be at least 0: got {prefetch}")
         if decode_batches is not None and decode_batches < 1:
             raise ValueError(f"decode_batches needs to be at least 1: got {decode_batches}")
         decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
-        self._mixer = Mixer(generator, bank, settings, decoder)
+        self._mixer = Mixer(generator, bank, MixSettings(**shared), decoder)
         # With its index: another thread need not have the same current device.
         self.device = generator.device if device is None else torch.empty(0, device=device).device
         if device is not None:
@@ -145,14 +104,14 @@ class LatentMixupLoader:
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
-        """What is not ours is the wrapped loader's: ``dataset``, ``sampler``, ``batch_size``, ..."""
+        """Other attributes are the wrapped loader's: ``dataset``, ``sampler``, ``batch_size``, ..."""
         if name.startswith("__") or "loader" not in self.__dict__:  # while being copied or unpickled
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.loader, name)
 
     @property
     def mixup_enabled(self) -> bool:
-        """The switch of timm's mixing; turns the wrapped loader's own as well, where that has one."""
+        """The switch of timm's mixing; sets the wrapped loader's own as well, where it has one."""
         return self._mixer.enabled
 
     @mixup_enabled.setter
@@ -166,8 +125,8 @@ class LatentMixupLoader:
 
         Args:
             epoch: Counted from 0.
-            first_batch: Number of the batch that the wrapped loader gives first; above 0 where a run is resumed in the
-                middle of an epoch and the wrapped loader skips what was done.
+            first_batch: Number of the first batch that the wrapped loader gives; above 0 where a run is resumed in the
+                middle of an epoch and the wrapped loader skips the batches before it.
         """
         self._counts_epochs = False
         self._first_batch = first_batch
@@ -181,28 +140,27 @@ class LatentMixupLoader:
         if self._counts_epochs:
             self._mixer.epoch = self._passes
         self._passes += 1
-        calls = self._calls(self._mixer.epoch)
+        calls = self._calls(self._mixer.key())
         ahead = -(-self.prefetch // self.decode_batches)
         mixed = run_ahead(calls, self._mix, ahead, self.device) if ahead else (self._mix(call) for call in calls)
         with closing(mixed):
             for batches in mixed:
                 yield from batches
 
-    def _calls(self, epoch: int) -> Iterator[Call]:
-        """The wrapped loader's batches, with their keys, in lists that are decoded in one call each."""
+    def _calls(self, key: Key) -> Iterator[Call]:
+        """The wrapped loader's batches, each with the name of its draws, in lists that are decoded in one call."""
         numbered = enumerate(self.loader, self._first_batch)
-        keyed = ((batch, self._mixer.key(number, epoch=epoch)) for number, batch in numbered)
-        while batches := list(islice(keyed, self.decode_batches)):
-            yield self.mixup_enabled, batches
+        while batches := list(islice(numbered, self.decode_batches)):
+            yield self._mixer.enabled, [(batch, (*key, number)) for number, batch in batches]
 
     def _mix(self, call: Call) -> list[Batch]:
         enabled, keyed = call
         batches = [(*self._read(batch), key) for batch, key in keyed]
         if enabled:
-            blends = self._mixer.blend_all(batches)
+            mixed = self._mixer.blend_all(batches)
         else:
-            blends = [self._mixer.unmixed(images, labels) for images, labels, _ in batches]
-        return [(images, self._to_device(targets)) for images, targets in blends]
+            mixed = [self._mixer.unmixed(images, labels) for images, labels, _ in batches]
+        return [(images, to_device(targets, self.device)) for images, targets in mixed]
 
     def _read(self, batch: Any) -> tuple[Any, Any]:
         """Images, on the device where they are a tensor, and labels."""
@@ -211,9 +169,3 @@ class LatentMixupLoader:
             raise TypeError(f"the loader needs to give (images, labels): got {found}")
         images, labels = batch
         return (images.to(self.device, non_blocking=True) if isinstance(images, Tensor) else images), labels
-
-    def _to_device(self, targets: Target) -> Target:
-        if isinstance(targets, Tensor):
-            return targets.to(self.device, non_blocking=True)
-        y_a, y_b, lam = (part.to(self.device, non_blocking=True) for part in targets)
-        return y_a, y_b, lam

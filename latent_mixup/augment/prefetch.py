@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,22 +19,23 @@ WITH_STREAMS = ("cuda", "xpu")  # devices that work on several streams at a time
 T = TypeVar("T")
 R = TypeVar("R")
 
+_setting_threads = threading.Lock()
+
 
 def run_ahead(items: Iterable[T], work: Callable[[T], R], count: int, device: torch.device) -> Generator[R]:
     """``work`` of each item, in order, up to ``count`` of them done before they are asked for.
 
-    The thread ends with the iterator. It has one thread of torch's for an operation, so that the training step keeps
-    its cores.
+    The thread ends with the iterator. Its operations use one core, so that the training step keeps the others.
 
     Args:
         items: Read in the caller's thread, ``count`` ahead.
-        work: Called in the background thread. What it launches on ``device`` runs beside what the caller launches.
+        work: Called in the background thread; its work on ``device`` runs beside the caller's.
         count: From 1.
-        device: Where the tensors are that items and results, nested tuples and lists, are made of.
+        device: Where the tensors in items and results (nested tuples and lists) are.
     """
     stream = SideStream(device) if device.type in WITH_STREAMS else None
     ahead: deque[Callable[[], R]] = deque()
-    pool = ThreadPoolExecutor(1, THREAD_NAME, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(1, THREAD_NAME, initializer=use_one_core)
     try:
         for item in items:
             if stream is None:
@@ -49,7 +51,7 @@ def run_ahead(items: Iterable[T], work: Callable[[T], R], count: int, device: to
 
 
 class SideStream:
-    """An accelerator's stream beside the caller's: what is launched on it does not wait for the training step's end.
+    """An accelerator's stream beside the caller's: work launched on it does not wait for the training step's end.
 
     Args:
         device: The accelerator.
@@ -60,7 +62,7 @@ class SideStream:
         self.stream = torch.Stream(device=device)
 
     def submit(self, pool: ThreadPoolExecutor, work: Callable[[T], R], item: T) -> Callable[[], R]:
-        """Start ``work`` in ``pool`` on this stream, after what the caller has launched so far.
+        """Start ``work`` in ``pool`` on this stream, after the caller's work so far.
 
         Returns:
             A function that gives the result to the stream that is current where it is called.
@@ -97,8 +99,21 @@ class SideStream:
 
 
 def own_stream(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, this thread's work on an accelerator runs beside that of others; of a CPU's work threads do that."""
+    """Inside, this thread's work on an accelerator runs beside other threads'; on a CPU that needs nothing."""
     return torch.Stream(device=device) if device.type in WITH_STREAMS else nullcontext()
+
+
+def use_one_core() -> None:
+    """Let torch's operations use one core in this thread, which has to be new, and in no other.
+
+    ``torch.set_num_threads`` also sets what threads started later begin with, so another thread sets that back.
+    """
+    with _setting_threads:
+        inherited = torch.get_num_threads()
+        torch.set_num_threads(1)
+        back = threading.Thread(target=torch.set_num_threads, args=(inherited,), name=THREAD_NAME)
+        back.start()
+        back.join()
 
 
 def has_free_core() -> bool:

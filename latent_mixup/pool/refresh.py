@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -13,35 +15,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from latent_mixup import files
-from latent_mixup.augment.decoder import Decoder
-from latent_mixup.augment.prefetch import THREAD_NAME, own_stream
+from latent_mixup.augment.base import Decoder
+from latent_mixup.augment.prefetch import THREAD_NAME, own_stream, use_one_core
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.policies import from_config
-from latent_mixup.pool.files import Pool
-from latent_mixup.pool.render import Recipe
+from latent_mixup.pool.files import AUTOCAST, INDEX_FILE, Pool, PoolFormatError
+from latent_mixup.pool.render import Renderer
 
 COLUMNS = ("labels_a", "labels_b", "lam")
+_made_here = itertools.count()
 
 
 class Refreshed:
     """The parts of a pool that were decoded anew, one file each.
 
     The pool has ``k = round(1 / share)`` parts. At epoch ``e`` from 1, part ``(e - 1) % k`` is drawn and decoded anew,
-    for the ``(e - 1) // k + 1``-th time: what an entry is follows from seed, entry and epoch alone.
+    for the ``(e - 1) // k + 1``-th time: seed, entry and epoch decide an entry. The ranks of a run on one machine share
+    the files, and each part is decoded by one of them.
 
     Args:
-        pool: Of the entries.
-        share: Of the pool that is refreshed an epoch, in (0, 1].
+        pool: The pool.
+        share: Share of the pool that is refreshed an epoch, in (0, 1].
         generator: The pool's.
         bank: The pool's.
 
     Raises:
-        ValueError: They are not, or the share is out of its range.
+        ValueError: The pool was not made with generator and bank, or the share is out of its range.
     """
 
     def __init__(self, pool: Pool, share: float, generator: Generator | None, bank: LatentBank | None) -> None:
@@ -52,15 +56,15 @@ class Refreshed:
             )
         self.pool = pool
         self.num_parts = min(round(1 / share), pool.index.num_images)
-        self._recipe: Recipe | None = _recipe_of(pool, generator, bank)
-        self._folder = Path(tempfile.mkdtemp(prefix="latent-mixup-refresh-"))
+        self._renderer: Renderer | None = _renderer_of(pool, generator, bank)
+        self._folder = _shared_folder(pool) or Path(tempfile.mkdtemp(prefix="latent-mixup-refresh-"))
         self._ended: threading.Event | None = threading.Event()
-        weakref.finalize(self, _end, self._ended, self._folder, os.getpid())
+        weakref.finalize(self, _end, self._ended, self._folder, _in_use(self._folder), os.getpid())
         self._open: dict[Path, dict[str, Tensor]] = {}
         self._job: _Job | None = None
 
     def images(self, entries: Tensor, images: Tensor, epoch: int) -> Tensor:
-        """Images of some entries, ``images`` but for those that were refreshed by ``epoch``."""
+        """Images of some entries: ``images`` apart from those that were refreshed by ``epoch``."""
         return self._replaced("images", entries, images, epoch)
 
     def columns(self, entries: Tensor, columns: list[Tensor], epoch: int) -> list[Tensor]:
@@ -69,7 +73,7 @@ class Refreshed:
 
     def prepare(self, epoch: int) -> None:
         """Wait for the parts of ``epoch``, decode those that are missing, and start on the next epoch's in a thread."""
-        if self._recipe is None:
+        if self._renderer is None:
             raise RuntimeError("set_epoch needs to be called in the process that made the data set, not in a copy")
         parts = self._parts(epoch)
         following = (epoch % self.num_parts, epoch // self.num_parts + 1)
@@ -79,26 +83,25 @@ class Refreshed:
         for part in parts:
             if not self._path(*part).exists():
                 self._writer(part)()
-        for path in set(self._folder.glob("part-*.safetensors")) - {self._path(*part) for part in [*parts, following]}:
+        wanted = {self._path(*part) for part in [*parts, *self._parts(epoch - 1), following]}  # a rank may be behind
+        for path in set(self._folder.glob("part-*.safetensors")) - wanted:
             path.unlink(missing_ok=True)
-        if self._job is None and not self._path(*following).exists():
+            path.with_suffix(".lock").unlink(missing_ok=True)
+        in_thread = self._renderer.decoder.device.type != "mps"  # where two threads at work end the process
+        if in_thread and self._job is None and not self._path(*following).exists():
             self._job = _Job(following, self._writer(following))
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker process reads what the main process has written."""
-        return {**self.__dict__, "_recipe": None, "_ended": None, "_open": {}, "_job": None}
-
-    def _turn(self, part: int, epoch: int) -> int:
-        """How many times a part was drawn anew by ``epoch``."""
-        return max(0, (epoch - 1 - part) // self.num_parts + 1)
+        return {**self.__dict__, "_renderer": None, "_ended": None, "_open": {}, "_job": None}
 
     def _parts(self, epoch: int) -> list[tuple[int, int]]:
-        """The parts that are not the pool's own, each with its turn."""
-        turns = [(part, self._turn(part, epoch)) for part in range(self.num_parts)]
-        return [(part, turn) for part, turn in turns if turn]
+        """The parts that are not the pool's own in an epoch, each with the number of times that it was drawn anew."""
+        turns = ((part, (epoch - 1 - part) // self.num_parts + 1) for part in range(self.num_parts))
+        return [(part, turn) for part, turn in turns if turn > 0]
 
     def _range(self, part: int) -> range:
-        """The entries of a part: as many in each, but for the last ones."""
+        """The entries of a part; all parts have as many, give or take one."""
         n = self.pool.index.num_images
         return range(part * n // self.num_parts, (part + 1) * n // self.num_parts)
 
@@ -114,53 +117,87 @@ class Refreshed:
         return values
 
     def _tensors(self, part: int, turn: int) -> dict[str, Tensor]:
-        """A part's file, mmapped; older ones of the part are closed."""
+        """A part's file, mmapped; older files of the part are closed."""
         path = self._path(part, turn)
         if path not in self._open:
             self._open.pop(self._path(part, turn - 1), None)
-            with safe_open(path, framework="pt") as opened:
+            with files.open_tensors(path) as opened:
                 self._open[path] = {name: opened.get_tensor(name) for name in ("images", *COLUMNS)}
         return self._open[path]
 
     def _writer(self, part: tuple[int, int]) -> Callable[[], None]:
-        assert self._recipe is not None
+        assert self._renderer is not None
         assert self._ended is not None
-        return partial(_write_part, self._recipe, self._path(*part), self._range(part[0]), part[1], self._ended)
+        return partial(_write_part, self._renderer, self._path(*part), self._range(part[0]), part[1], self._ended)
 
 
-def _recipe_of(pool: Pool, generator: Generator, bank: LatentBank) -> Recipe:
-    """How the pool was made, where it was made with these two."""
-    said = pool.index.made_with
-    autocast = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[said["autocast"]]
-    decoder = Decoder(generator, autocast=autocast)
-    recipe = Recipe(decoder, bank, from_config(said["policy"]), said["seed"], batch_size=256)
-    for name, found in recipe.facts().items():
-        if said[name] != found:
+def _renderer_of(pool: Pool, generator: Generator, bank: LatentBank) -> Renderer:
+    """How the pool was made; raises where it was not made with these two."""
+    made_with = pool.index.made_with
+    try:
+        policy = from_config(made_with["policy"])
+    except ValueError as cause:
+        raise PoolFormatError(f"{pool.folder / INDEX_FILE}: field 'made_with.policy': {cause}") from cause
+    renderer = Renderer(
+        Decoder(generator, autocast=AUTOCAST[made_with["autocast"]]), bank, policy, made_with["seed"], batch_size=256
+    )
+    for name, found in renderer.facts().items():
+        if made_with[name] != found:
             raise ValueError(
-                f"{pool.folder} was rendered with another {name}, {said[name]!r:.20}: got {found!r:.20}; "
+                f"{pool.folder} was rendered with another {name}, {made_with[name]!r:.20}: got {found!r:.20}; "
                 "refresh= needs the same"
             )
-    return recipe
+    return renderer
 
 
-def _write_part(recipe: Recipe, path: Path, entries: range, turn: int, ended: threading.Event) -> None:
-    """Decode some entries into a file, unless the data set or the program ends before that."""
-    found = []
-    with own_stream(recipe.decoder.generator.device):
-        for images in recipe.images(entries, turn):
-            if ended.is_set() or not threading.main_thread().is_alive():
-                return
-            found.append(images)
-    columns = recipe.columns(entries, turn)
-    tensors = {"images": torch.cat(found), **{name: columns[name] for name in COLUMNS}}
-    files.write_folder(path.parent, {path.name: lambda file: files.save_tensors(file, tensors)})
+def _write_part(renderer: Renderer, path: Path, entries: range, turn: int, ended: threading.Event) -> None:
+    """Decode some entries into a file, unless another rank does, or the data set or the program ends before that."""
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return
+        found = []
+        with own_stream(renderer.decoder.device):
+            for images in renderer.images(entries, turn):
+                if ended.is_set() or not threading.main_thread().is_alive():
+                    return
+                found.append(images)
+        columns = renderer.columns(entries, turn)
+        tensors = {"images": torch.cat(found), **{name: columns[name] for name in COLUMNS}}
+        files.write_folder(path.parent, {path.name: lambda file: files.save_tensors(file, tensors)})
 
 
-def _end(ended: threading.Event, folder: Path, owner: int) -> None:
-    """The data set is gone; a forked worker's copy of it takes nothing away."""
-    if os.getpid() == owner:
-        ended.set()
-        shutil.rmtree(folder, ignore_errors=True)
+def _shared_folder(pool: Pool) -> Path | None:
+    """The folder that all ranks of a run on this machine have for their n-th refreshed pool; None for one process."""
+    run = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not run[1]:
+        return None
+    name = hashlib.sha256(repr([*run, next(_made_here), str(pool.folder), pool.index]).encode()).hexdigest()
+    folder = Path(tempfile.gettempdir()) / f"latent-mixup-refresh-{name[:16]}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
+    return folder
+
+
+def _in_use(folder: Path) -> FileLock:
+    """A lock that this process holds as long as it uses the folder."""
+    lock = FileLock(folder / f"{os.getpid()}.used")
+    lock.acquire()
+    return lock
+
+
+def _end(ended: threading.Event, folder: Path, lock: FileLock, owner: int) -> None:
+    """The data set is gone: the last process removes the folder. A forked worker's copy takes nothing away."""
+    if os.getpid() != owner:
+        return
+    ended.set()
+    lock.release()
+    for path in folder.glob("*.used"):
+        try:
+            FileLock(path, timeout=0).acquire().lock.release()
+        except Timeout:
+            return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Job:
@@ -173,13 +210,13 @@ class _Job:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until it is done; raises what went wrong."""
+        """Return when it is done; raises what went wrong."""
         self._thread.join()
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
-        torch.set_num_threads(1)  # of this thread: the training step keeps its cores
+        use_one_core()
         try:
             self._write()
         except BaseException as error:

@@ -393,10 +393,10 @@ def test_a_worker_does_not_decode_on_an_accelerator(toy_bank, monkeypatch):
 
 def test_a_policy_by_name_brings_its_share():
     robust, paper = MixSettings(policy="robust"), MixSettings(policy="paper")
-    assert (robust.followed, robust.share) == (NAMED["robust"].policy, 0.2)
-    assert (paper.followed, paper.share) == (Policy(weights=Beta(1.0, "batch")), 1.0)
-    assert MixSettings(policy="robust", prob=0.7).share == 0.7
-    assert MixSettings(policy=robust.followed).share == MixSettings().share == 1.0
+    assert (robust.policy, robust.prob) == (NAMED["robust"].policy, 0.2)
+    assert (paper.policy, paper.prob) == (Policy(weights=Beta(1.0, "batch")), 1.0)
+    assert MixSettings(policy="robust", prob=0.7).prob == 0.7
+    assert MixSettings(policy=robust.policy).prob == MixSettings().prob == 1.0
     with pytest.raises(ValueError, match="no policy is called 'rebust': expected one of paper, robust, or a Policy"):
         MixSettings(policy="rebust")
     with pytest.raises(ValueError, match="alpha, mode and path are parts of a policy"):
