@@ -6,6 +6,7 @@ rate; only what the network sees differs.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from latent_mixup.classifiers import PaperCNN
 from latent_mixup.functional import mix_targets, soft_targets
 from latent_mixup.generators.base import Generator
 from latent_mixup.interpolation import lerp
-from latent_mixup.policies import NAMED, Beta, Draw, Policy, Rows
+from latent_mixup.policies import NAMED, BankView, Beta, Draw, Policy
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy, shuffled_batches, train_classifier
@@ -133,7 +134,7 @@ class Run:
 
     def draws(self, prob: float) -> Iterator[tuple[Tensor, Tensor, Draw]]:
         """The real batches, and what :class:`LatentMixupLoader` draws for them with the same seed and ``prob``."""
-        rows, policy = Rows(self.needed_codes().bank), Policy(Beta(self.budget.alpha))
+        rows, policy = BankView(self.needed_codes().bank), Policy(Beta(self.budget.alpha))
         for number, (images, labels) in enumerate(self.real()):
             yield (
                 images,
@@ -300,11 +301,12 @@ def score(model: PaperCNN, data: Data, deepfool_images: int) -> dict[str, Any]:
     images = TensorDataset(data.test_images, data.test_labels)
     loader = DataLoader(images, batch_size=500, generator=torch.Generator())  # else a pass moves the global stream
     deepfool = deepfool_score(model, loader, num_classes=min(10, data.num_classes), max_images=deepfool_images)
+    found = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(deepfool).items()}
     return {
         "accuracy": accuracy(model, loader),
         "blurred_accuracy": blurred_accuracy(model, loader, kernel_size=5, sigma=5.0),
         "deepfool_score": deepfool.score,
-        "deepfool": {**asdict(deepfool), "units": "[-1, 1]"},
+        "deepfool": found | {"units": "[-1, 1]"},
         "test_images": len(data.test_images),
     }
 

@@ -211,7 +211,7 @@ class Policy(Setting):
             assert images is not None
             is_one = draw.label_weights.amax(1).to(soft) == 1
             soft = torch.where(is_one[:, None], soft, self.labels(images).to(soft))
-        return soft, soft, torch.ones(len(draw), device=soft.device)
+        return soft, soft, torch.ones(len(draw), dtype=torch.float32, device=soft.device)
 
 
 @dataclass(frozen=True)

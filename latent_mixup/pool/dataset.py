@@ -6,33 +6,23 @@ import operator
 import warnings
 from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from latent_mixup import sampling
-from latent_mixup.augment.base import MixSettings, Target, TargetFormat, Transform, finished, make_targets
+from latent_mixup.augment.base import MixSettings, Target, TargetFormat, Transform
 from latent_mixup.augment.dataset import NUM_PROBES, read_sample, split_targets
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
-from latent_mixup.images import (
-    MIN_IMAGES,
-    Moments,
-    RangeMismatchWarning,
-    check_size,
-    from_uint8,
-    moments_of,
-    range_mismatch,
-)
+from latent_mixup.images import MIN_IMAGES, Moments, RangeMismatchWarning, check_size, from_uint8, range_mismatch
 from latent_mixup.labels import check_labels
 from latent_mixup.pool.files import Pool
+from latent_mixup.pool.refresh import Refreshed
 
 MAX_TARGETS = 16_000_000  # soft targets of 64 MB
-
-if TYPE_CHECKING:
-    from latent_mixup.pool.refresh import Refreshed
 
 
 class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
@@ -44,29 +34,29 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
     before each epoch. Works in any DataLoader worker: nothing is decoded there.
 
     Args:
-        folder: The pool's.
+        folder: Folder of the pool.
         dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the pool's size after
             ``transform`` and ``normalize``, the label an int or soft; None: the pool alone.
         prob: Probability that a sample is a mix, where there is a ``dataset``.
-        transform: What happens to a mix, a float32 ``[C, H, W]`` tensor in [-1, 1]: the augmentation.
+        transform: Augmentation of a mix, a float32 ``[C, H, W]`` tensor in [-1, 1].
         normalize: ``(mean, std)`` as ``v2.Normalize`` takes them, applied last; None: images stay in [-1, 1].
         num_classes: Width of the targets; None for the pool's.
         label_smoothing: Share of a target that is spread over all classes:
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
-        target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, where the pool has
-            soft labels with these.
+        target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, with soft labels where
+            the pool has them.
         seed: Names the draws of entries; None for ``torch.initial_seed()``.
-        refresh: Share of the pool that is decoded anew while an epoch is trained on, and takes the place of the older
-            entries at the next ``set_epoch``: 1/2, 1/3, ... or what is nearest to it. 0: the pool stays. It is decoded
-            by a thread of this process into temporary files, the same in every run and rank; the pool's files stay.
+        refresh: Share of the pool that is decoded anew while an epoch is trained on, and replaces the older entries at
+            the next ``set_epoch``: 1/2, 1/3, ... or the nearest of these. 0: the pool stays. A thread of this process
+            decodes into temporary files, the same in every run and rank; the pool's files stay.
         generator: Decodes the refreshed entries, on its device.
-        bank: Of the codes that are mixed.
+        bank: The codes that are mixed for ``refresh``.
         verify: Read the pool once and compare its SHA-256.
 
     Raises:
         FileNotFoundError: The folder holds no finished pool.
-        PoolFormatError: It is damaged.
-        ValueError: A setting is out of range, or generator and bank are not those of the pool.
+        PoolFormatError: The pool is damaged.
+        ValueError: A setting is out of range, or the pool was not made with this generator and bank.
 
     Example:
         >>> loader = DataLoader(RenderedMixupDataset("pool"), 64, shuffle=True)  # doctest: +SKIP
@@ -110,58 +100,47 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         self.seed = torch.initial_seed() if seed is None else seed
         self.dataset: Any = dataset
         self._length = len(cast(Sized, dataset)) if dataset is not None else self._pool.index.num_images
-        self._moments = None if normalize is None else moments_of(normalize)
         # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
-        self._shared = torch.zeros(2, dtype=torch.int64, device="cpu")
-        self._shared.share_memory_()
-        self._refreshed: Refreshed | None = None
-        if refresh or generator is not None or bank is not None:
-            from latent_mixup.pool.refresh import Refreshed  # which needs what only a few need
-
-            self._refreshed = Refreshed(self._pool, refresh, generator, bank)
+        self._shared = torch.zeros(2, dtype=torch.int64, device="cpu").share_memory_()
+        wanted = refresh or generator is not None or bank is not None
+        self._refreshed = Refreshed(self._pool, refresh, generator, bank) if wanted else None
         self._planned: tuple[int, Tensor] | None = None
         self._soft: Tensor | None = None
 
     @property
     def images_uint8(self) -> Tensor:
-        """The pool's images as they were rendered, ``[N, C, R, R]`` uint8, mmapped; without what was refreshed."""
+        """The pool's images as they were rendered, ``[N, C, R, R]`` uint8, mmapped; without refreshed ones."""
         return self._pool.images
 
     def images(self, entries: Tensor) -> Tensor:
-        """Images of some entries of the pool as they are in this epoch: ``[B, C, R, R]`` uint8."""
+        """Images of some entries of the pool in this epoch: ``[B, C, R, R]`` uint8."""
         images = self._pool.images[entries]
         return images if self._refreshed is None else self._refreshed.images(entries, images, self.epoch)
 
     def targets(self, entries: Tensor) -> Target:
-        """Targets of some entries of the pool as they are in this epoch: see :data:`~latent_mixup.mixer.Target`."""
-        if self._refreshed is None and self._fits():
-            if self._soft is None:
-                self._soft = cast(Tensor, self._targets(*self._parts()))
+        """Targets of some entries of the pool in this epoch: see :data:`latent_mixup.augment.base.Target`."""
+        columns = [self._pool.columns[name] for name in ("labels_a", "labels_b", "lam")]
+        fits = self._pool.index.num_images * self.num_classes <= MAX_TARGETS
+        if self._refreshed is None and self.settings.target_format == "soft" and fits:
+            if self._soft is None:  # the targets of the whole pool, made once
+                self._soft = cast(Tensor, self.settings.mixed_targets(*columns, self.num_classes))
             return self._soft[entries]
-        parts = [part[entries] for part in self._parts()]
+        columns = [column[entries] for column in columns]
         if self._refreshed is not None:
-            parts = self._refreshed.columns(entries, parts, self.epoch)
-        return self._targets(*parts)
-
-    def _parts(self) -> list[Tensor]:
-        return [self._pool.columns[name] for name in ("labels_a", "labels_b", "lam")]
-
-    def _fits(self) -> bool:
-        """Whether the soft targets of the whole pool may be kept in memory, each made once."""
-        values = self._pool.index.num_images * self.num_classes
-        return self.settings.target_format == "soft" and values <= MAX_TARGETS
+            columns = self._refreshed.columns(entries, columns, self.epoch)
+        return self.settings.mixed_targets(*columns, self.num_classes)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process makes for itself stays here."""
+        """Leaves out what another process makes for itself."""
         return {**self.__dict__, "_soft": None, "_planned": None}
 
     @property
     def epoch(self) -> int:
-        """What :meth:`set_epoch` was told last, in every process that holds a copy."""
+        """The last argument of :meth:`set_epoch`, in every process that holds a copy."""
         return int(self._shared[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw entries anew and take in what was refreshed; reaches worker processes, persistent ones included.
+        """Draw entries anew and take in refreshed ones; reaches worker processes, persistent ones included.
 
         Waits for entries that this epoch needs and that are not decoded yet; then starts on those of the next.
         """
@@ -179,11 +158,14 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Several samples, read in one batch: what a DataLoader calls."""
         wanted = [self._index(index) for index in indices]
+        numbers = torch.tensor(wanted, dtype=torch.int64, device="cpu")
         if self.dataset is None:
-            return self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
-        if self.settings.share:
+            return self._mixes(numbers)
+        if self.settings.prob:
             self._check_range_once()
-        entries = self._entries(wanted)
+        if self._planned is None or self._planned[0] != self.epoch:
+            self._planned = self.epoch, self._plan(self.epoch)
+        entries = self._planned[1][numbers]
         mixes = iter(self._mixes(entries[entries >= 0]))
         return [
             next(mixes) if entry >= 0 else self._real(index)
@@ -196,39 +178,23 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
             raise IndexError(f"sample {number} is out of range for a data set of {len(self)}")
         return number % len(self)
 
-    def _entries(self, indices: list[int]) -> Tensor:
-        """The pool's entry that each sample is in this epoch; -1: the data set's own."""
-        if self._planned is None or self._planned[0] != self.epoch:
-            self._planned = self.epoch, self._plan(self.epoch)
-        return self._planned[1][torch.tensor(indices, dtype=torch.int64, device="cpu")]
-
     def _plan(self, epoch: int) -> Tensor:
+        """The pool's entry for each sample in an epoch; -1: the data set's own."""
         draw = sampling.keyed_generator("pool-entries", self.seed, epoch)
-        entries = torch.randint(self._pool.index.num_images, (len(self),), generator=draw)
-        return torch.where(torch.rand(len(self), generator=draw) < self.settings.share, entries, -1)
+        entries = torch.randint(self._pool.index.num_images, (len(self),), generator=draw, device="cpu")
+        u = torch.rand(len(self), generator=draw, dtype=torch.float32, device="cpu")
+        return torch.where(u < self.settings.prob, entries, -1)
 
     def _mixes(self, entries: Tensor) -> list[tuple[Tensor, Any]]:
         if not len(entries):
             return []
-        images = finished(from_uint8(self.images(entries)), self.settings.transform, self._moments)
+        images = self.settings.finished(from_uint8(self.images(entries)))
         return list(zip(images, split_targets(self.targets(entries)), strict=True))
 
     def _real(self, index: int) -> tuple[Tensor, Any]:
         image, label = read_sample(self.dataset, index)
-        soft = label.is_floating_point() or self._pool.columns["labels_a"].is_floating_point()
-        return image, split_targets(self._targets(label[None], label[None], torch.ones(1), soft=soft))[0]
-
-    def _targets(self, labels_a: Tensor, labels_b: Tensor, lam: Tensor, *, soft: bool | None = None) -> Target:
-        settings = self.settings
-        return make_targets(
-            labels_a,
-            labels_b,
-            lam,
-            self.num_classes,
-            label_smoothing=settings.label_smoothing,
-            target_format=settings.target_format,
-            soft=soft,
-        )
+        soft = self._pool.columns["labels_a"].is_floating_point()
+        return image, split_targets(self.settings.own_targets(label[None], self.num_classes, soft=soft))[0]
 
     def _check_range_once(self) -> None:
         """At first access, compare some samples of the data set with some of the pool; in one process."""
@@ -237,7 +203,8 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
             return
         self._shared[1] = 1
         entries, indices = (
-            torch.linspace(0, n - 1, NUM_PROBES, device="cpu").long() for n in (len(self.images_uint8), len(self))
+            torch.linspace(0, n - 1, NUM_PROBES, dtype=torch.float64, device="cpu").long()
+            for n in (len(self.images_uint8), len(self))
         )
         with torch.random.fork_rng(devices=[]):  # a look that leaves no trace in the augmentation
             mixes = torch.stack([image for image, _ in self._mixes(entries)])

