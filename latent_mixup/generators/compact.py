@@ -88,8 +88,9 @@ class CompactGenerator(Generator):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes ``[B, z_dim]`` of any length to images ``[B, C, R, R]`` in [-1, 1]."""
-        self.check_latents(latents)
-        pixels = torch.tanh(self.decoder(on_sphere(latents.float()).to(self.dtype))).float()
+        if latents.shape[1:] != self.latent_shape:
+            self.check_latents(latents)  # raises
+        pixels = torch.tanh(self.decoder(on_sphere(latents.float()).to(self.decoder.skip.weight.dtype))).float()
         return pixels.view(-1, self.img_channels, self.img_resolution, self.img_resolution)
 
     def encode(self, images: Tensor) -> Tensor:
