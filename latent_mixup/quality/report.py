@@ -216,11 +216,12 @@ def _number(value: Tensor | float) -> float | None:
 
 def _class_summaries(bank: LatentBank, mse: Tensor, rows: Tensor) -> list[dict[str, Any]]:
     """The summary of each class that has a row; label -1 and no name for rows without one."""
-    labels, stated = bank.hard_labels[rows], bank.metadata.get("classes")
+    labels = bank.hard_labels[rows]
+    names = bank.metadata.get("classes")
+    names = names if isinstance(names, list) else []
     found = []
     for label in labels.unique().tolist():
-        known = isinstance(stated, list) and label < len(stated)
-        name = None if label < 0 else str(stated[label] if known else label)
+        name = None if label < 0 else str(names[label] if label < len(names) else label)
         found.append({"label": label, "name": name, **_summary(mse[rows[labels == label]])})
     return found
 

@@ -255,10 +255,10 @@ class Promises(Generator):
         super().__init__()
         self.latent_shape, self.latent_space, self.preferred_path = (4,), "z", "lerp"
         self.img_channels, self.img_resolution = 1, 4
-        self.size, self.dtype, self.code = size, dtype, code
+        self.size, self.images_dtype, self.code = size, dtype, code
 
     def decode(self, latents: Tensor) -> Tensor:
-        return latents.sum(1).to(self.dtype)[:, None, None, None].expand(-1, *self.size)
+        return latents.sum(1).to(self.images_dtype)[:, None, None, None].expand(-1, *self.size)
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randn(n, self.code, generator=generator)
