@@ -406,10 +406,9 @@ class Mixer:
         if self.settings.target_format == "soft":
             targets = [*mix_targets(*pair, self.num_classes, self.settings.label_smoothing).split(sizes)]
         else:
-            pairs = zip(*(part.split(sizes) for part in pair), batches, strict=True)
             targets = [
-                self.settings.mixed_targets(*of_batch, self.num_classes, soft=self._soft or labels.is_floating_point())
-                for *of_batch, (_, labels, _) in pairs
+                self.settings.mixed_targets(a, b, lam, self.num_classes, soft=self._soft or labels.is_floating_point())
+                for a, b, lam, (_, labels, _) in zip(*(part.split(sizes) for part in pair), batches, strict=True)
             ]
         parts = zip(batches, draws, decoded.split(sizes), targets, strict=True)
         return [self._placed(images, labels, draw, *mixes) for (images, labels, _), draw, *mixes in parts]
