@@ -150,8 +150,8 @@ def logits_of_output(output: object, num_images: int, num_classes: int | None = 
         raise ValueError(f"the classifier needs to return logits {wanted}: got {list(logits.shape)}")
     if logits.shape[1] < 2 or not logits.is_floating_point():
         raise ValueError(
-            f"the classifier needs to return a floating-point logit for each of two or more classes: got {logits.dtype} "
-            f"{list(logits.shape)}; make one logit z two, torch.cat([-z, z], 1)"
+            "the classifier needs to return a floating-point logit for each of two or more classes: got "
+            f"{logits.dtype} {list(logits.shape)}; make one logit z two, torch.cat([torch.zeros_like(z), z], 1)"
         )
     if finite and not logits.isfinite().all():
         bad = int((~logits.isfinite()).any(1).sum())

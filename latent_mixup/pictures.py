@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,11 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from latent_mixup.functional import path_named
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import to_uint8
-from latent_mixup.interpolation import path_named
 
-CAPTION_WIDTH = 96
+CAPTION_WIDTH = 96  # of captions, at least
+HEADING_HEIGHT = 20
+MARGIN = 6
+FONT_SIZE = 12
 
 
 def text_table(rows: Sequence[Sequence[object]], align: str = "<>") -> str:
@@ -39,37 +43,49 @@ def text_table(rows: Sequence[Sequence[object]], align: str = "<>") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def png(rows: Sequence[Tensor], captions: Sequence[str] = (), *, zoom: int = 2) -> bytes:
+def png(rows: Sequence[Tensor], captions: Sequence[str] = (), *, headings: Sequence[str] = (), zoom: int = 2) -> bytes:
     """Rows of images in [-1, 1], each ``[n, C, H, W]``, as the bytes of a PNG on white.
 
     Args:
         rows: Of equal length; grey or RGB.
-        captions: What is written to the left of each row; empty for none.
+        captions: Text to the left of each row; empty for none.
+        headings: Text above each column, after a text above the captions: ``n + 1``; empty for none.
         zoom: Each pixel becomes ``zoom`` by ``zoom``.
 
     Raises:
-        ValueError: Rows differ in length, or there is not one caption a row.
+        ValueError: Rows differ in length, or there is not one caption a row, or one heading a column.
     """
-    if len({len(row) for row in rows}) != 1 or (captions and len(captions) != len(rows)):
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1 or len(captions) not in (0, len(rows)) or len(headings) not in (0, len(rows[0]) + 1):
         raise ValueError(
-            f"a sheet needs rows of one length and a caption each: got {[len(row) for row in rows]} "
-            f"and {len(captions)} captions"
+            f"a sheet needs rows of one length, a caption each, and one more heading than columns: got rows of "
+            f"{sorted(lengths)}, {len(captions)} captions for {len(rows)} rows, {len(headings)} headings"
         )
     enlarged = F.interpolate(torch.cat([row.float().cpu() for row in rows]), scale_factor=zoom, mode="nearest")
     grid = to_uint8(make_grid(enlarged, nrow=len(rows[0]), padding=2, pad_value=1.0)).permute(1, 2, 0)
     sheet = Image.fromarray(grid.contiguous().numpy())
+    if captions or headings:
+        sheet = _lettered(sheet, captions, headings, len(rows[0]))
     buffer = io.BytesIO()
-    (_captioned(sheet, captions) if captions else sheet).save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _captioned(sheet: Image.Image, captions: Sequence[str]) -> Image.Image:
-    canvas = Image.new("RGB", (sheet.width + CAPTION_WIDTH, sheet.height), "white")
-    canvas.paste(sheet, (CAPTION_WIDTH, 0))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+def _lettered(sheet: Image.Image, captions: Sequence[str], headings: Sequence[str], num_columns: int) -> Image.Image:
+    """The sheet with room for its captions on the left and its headings above."""
+    font = ImageFont.load_default(FONT_SIZE)
+    widest = max(font.getlength(text) for text in [*captions, *headings[:1]])
+    left, top = max(CAPTION_WIDTH, math.ceil(widest) + 2 * MARGIN), HEADING_HEIGHT if headings else 0
+    canvas = Image.new("RGB", (sheet.width + left, sheet.height + top), "white")
+    canvas.paste(sheet, (left, top))
+    draw = ImageDraw.Draw(canvas)
     for number, caption in enumerate(captions):
-        middle = (number + 0.5) * sheet.height / len(captions)
-        draw.text((CAPTION_WIDTH - 6, middle), caption, fill="black", font=font, anchor="rm")
+        middle = top + (number + 0.5) * sheet.height / len(captions)
+        draw.text((left - MARGIN, middle), caption, fill="black", font=font, anchor="rm")
+    for number, heading in enumerate(headings):
+        middle = left + (number - 0.5) * sheet.width / num_columns
+        place, anchor = ((left - MARGIN, top / 2), "rm") if number == 0 else ((middle, top / 2), "mm")
+        draw.text(place, heading, fill="black", font=font, anchor=anchor)
     return canvas
 
 
@@ -77,13 +93,13 @@ def _captioned(sheet: Image.Image, captions: Sequence[str]) -> Image.Image:
 def mixes(generator: Generator, own: Tensor, other: Tensor, lam: float) -> Tensor:
     """Decodes of ``lam * own + (1 - lam) * other`` along the generator's path, ``[n, C, R, R]``."""
     path = path_named(generator.preferred_path)
-    return generator.decode(path(own, other, torch.full((len(own),), lam)).to(generator.device)).cpu()
+    return generator.decode(path(own, other, own.new_full((len(own),), lam)).to(generator.device)).cpu()
 
 
 def mix_sheet(
     generator: Generator, own: Tensor, other: Tensor, real_own: Tensor, real_other: Tensor, *, zoom: int = 2
 ) -> bytes:
-    """A PNG that lets one judge the mixes: real, reconstructed, three mixes, and a pixel mix to compare with.
+    """A PNG to judge mixes by: real images, their reconstructions, three mixes, and a pixel mix to compare with.
 
     Args:
         generator: Decodes the codes.

@@ -1,4 +1,4 @@
-"""``demo`` and ``preview``: what the method does, in a few minutes or a picture."""
+"""``demo`` and ``preview``: the method in a few minutes, or in a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latent_mixup.cli.shared import FOLDER, one_sentence
 
 @click.command()
 @click.option("--out", type=FOLDER, default=Path("latent-mixup-demo"), show_default=True, help="Folder for results.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws.")
 @one_sentence
 def demo(out: Path, seed: int) -> None:
     """Train a classifier in seven ways on the bundled data: a table and a picture, in a few minutes."""
@@ -24,26 +24,46 @@ def demo(out: Path, seed: int) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--bank", help="Folder, bundled name or Hub id of the bank; default: NAME.")
+@click.option("--bank", help="Folder, bundled name or Hub id of the bank. Default: NAME.")
 @click.option(
-    "--pairs", multiple=True, required=True, metavar="CLASS,CLASS", help="Two classes, by name or number; repeatable."
+    "--pairs",
+    multiple=True,
+    required=True,
+    metavar="CLASS,CLASS",
+    help="Two classes, each by name (in any case) or number; repeatable.",
 )
-@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Rows a pair of classes.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("preview.png"), show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Rows for each pair of classes.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("preview.png"),
+    show_default=True,
+    help="PNG to write.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace --out where it exists.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of codes.")
 @one_sentence
-def preview(name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out: Path, seed: int) -> None:
+def preview(
+    name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out: Path, overwrite: bool, seed: int
+) -> None:
     """Draw mixes of chosen classes with the generator NAME (folder, bundled name or Hub id)."""
-    from latent_mixup import LatentBank, files, load_generator
+    from latent_mixup import LatentBank, load_generator
     from latent_mixup.demo.preview import preview_sheet
 
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists: choose another --out, or replace it with --overwrite")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out needs a name that ends in .png: got {out.name!r}")
     chosen = []
     for pair in pairs:
         first, comma, second = pair.partition(",")
         if not comma or "," in second:
-            raise ValueError(f"--pairs needs two classes with a comma between them: got {pair!r}")
+            raise ValueError(
+                f"--pairs needs two classes with a comma between them: got {pair!r}; "
+                "a class whose name has a comma goes by its number"
+            )
         chosen.append((first, second))
-    codes = LatentBank.from_pretrained(bank or name)
-    sheet = preview_sheet(load_generator(name), codes, chosen, rows=rows, seed=seed)
-    files.write_folder(out.parent, {out.name: sheet})
+    sheet = preview_sheet(load_generator(name), LatentBank.from_pretrained(bank or name), chosen, rows=rows, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(sheet)
     click.echo(f"{out} written")

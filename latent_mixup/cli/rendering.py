@@ -14,11 +14,15 @@ from latent_mixup.cli.shared import FOLDER, one_sentence, part_of, part_options
 @click.argument("generator")
 @click.argument("bank")
 @click.argument("out", type=FOLDER)
-@click.option("--n", type=click.IntRange(1), required=True, help="How many mixes.")
+@click.option("--n", type=click.IntRange(1), required=True, help="Number of mixes.")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="lam is drawn from Beta(alpha, alpha).")
-@click.option("--path", type=click.Choice(["lerp", "slerp"]), help="Between two codes; default: the generator's own.")
-@click.option("--policy", help="robust, paper, or a JSON file that says how a mix is made, for --alpha and --path.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--path", type=click.Choice(["lerp", "slerp"]), help="Path between two codes. Default: the generator's own."
+)
+@click.option(
+    "--policy", help="How a mix is made, in place of --alpha and --path: robust, paper, or a JSON file with a policy."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Mixes decoded in one call.")
 @click.option("--autocast", type=click.Choice(["bfloat16", "float16"]), help="Decode in half precision.")
 @click.option("--channels-last", is_flag=True, help="Decode in this memory format.")
@@ -39,9 +43,9 @@ def render_command(
 ) -> None:
     """Decode mixes of the codes in BANK with GENERATOR (folders, bundled names or Hub ids) once, into the folder OUT.
 
-    lm.RenderedMixupDataset(OUT) serves them as fast as stored images. Killed at any moment, it goes on where it was
-    when it is run again. Several processes share the work by --shard, or when python -m torch.distributed.run
-    --nproc_per_node=N -m latent_mixup starts them; whoever is last puts the pool together.
+    lm.RenderedMixupDataset(OUT) reads them as fast as stored images. A killed command resumes when it is run again.
+    Several processes share the work by --shard, or when python -m torch.distributed.run --nproc_per_node=N -m
+    latent_mixup starts them; the last one puts the pool together.
     """
     import torch
 
@@ -63,14 +67,14 @@ def render_command(
         **settings,
     )
     if not complete:
-        click.echo(f"shard {part.shard[0]}/{part.shard[1]} is done; the pool is put together by the shard that is last")
+        click.echo(f"shard {part.shard[0]}/{part.shard[1]} is done; the last shard puts the pool together")
         return
     size = sum(path.stat().st_size for path in out.glob("pool.*"))
     click.echo(f"{out}: {n:,} mixes, {size / 1e6:,.0f} MB")
 
 
 def _policy(name: str) -> Any:
-    """What ``--policy`` says: a policy's name, or what a JSON file holds; raises ``ValueError`` where it is neither."""
+    """A policy's name, or the policy in a JSON file; raises ``ValueError`` where it is neither."""
     from latent_mixup import files
     from latent_mixup.policies import NAMED, from_config
 
@@ -78,4 +82,9 @@ def _policy(name: str) -> Any:
         return name
     if not Path(name).is_file():
         raise ValueError(f"--policy needs one of {', '.join(NAMED)}, or a JSON file: got {name!r}")
-    return from_config(files.read_json(Path(name)))
+    try:
+        return from_config(files.read_json(Path(name)))
+    except files.FormatError:
+        raise
+    except ValueError as cause:
+        raise ValueError(f"{name}: {cause}") from cause

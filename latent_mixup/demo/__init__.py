@@ -1,1 +1,1 @@
-"""``latent-mixup demo`` and ``preview``: the method on what comes with the package."""
+"""``latent-mixup demo`` and ``preview``, and the training methods that the demo and the benchmarks compare."""

@@ -1,7 +1,7 @@
-"""Ways to train a classifier, compared on the same footing: the demo, and the larger benchmarks.
+"""Training methods for a classifier, compared on equal terms by the demo and the benchmarks.
 
-Same network and first weights (per seed), same loss, range [-1, 1], batch size, number of steps and learning
-rate; only what the network sees differs.
+Network, first weights (per seed), loss, range [-1, 1], batch size, number of steps and learning rate are the same; only
+the images and targets differ.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from latent_mixup.augment.base import Decoder
 from latent_mixup.augment.loader import LatentMixupLoader
 from latent_mixup.bank import LatentBank
 from latent_mixup.classifiers import PaperCNN
-from latent_mixup.functional import mix_targets, soft_targets
+from latent_mixup.functional import lerp, mix_targets, soft_targets
 from latent_mixup.generators.base import Generator
-from latent_mixup.interpolation import lerp
 from latent_mixup.policies import NAMED, BankView, Beta, Draw, Policy
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
 from latent_mixup.sampling import keyed_generator
@@ -52,7 +52,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Codes:
-    """What the methods that decode need beside the data; every row of the bank needs a label."""
+    """Generator and bank, for the methods that decode; every row of the bank needs a label."""
 
     generator: Generator
     bank: LatentBank
@@ -68,14 +68,14 @@ class Codes:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method gets.
+    """The training budget, the same for every method.
 
     Attributes:
         epochs: Passes over as many images as the training set has.
         batch_size: Images a step.
         lr: First learning rate of Adam; times 0.9 each epoch.
-        alpha: Of the Beta distribution, for every method that mixes.
-        deepfool_images: The first so many test images get a DeepFool score.
+        alpha: Parameter of the Beta distribution, for every method that mixes.
+        deepfool_images: Number of test images, from the first, with a DeepFool score.
     """
 
     epochs: int
@@ -164,9 +164,9 @@ def manifold_mixup(run: Run) -> tuple[Batches, Loss]:
 
 
 def decoded_mixes(prob: float, policy: Policy | None = None) -> Method:
-    """Mixes of codes: a share ``prob`` of each batch is decoded mixes, made as ``policy`` says.
+    """Mixes of codes: a share ``prob`` of each batch is decoded mixes.
 
-    Without a policy they are the paper's, with the budget's ``alpha``.
+    ``policy`` makes them; None stands for the paper's, with the budget's ``alpha``.
     """
 
     def method(run: Run) -> tuple[Batches, Loss]:
@@ -190,38 +190,37 @@ def decoded_mixes(prob: float, policy: Policy | None = None) -> Method:
 def decoded(prob: float) -> Method:
     """A control: the codes that :func:`decoded_mixes` would mix, decoded without mixing, with their own labels."""
 
-    def batches(run: Run) -> Batches:
+    def made(run: Run, draw: Draw) -> tuple[Tensor, Tensor]:
         codes = run.needed_codes()
-        for images, labels, draw in run.draws(prob):
-            latents, own = codes.bank[draw.rows]
-            slots, targets = draw.slots.to(images.device), soft_targets(labels, run.data.num_classes)
-            yield (
-                images.index_copy(0, slots, run.transformed(decode(codes.generator, latents))),
-                targets.index_copy(0, draw.slots, soft_targets(own, run.data.num_classes)),
-            )
+        latents, labels = codes.bank[draw.rows]
+        return Decoder(codes.generator)(latents), soft_targets(labels, run.data.num_classes)
 
-    return lambda run: (batches(run), cross_entropy)
+    return _in_place_of_mixes(prob, made)
 
 
 def pixel_mix_of_decoded(prob: float) -> Method:
     """A control: the pairs that :func:`decoded_mixes` would mix, decoded one by one, their pixels mixed instead."""
 
+    def made(run: Run, draw: Draw) -> tuple[Tensor, Tensor]:
+        codes = run.needed_codes()
+        decode = Decoder(codes.generator)
+        (own, labels_a), (other, labels_b) = codes.bank[draw.rows], codes.bank[draw.partners]
+        mixed = mix_targets(labels_a, labels_b, draw.lam, run.data.num_classes)
+        return lerp(decode(own), decode(other), draw.lam), mixed
+
+    return _in_place_of_mixes(prob, made)
+
+
+def _in_place_of_mixes(prob: float, made: Callable[[Run, Draw], tuple[Tensor, Tensor]]) -> Method:
+    """Batches whose mixes are replaced by the images and soft targets that ``made`` gives for their draw."""
+
     def batches(run: Run) -> Batches:
-        codes, num_classes = run.needed_codes(), run.data.num_classes
         for images, labels, draw in run.draws(prob):
-            (own, labels_a), (other, labels_b) = codes.bank[draw.rows], codes.bank[draw.partners]
-            pictures = [run.transformed(decode(codes.generator, latents)) for latents in (own, other)]
-            mixed = mix_targets(labels_a, labels_b, draw.lam, num_classes)
-            slots, targets = draw.slots.to(images.device), soft_targets(labels, num_classes)
-            yield images.index_copy(0, slots, lerp(*pictures, draw.lam)), targets.index_copy(0, draw.slots, mixed)
+            pictures, targets = made(run, draw)
+            own = soft_targets(labels, run.data.num_classes)
+            yield images.index_copy(0, draw.slots.to(images.device), pictures), own.index_copy(0, draw.slots, targets)
 
     return lambda run: (batches(run), cross_entropy)
-
-
-@torch.no_grad()
-def decode(generator: Generator, latents: Tensor) -> Tensor:
-    """Images of codes, without gradients, on the generator's device."""
-    return generator.decode(latents.to(generator.device))
 
 
 REAL_METHODS: dict[str, Method] = {"standard": standard, "mixup": mixup, "manifold_mixup": manifold_mixup}
@@ -256,7 +255,7 @@ def train_paper_cnn(
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's global streams of the CPU and of a CUDA device, seeded for a while and then put back."""
+    """Inside, torch's global random state of the CPU and of a CUDA device is seeded; afterwards it is as it was."""
     on = torch.device(device)
     with torch.random.fork_rng(devices=[] if on.type == "cpu" else [on], device_type="cuda"):
         torch.manual_seed(seed)
@@ -284,7 +283,7 @@ def train_and_score(
         data: Real images; a method that decodes takes its decoded images from ``codes``.
         codes: Generator and bank; None for a method that does not decode.
         budget: The same for all methods that are compared.
-        seed: Of the first weights, the order of the images, and every draw.
+        seed: Seed of the first weights, the order of the images, and every draw.
         on_step: Called after each training step.
 
     Returns:
@@ -312,7 +311,7 @@ def score(model: PaperCNN, data: Data, deepfool_images: int) -> dict[str, Any]:
 
 
 def circumstances(codes: Codes | None, budget: Budget, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a result has to carry with it: budget, digests, versions and the machine's kind."""
+    """Budget, digests, versions and hardware, to store with a result."""
     on = torch.device(device)
     return {
         "budget": asdict(budget),

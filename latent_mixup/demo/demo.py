@@ -1,14 +1,14 @@
-"""``latent-mixup demo``: the main job on what comes with the package, in a few minutes on two cores."""
+"""``latent-mixup demo``: latent mixup beside other methods on the bundled data, in a few minutes on two cores."""
 
 from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from latent_mixup import files
 from latent_mixup.bank import LatentBank
@@ -16,7 +16,8 @@ from latent_mixup.bundled import BundledImages
 from latent_mixup.demo.comparison import CODE_METHODS, METHODS, Budget, Codes, Data, circumstances, train_and_score
 from latent_mixup.generators import load_generator
 from latent_mixup.images import from_uint8
-from latent_mixup.pictures import mix_sheet
+from latent_mixup.pictures import mix_sheet, text_table
+from latent_mixup.runs import Progress
 
 NAME = "fashion-mnist"
 BUDGET = Budget(epochs=6, deepfool_images=500)
@@ -38,23 +39,23 @@ def run_demo(out: Path, *, seed: int = 0, budget: Budget = BUDGET, progress: boo
 
     Args:
         out: Folder for the two files.
-        seed: Of everything that is drawn.
-        budget: What every method gets.
-        progress: Show a progress bar.
+        seed: Seed of all draws.
+        budget: Training budget of every method.
+        progress: Show a progress bar on a terminal, elsewhere a line a minute.
 
     Returns:
-        What ``demo.json`` holds.
+        The content of ``demo.json``.
     """
     started = time.perf_counter()
     data, codes = bundled_data(), bundled_codes()
     files.write_folder(out, {"mixes.png": demo_sheet(data, codes)})
     steps = budget.steps(data.train_images)
     results = []
-    with tqdm(total=len(METHODS) * steps, unit="step", disable=None if progress else True) as bar:
+    with Progress(len(METHODS) * steps, "demo", "steps", show=progress) as bar:
         for method in METHODS:
-            bar.set_description(method)
             used = codes if method in CODE_METHODS else None
-            results.append(train_and_score(method, data, used, budget, seed=seed, on_step=bar.update))
+            advance = partial(bar.advance, 1, method)
+            results.append(train_and_score(method, data, used, budget, seed=seed, on_step=advance))
     record = {
         "dataset": NAME,
         "train_images": len(data.train_images),
@@ -68,29 +69,25 @@ def run_demo(out: Path, *, seed: int = 0, budget: Budget = BUDGET, progress: boo
 
 def demo_sheet(data: Data, codes: Codes) -> bytes:
     """A PNG of sixteen bank rows, their partners and their mixes. Bank rows and bundled images are in one order."""
-    rows, partners = torch.randint(len(codes.bank), (2, 16), generator=torch.Generator().manual_seed(0))
+    rows, partners = torch.randint(len(codes.bank), (2, 16), generator=torch.Generator().manual_seed(0), device="cpu")
     own, other = codes.bank[rows][0], codes.bank[partners][0]
     return mix_sheet(codes.generator, own, other, data.train_images[rows], data.train_images[partners])
 
 
 def demo_table(record: dict[str, Any]) -> str:
     """The results as a table of text."""
-    shown, test = record["results"], record["results"][0]["test_images"]
-    lines = [
-        f"{record['dataset']}: {record['train_images']:,} training images, {shown[0]['steps']:,} steps of "
-        f"{record['budget']['batch_size']} each, seed {shown[0]['seed']}",
-        "",
-        f"{'':24}{'accuracy':>10}{'blurred':>10}{'DeepFool':>10}",
-    ]
-    for row in shown:
-        lines.append(
-            f"{row['method']:24}{row['accuracy']:10.4f}{row['blurred_accuracy']:10.4f}{row['deepfool_score']:10.3f}"
-        )
+    shown = record["results"]
     deepfool = shown[0]["deepfool"]
-    lines += [
-        "",
-        f"accuracy and blurred accuracy (kernel 5, sigma 5): {test:,} test images. DeepFool: mean L2 norm of the",
-        f"smallest fooling perturbation found, in units of {deepfool['units']}, first {deepfool['n_images']:,} images.",
-        "decoded: codes decoded without mixing, the control. One seed is one seed: see the README for several.",
+    numbers = [
+        (row["method"], f"{row['accuracy']:.4f}", f"{row['blurred_accuracy']:.4f}", f"{row['deepfool_score']:.3f}")
+        for row in shown
     ]
-    return "\n".join(lines)
+    return f"""\
+{record["dataset"]}: {record["train_images"]:,} training images, {shown[0]["steps"]:,} steps of \
+{record["budget"]["batch_size"]} each, seed {shown[0]["seed"]}
+
+{text_table([("", "accuracy", "blurred", "DeepFool"), *numbers])}
+
+accuracy and blurred accuracy (kernel 5, sigma 5): {shown[0]["test_images"]:,} test images. DeepFool: mean L2 norm
+of the smallest fooling perturbation found, in units of {deepfool["units"]}, first {deepfool["n_images"]:,} images.
+decoded: codes decoded without mixing, the control. One seed is one seed: see the README for several."""

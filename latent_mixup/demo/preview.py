@@ -1,7 +1,9 @@
-"""``latent-mixup preview``: what mixes of two chosen classes look like."""
+"""``latent-mixup preview``: mixes of chosen classes as a picture."""
 
 from __future__ import annotations
 
+import difflib
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -13,25 +15,39 @@ from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
 
 LAMS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.15, 0.0)
+COLUMN_WIDTH = 84  # pixels, about: small images are enlarged to it
+NAME_LENGTH = 40  # of a class in a caption
 
 
-def class_index(name: str, classes: Sequence[str] | None, num_classes: int) -> int:
-    """A class by its number, its name, or an unambiguous beginning of it, in any case.
+def class_names(bank: LatentBank) -> list[str]:
+    """The names of a bank's classes; their numbers where its metadata does not name them all."""
+    named = bank.metadata.get("classes")
+    complete = isinstance(named, list) and len(named) == bank.num_classes and all(isinstance(n, str) for n in named)
+    return named if complete else [str(number) for number in range(bank.num_classes)]
+
+
+def class_index(wanted: str, names: Sequence[str]) -> int:
+    """A class by its name, in any case, or its number.
 
     Raises:
-        ValueError: No class is called that, or several begin with it.
+        ValueError: No class has this name or number, or several have it that differ in case alone.
     """
-    wanted = name.strip().lower()
-    known = [str(label).lower() for label in classes or range(num_classes)]
-    if wanted in known:
-        return known.index(wanted)
-    if wanted.isdigit() and int(wanted) < num_classes:
-        return int(wanted)
-    starting = [number for number, label in enumerate(known) if wanted and label.startswith(wanted)]
-    if len(starting) == 1:
-        return starting[0]
-    problem = "is the beginning of several classes" if starting else "is no class"
-    raise ValueError(f"{name!r} {problem} of this bank: expected one of {', '.join(known)}")
+    exact = wanted.strip()
+    if exact in names:
+        return list(names).index(exact)
+    same = [number for number, name in enumerate(names) if name.lower() == exact.lower()]
+    if len(same) == 1:
+        return same[0]
+    if exact.isdecimal() and int(exact) < len(names):
+        return int(exact)
+    known = textwrap.shorten(", ".join(names), 400, placeholder=" ...")
+    if same:
+        raise ValueError(f"{exact!r} is the name of several classes, in other cases: use one of the numbers {same}")
+    lower = [name.lower() for name in names]
+    begin = [name for name in lower if exact and name.startswith(exact.lower())]
+    near = begin or difflib.get_close_matches(exact.lower(), lower, 1)
+    meant = f": did you mean {' or '.join(map(repr, near[:3]))}?" if near else ":"
+    raise ValueError(f"{exact!r} is no class of this bank{meant} expected the number or name of one, of {known}")
 
 
 def preview_sheet(
@@ -41,10 +57,10 @@ def preview_sheet(
 
     Args:
         generator: Decodes the bank's codes.
-        bank: Codes and labels, of soft ones the likeliest class; ``metadata["classes"]`` names the classes.
-        pairs: Two classes each: names, beginnings of names, or numbers.
+        bank: Codes and labels; a soft label counts as its likeliest class. ``metadata["classes"]`` names the classes.
+        pairs: Two classes each: names, in any case, or numbers.
         rows: Random pairs of codes shown for each pair of classes.
-        seed: Of the choice of codes.
+        seed: Seed of the choice of codes.
 
     Raises:
         ValueError: A class is not known, or the bank has no code of it, or no labels at all.
@@ -52,18 +68,19 @@ def preview_sheet(
     bank.check(generator)
     if (bank.labels < 0).all():
         bank.check_labelled()
-    classes = bank.metadata.get("classes")
+    names = class_names(bank)
     strips, captions = [], []
     for number, pair in enumerate(pairs):
-        indices = [class_index(name, classes, bank.num_classes) for name in pair]
+        indices = [class_index(name, names) for name in pair]
         own, other = (
             bank[_rows_of_class(bank, index, rows, keyed_generator("preview", seed, number, side))][0]
             for side, index in enumerate(indices)
         )
-        along = torch.stack([mixes(generator, own, other, lam) for lam in LAMS], dim=1)
-        strips += list(along)
-        captions += [" to ".join(classes[index].lower() if classes else str(index) for index in indices)] * rows
-    return png(strips, captions, zoom=3)
+        strips += list(torch.stack([mixes(generator, own, other, lam) for lam in LAMS], dim=1))
+        first, second = (textwrap.shorten(names[index].lower(), NAME_LENGTH, placeholder=" ...") for index in indices)
+        captions += [f"{first} to {second}"] * rows
+    headings = ["weight of the first", *(f"{lam:g}" for lam in LAMS)]
+    return png(strips, captions, headings=headings, zoom=max(1, round(COLUMN_WIDTH / generator.img_resolution)))
 
 
 def _rows_of_class(bank: LatentBank, label: int, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -71,4 +88,4 @@ def _rows_of_class(bank: LatentBank, label: int, count: int, generator: torch.Ge
     if not len(of_class):
         known = sorted(set(bank.hard_labels.tolist()) - {MISSING})
         raise ValueError(f"the bank has no code of class {label}: it has {known}")
-    return of_class[torch.randint(len(of_class), (count,), generator=generator)]
+    return of_class[torch.randint(len(of_class), (count,), generator=generator, device="cpu")]

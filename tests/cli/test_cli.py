@@ -14,6 +14,7 @@ from latent_mixup import load_generator
 from latent_mixup.cli import main
 from latent_mixup.demo import demo
 from latent_mixup.demo.comparison import METHODS, Budget, Codes, Data
+from latent_mixup.pictures import HEADING_HEIGHT
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in main.commands)])
@@ -44,18 +45,25 @@ def test_demo_trains_all_methods_and_writes_table_and_picture(tmp_path, monkeypa
 def test_preview_draws_the_classes_asked_for(tmp_path):
     out = tmp_path / "sheet.png"
     code, output = call(
-        "preview", "fashion-mnist", "--pairs", "sneaker,shirt", "--pairs", "bag,ankle", "--rows", "2", "--out", out
+        "preview", "fashion-mnist", "--pairs", "sneaker,shirt", "--pairs", "bag,ankle boot", "--rows", "2", "--out", out
     )
     assert (code, output.strip()) == (0, f"{out} written")
     with Image.open(out) as picture:
-        assert picture.height == 4 * (3 * 28 + 2) + 2
+        assert picture.height == HEADING_HEIGHT + 4 * (3 * 28 + 2) + 2
+    before = out.read_bytes()
+    code, output = call("preview", "fashion-mnist", "--pairs", "5,6", "--out", out)
+    assert (code, out.read_bytes()) == (1, before)
+    assert f"{out} exists: choose another --out, or replace it with --overwrite" in output
+    code, output = call("preview", "fashion-mnist", "--pairs", "5,6", "--out", out, "--overwrite")
+    assert (code, out.read_bytes() == before) == (0, False)
 
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ("sneaker,hat", "'hat' is no class of this bank: expected one of t-shirt/top, trouser"),
-        ("sneaker,s", "'s' is the beginning of several classes"),
+        ("sneaker,hat", "'hat' is no class of this bank: expected the number or name of one, of T-shirt/top, Trouser"),
+        ("a,b", "'a' is no class of this bank: did you mean 'ankle boot'?"),
+        ("sneaker,s", "'s' is no class of this bank: did you mean 'sandal' or 'shirt' or 'sneaker'?"),
         ("sneaker", "--pairs needs two classes with a comma between them: got 'sneaker'"),
         ("sneaker,shirt,bag", "--pairs needs two classes"),
         ("sneaker,10", "'10' is no class"),
