@@ -1,92 +1,120 @@
-"""Stopping and going on: what a run of training writes, and when it takes it up again."""
+"""Checkpoints: one file with everything that the next step of a training depends on.
+
+Equal states give equal bytes, whether or not the training was interrupted on the way.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from latent_mixup import files
+from latent_mixup.runs import differences
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.json"
-# what torch makes of a file that is cut, overwritten or no checkpoint at all
-BROKEN = (RuntimeError, EOFError, UnpicklingError, LookupError, TypeError, ValueError, AttributeError)
+FORMAT_VERSION = 2  # checkpoints of 0.1.0 have none; their random streams were others
+# what torch.load raises for a file that is cut, overwritten or no checkpoint at all
+BROKEN = (RuntimeError, OSError, EOFError, UnpicklingError, LookupError, TypeError, ValueError, AttributeError)
 
 
-def read_checkpoint(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The state a run in ``folder`` left behind, or None where there is none.
+def read_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state that a training left in ``folder``, or None where there is none.
 
     Args:
-        folder: Of the run.
-        identity: What decides the result of the run; the checkpoint's key ``"identity"`` has to be the same.
+        folder: Folder of the run.
+        identity: Everything that decides the result of the training; has to equal the checkpoint's ``"identity"``.
 
     Raises:
-        ValueError: The file is broken, no checkpoint of this module's, or of another run.
+        ValueError: The file is broken, no checkpoint, of an older version, or of another training.
+        OSError: The file cannot be read.
     """
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
         return None
+    content = path.read_bytes()
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except BROKEN as cause:
         problem = f"{type(cause).__name__}: {cause}"
-        raise ValueError(f"{path} is no whole checkpoint: remove it to start again ({problem})") from cause
+        raise ValueError(f"{path} is not a whole checkpoint: remove it to start again ({problem})") from cause
     found = state.get("identity") if isinstance(state, dict) else None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} does not say what run it is of: choose another folder, or remove it to start again")
+        raise ValueError(f"{path} does not name its training: choose another folder, or remove it to start again")
+    if state.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} needs format_version {FORMAT_VERSION}: got {state.get('format_version')!r:.40}, of another "
+            "version of latent-mixup, which draws other random numbers; finish the training with that version, or "
+            "remove the file to start again"
+        )
     wrong = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
     if wrong:
         raise ValueError(
-            f"the checkpoint in {folder} was made with another {' and '.join(wrong)}: expected "
-            f"{[identity.get(key) for key in wrong]}, found {[found.get(key) for key in wrong]}; "
-            "choose another folder, or the same settings"
+            f"the checkpoint in {folder} was made with another {' and '.join(wrong)} "
+            f"({'; '.join(differences(found, identity)):.1000}): choose another folder, or the same settings"
         )
-    return state
+    return dict(state)
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any], sheet: bytes) -> None:
-    """Write a run's state, its sheet ``sheet-STEP.png`` and, where it keeps one, its log; all of them or none.
-
-    Args:
-        folder: Of the run.
-        state: With ``"identity"``, as :func:`read_checkpoint` compares it, ``"step"``, and perhaps ``"log"``.
-        sheet: A PNG.
-    """
-    log = {LOG_FILE: (json.dumps(state["log"], indent=1) + "\n").encode()} if "log" in state else {}
-    sheets = {f"sheet-{state['step']:06d}.png": sheet}
-    files.write_folder(folder, {**sheets, **log, CHECKPOINT_FILE: lambda path: torch.save(state, path)})
-
-
-class Stepping(Protocol):
-    """A run that knows how many steps it has taken."""
-
-    step: int
-
-
-def checkpoints_due(
-    training: Stepping, steps: int, advance: Callable[[], dict[str, float]], *, every: int, progress: bool
-) -> Iterator[tuple[dict[str, float], Any]]:
-    """Take a run to its last step under a progress bar, and stop wherever a checkpoint is due.
+def write_checkpoint(
+    folder: Path, state: Mapping[str, Any], sheet: bytes, log: Sequence[Mapping[str, float]] | None = None
+) -> None:
+    """Write a training's state, its sheet ``sheet-STEP.png`` and its log; all of them or none.
 
     Args:
-        training: Says where the run is; ``advance`` moves it on.
-        steps: The last.
-        advance: Takes one step and gives its losses.
-        every: Steps between two checkpoints; the last step has one as well.
-        progress: Show the bar.
+        folder: Folder of the run.
+        state: Holds ``"identity"``, see :func:`read_checkpoint`, and ``"step"``.
+        sheet: PNG of what the networks do at this step.
+        log: A row of numbers for each checkpoint. It lies in a file of its own, since its seconds are never the same.
 
-    Yields:
-        The losses of the step, and the bar, for a postfix.
+    Raises:
+        OSError: The folder cannot be written to, or the disk is full; the checkpoint before this one stays.
     """
-    with tqdm(initial=training.step, total=steps, desc="train", unit="step", disable=None if progress else True) as bar:
-        while training.step < steps:
-            losses = advance()
-            bar.update()
-            if training.step % every == 0 or training.step == steps:
-                yield losses, bar
+    content = canonical({"format_version": FORMAT_VERSION, **state})
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            torch.save(content, file)
+
+    logs = {} if log is None else {LOG_FILE: (json.dumps(log, indent=1) + "\n").encode()}
+    try:
+        files.write_folder(folder, {f"sheet-{state['step']:06d}.png": sheet, **logs, CHECKPOINT_FILE: write})
+    except (OSError, RuntimeError) as cause:  # torch makes a RuntimeError of a full disk
+        raise OSError(
+            f"cannot write the checkpoint of step {state['step']:,} into {folder} ({cause}): make room for it and "
+            "start again, which goes on from the checkpoint before it"
+        ) from cause
+
+
+def read_log(folder: Path, last_step: int) -> list[dict[str, float]]:
+    """The rows of a training's log up to ``last_step``, the step of its checkpoint.
+
+    Raises:
+        ValueError: The file is not a log.
+    """
+    path = folder / LOG_FILE
+    if not path.is_file():
+        return []
+    try:
+        return [{**row} for row in json.loads(path.read_bytes()) if row["step"] <= last_step]
+    except (ValueError, TypeError, LookupError, RecursionError) as cause:
+        raise ValueError(f"{path} is not a training's log ({cause}): remove it to go on without it") from cause
+
+
+def canonical(value: Any) -> Any:
+    """A copy in which equal strings are one object, and nothing else is shared: pickle writes shared objects once."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {canonical(key): canonical(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(canonical, value))
+    return sys.intern(value) if isinstance(value, str) else value

@@ -1,25 +1,25 @@
-"""How an encoder is trained: on generated images, whose codes are known, or on real ones, by what codes decode to."""
+"""Training of an encoder on generated images, whose codes are known, or on real ones and the decodes of their codes."""
 
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
-from latent_mixup import files
 from latent_mixup.encoders import Encoder, MLPEncoder, ReStyleEncoder
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import from_uint8
 from latent_mixup.losses.base import Loss, PlainLoss, TargetLoss, callable_id, pixel_mse
+from latent_mixup.networks import eval_mode
 from latent_mixup.pictures import png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
+from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images
 
 Arch: TypeAlias = Literal["mlp", "restyle"]
 
@@ -29,8 +29,8 @@ SHEET_IMAGES = 20
 
 
 @dataclass(frozen=True)
-class EncoderRecipe:
-    """What decides the result of a training run; kept in its checkpoint and compared on resume.
+class EncoderRecipe(TrainingRecipe):
+    """Settings of :func:`train_encoder`.
 
     The defaults show an MLP as many pairs as the paper does, 6 times 64,000, but each pair once.
 
@@ -38,11 +38,11 @@ class EncoderRecipe:
         steps: Training steps.
         batch_size: Images a step.
         lr: Peak learning rate of Adam: up over the first twentieth of the steps, down to zero along a half cosine.
-        generated: Share of generated images in a batch, beside real ones, for ReStyle; all where there are no real
-            ones, and for the MLP.
+        generated: Share of generated images in a batch, beside real ones, for ReStyle. Without real images, and for
+            the MLP, all images are generated.
         code_weight: Weight of the MSE of the codes of generated images beside the image loss, for ReStyle.
         mean_weight: Weight of the mean square distance of the codes from the mean code, for ReStyle.
-        seed: Of every draw: those of a step depend on (seed, step) alone.
+        seed: The first weights depend on it alone, the draws of a step on (seed, step).
     """
 
     steps: int = 3_000
@@ -53,64 +53,81 @@ class EncoderRecipe:
     mean_weight: float = 1e-4
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.generated <= 1:
+            raise ValueError(f"generated needs to be in [0, 1]: got {self.generated!r}")
 
-class EncoderTraining:
-    """Network, optimiser and the step counter of one run: what a checkpoint holds.
+
+class EncoderTraining(Training):
+    """See :class:`~latent_mixup.training.run.Training`.
 
     Args:
         encoder: Trained in place.
-        recipe: How.
-        loss: Of what a pass's codes decode to.
+        recipe: Settings.
+        loss: Compares decodes with images, for ReStyle.
+        images_uint8: Real images ``[N, C, R, R]`` uint8, or None.
     """
 
-    def __init__(self, encoder: Encoder, recipe: EncoderRecipe, loss: Loss) -> None:
-        self.encoder, self.recipe, self.step = encoder.train().requires_grad_(True), recipe, 0
+    stateful = ("network", "optimizer")
+    network: Encoder
+    recipe: EncoderRecipe
+
+    def __init__(self, encoder: Encoder, recipe: EncoderRecipe, loss: Loss, images_uint8: Tensor | None = None) -> None:
+        super().__init__(encoder.train().requires_grad_(True), recipe, images_uint8)
+        loss = loss.to(encoder.generator.device) if isinstance(loss, torch.nn.Module) else loss
+        self.loss_id = callable_id(loss)
         self.loss: TargetLoss = loss if isinstance(loss, TargetLoss) else PlainLoss(loss)
         self.optimizer = torch.optim.Adam(encoder.parameters(), lr=recipe.lr)
 
-    def ramp(self) -> float:
-        """Share of the peak learning rate at this step."""
-        warm = min(1.0, (self.step + 1) / (WARM_UP * self.recipe.steps))
-        return warm * (1 + math.cos(math.pi * self.step / self.recipe.steps)) / 2
+    def identity(self) -> dict[str, Any]:
+        """The generator and the loss as well."""
+        architecture = {"architecture": type(self.network).__name__}
+        identity = super().identity()
+        identity["network"] |= architecture
+        return {**identity, "generator": self.network.generator.digest(), "loss": self.loss_id}
 
-    def advance(self, images_uint8: Tensor | None) -> dict[str, float]:
-        """One training step on real images ``[N, C, R, R]`` uint8 or none; returns the losses, ``"pass 1"`` and so on.
+    def finish(self) -> dict[str, Any]:
+        """Name the loss."""
+        return {"loss": self.loss_id if isinstance(self.network, ReStyleEncoder) else "mse of the codes"}
+
+    def advance(self) -> dict[str, float]:
+        """One step; returns the loss of the codes, or those of ReStyle's passes, ``"pass 1"`` and so on.
 
         Each pass has its own gradient, through one decode; the codes that it starts from are constants.
 
         Reference: ReStyle, section 3.
         """
-        images, known = self.batch(images_uint8)
-        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * self.ramp()
+        images, known = self.batch()
+        warm = min(1.0, (self.step + 1) / (WARM_UP * self.recipe.steps))
+        ramp = warm * (1 + math.cos(math.pi * self.step / self.recipe.steps)) / 2
+        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * ramp
         self.optimizer.zero_grad()
-        encoder = self.encoder
-        losses = (
-            self._passes(encoder, images, known) if isinstance(encoder, ReStyleEncoder) else self._codes(images, known)
-        )
+        if isinstance(self.network, ReStyleEncoder):
+            losses = self._passes(self.network, images, known)
+        else:
+            loss = F.mse_loss(self.network(images), known)
+            loss.backward()
+            losses = {"codes": loss.item()}
         self.optimizer.step()
         self.step += 1
         return losses
 
     @torch.no_grad()
-    def batch(self, images_uint8: Tensor | None) -> tuple[Tensor, Tensor]:
+    def batch(self) -> tuple[Tensor, Tensor]:
         """This step's images ``[B, C, R, R]``, real ones first, and the codes of the generated ones that follow."""
-        recipe, generator = self.recipe, self.encoder.generator
+        recipe, generator = self.recipe, self.network.generator
         draw = keyed_generator("train-encoder", recipe.seed, self.step)
-        learns_from_real = images_uint8 is not None and isinstance(self.encoder, ReStyleEncoder)
+        learns_from_real = self.images is not None and isinstance(self.network, ReStyleEncoder)
         num_generated = round(recipe.generated * recipe.batch_size) if learns_from_real else recipe.batch_size
         parts, known = [], generator.mean_latent().new_empty(0, *generator.latent_shape)
-        if images_uint8 is not None and num_generated < recipe.batch_size:
-            rows = torch.randint(len(images_uint8), (recipe.batch_size - num_generated,), generator=draw)
-            parts.append(from_uint8(images_uint8[rows].to(generator.device)))
+        if self.images is not None and num_generated < recipe.batch_size:
+            rows = torch.randint(len(self.images), (recipe.batch_size - num_generated,), generator=draw)
+            parts.append(from_uint8(self.images[rows].to(generator.device)))
         if num_generated:
             known = generator.sample_latents(num_generated, draw)
             parts.append(generator.decode(known))
         return torch.cat(parts), known
-
-    def _codes(self, images: Tensor, known: Tensor) -> dict[str, float]:
-        loss = F.mse_loss(self.encoder(images), known)
-        loss.backward()
-        return {"codes": loss.item()}
 
     def _passes(self, encoder: ReStyleEncoder, images: Tensor, known: Tensor) -> dict[str, float]:
         losses = {}
@@ -128,15 +145,16 @@ class EncoderTraining:
             loss.backward()
         return losses
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        return {"step": self.step, "encoder": self.encoder.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a run where :meth:`state_dict` left it."""
-        self.step = state["step"]
-        self.encoder.load_state_dict(state["encoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    @torch.no_grad()
+    def sheet(self) -> bytes:
+        """The first real images, or the same generated ones each time, and the decodes of their codes."""
+        generator = self.network.generator
+        if self.images is not None:
+            images = from_uint8(self.images[:SHEET_IMAGES].to(generator.device))
+        else:
+            images = generator.decode(generator.sample_latents(SHEET_IMAGES, keyed_generator("sheet-encoder")))
+        with eval_mode(self.network):
+            return encoder_sheet(self.network, images)
 
 
 def train_encoder(
@@ -148,105 +166,49 @@ def train_encoder(
     network: dict[str, Any] | None = None,
     recipe: EncoderRecipe | None = None,
     loss: Loss | None = None,
-    facts: dict[str, Any] | None = None,
-    checkpoint_every: int = 500,
-    device: torch.device | str | None = None,
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> Encoder:
-    """Train an encoder for a generator; a killed run goes on from its last checkpoint when started again.
+    """Train an encoder for a generator; a killed run goes on from its last checkpoint when it is started again.
 
     ``"mlp"`` learns the codes of generated images. ``"restyle"`` learns, in each of its passes, codes whose decodes
-    are the real images; or, where there are none, the generated ones and their codes.
-
-    ``out`` gets, with every checkpoint, ``checkpoint.pt``, a sheet ``sheet-STEP.png`` (original, and what the codes
-    decode to after each pass) and ``log.json``; in the end the encoder.
+    are the real images; without real images, the generated ones and their codes.
 
     Args:
         generator: Draws and decodes the codes.
-        out: Folder of the run.
+        out: Folder of the run: see :class:`~latent_mixup.training.run.Run`.
         arch: ``"mlp"`` or ``"restyle"``.
-        images_uint8: Real images ``[N, C, R, R]`` uint8, of the generator's size. The MLP's are for its sheets alone.
+        images_uint8: Real images ``[N, C, R, R]`` uint8, of the generator's size; for the MLP, on its sheets only.
         network: Arguments of :class:`~latent_mixup.encoders.MLPEncoder` or
             :class:`~latent_mixup.encoders.ReStyleEncoder`.
         recipe: See :class:`EncoderRecipe`.
         loss: ReStyle's, ``(images, targets) -> [B]``; None: the pixel MSE.
-        facts: What to add to the encoder's metadata, e.g. the data set's name.
-        checkpoint_every: Steps between two checkpoints.
-        device: Where to train. None: where the generator is.
-        progress: Show a progress bar.
+        options: See :class:`~latent_mixup.training.run.Run`; ``checkpoint_every`` is 500, and ``device`` the
+            generator's by default.
 
     Returns:
-        The encoder as its files hold it.
+        The encoder as its files hold it, on the generator's device.
 
     Raises:
-        ValueError: The images are not the generator's, a setting cannot be, or ``out`` holds a run with another recipe,
-            network, generator, loss or other images, or a broken checkpoint.
+        ValueError: The images are not the generator's, or a setting cannot be.
+        ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
 
     Reference: Latent-Mixup, sections 2.1.1 and 2.1.2.1; ReStyle, section 3.
     """
-    recipe, out, loss = recipe or EncoderRecipe(), Path(out), loss or pixel_mse
-    _check(generator, arch, images_uint8, recipe)
-    generator = generator.to(device or generator.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        encoder = ARCHES[arch](generator, **(network or {})).to(generator.device)
-    if isinstance(loss, torch.nn.Module):
-        loss = loss.to(generator.device)
-    training = EncoderTraining(encoder, recipe, loss)
-    identity = {
-        "recipe": asdict(recipe),
-        "network": {"arch": arch, **encoder.arguments()},
-        "generator": generator.digest(),
-        "loss": callable_id(loss),
-        "images": None if images_uint8 is None else files.tensors_sha256({"images": images_uint8[::64]}),
-    }
-    log: list[dict[str, float]] = []
-    state = read_checkpoint(out, identity)
-    if state is not None:
-        training.load_state_dict(state)
-        log = state["log"]
-    started, before = time.perf_counter(), log[-1]["seconds"] if log else 0.0
-    steps = checkpoints_due(
-        training, recipe.steps, lambda: training.advance(images_uint8), every=checkpoint_every, progress=progress
-    )
-    for losses, bar in steps:
-        bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
-        seconds = round(before + time.perf_counter() - started, 1)
-        log.append({"step": training.step, **losses, "seconds": seconds})
-        sheet = encoder_sheet(encoder.eval(), sheet_images(generator, images_uint8))
-        encoder.train()
-        write_checkpoint(out, {"identity": identity, "log": log, **training.state_dict()}, sheet)
-    encoder.freeze().metadata = {
-        **(facts or {}),
-        "recipe": asdict(recipe),
-        "loss": callable_id(loss) if arch == "restyle" else "mse of the codes",
-        "versions": {"torch": torch.__version__},
-    }
-    encoder.save_pretrained(out)
-    return type(encoder).from_pretrained(out, generator)
-
-
-def _check(generator: Generator, arch: str, images_uint8: Tensor | None, recipe: EncoderRecipe) -> None:
     if arch not in ARCHES:
         raise ValueError(f"arch needs to be 'mlp' or 'restyle': got {arch!r}")
-    if recipe.steps < 1 or recipe.batch_size < 1 or not recipe.lr > 0 or not 0 <= recipe.generated <= 1:
-        raise ValueError(f"steps >= 1, batch_size >= 1, lr > 0 and generated in [0, 1] are needed: got {recipe}")
-    if images_uint8 is None:
-        return
-    size = [generator.img_channels, generator.img_resolution, generator.img_resolution]
-    if images_uint8.dtype != torch.uint8 or list(images_uint8.shape[1:]) != size or not len(images_uint8):
-        raise ValueError(
-            f"images_uint8 needs to be uint8 [N, {', '.join(map(str, size))}], the generator's size: "
-            f"got {images_uint8.dtype} {list(images_uint8.shape)}"
-        )
-
-
-@torch.no_grad()
-def sheet_images(generator: Generator, images_uint8: Tensor | None) -> Tensor:
-    """The first real images, or the same generated ones each time: ``[n, C, R, R]`` in [-1, 1]."""
     if images_uint8 is not None:
-        return from_uint8(images_uint8[:SHEET_IMAGES].to(generator.device))
-    return generator.decode(generator.sample_latents(SHEET_IMAGES, keyed_generator("sheet-encoder")))
+        sizes = check_images(images_uint8)
+        wanted = {name: getattr(generator, name) for name in sizes}
+        if sizes != wanted:
+            raise ValueError(f"images need the size of the generator's, {wanted}: got {sizes}")
+    run = Run(out, **{"checkpoint_every": 500, "device": generator.device, **options})
+    generator = generator.to(run.device)
+    run.train(
+        lambda encoder, recipe: EncoderTraining(encoder, recipe, loss or pixel_mse, images_uint8),
+        lambda: ARCHES[arch](generator, **(network or {})),
+        recipe or EncoderRecipe(),
+    )
+    return ARCHES[arch].from_pretrained(out, generator)
 
 
 @torch.no_grad()

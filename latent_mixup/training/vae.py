@@ -1,33 +1,33 @@
-"""How a VAE is trained: the evidence lower bound, nothing else."""
+"""Training of a VAE on the evidence lower bound."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
-from latent_mixup import files
 from latent_mixup.generators.vae import VAE
 from latent_mixup.images import from_uint8, to_unit
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
+from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images, descend, sheet_pairs
 
 
 @dataclass(frozen=True)
-class VAERecipe:
-    """What decides the result of a training run; kept in its checkpoint and compared on resume.
+class VAERecipe(TrainingRecipe):
+    """Settings of :func:`train_vae`.
 
     Attributes:
         steps: Training steps.
         batch_size: Images a step.
         lr: Learning rate of Adam; straight down to zero over the last half.
-        kl_weight: Of the divergence from the prior; 1 is the lower bound itself.
-        seed: Of every draw: those of a step depend on (seed, step) alone.
+        kl_weight: Weight of the divergence from the prior; 1 is the lower bound itself.
+        seed: The first weights depend on it alone, the draws of a step on (seed, step).
     """
 
     steps: int = 10_000
@@ -56,36 +56,42 @@ def negative_elbo(
     return (error + kl_weight * divergence) / len(targets)
 
 
-class VAETraining:
-    """Network, optimiser and the step counter of one run: what a checkpoint holds."""
+class VAETraining(Training):
+    """See :class:`~latent_mixup.training.run.Training`."""
 
-    def __init__(self, vae: VAE, recipe: VAERecipe) -> None:
-        self.vae, self.recipe, self.step = vae.requires_grad_(True), recipe, 0
+    stateful = ("network", "optimizer")
+    network: VAE
+    recipe: VAERecipe
+    images: Tensor
+
+    def __init__(self, vae: VAE, recipe: VAERecipe, images_uint8: Tensor) -> None:
+        super().__init__(vae.requires_grad_(True), recipe, images_uint8.to(vae.device))
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.lr, fused=True)
 
-    def advance(self, images_uint8: Tensor) -> dict[str, float]:
-        """One training step on a batch drawn from ``[N, C, R, R]`` uint8; returns the loss."""
+    def advance(self) -> dict[str, float]:
+        """One step on a batch drawn from the images."""
         recipe, draw = self.recipe, keyed_generator("train-vae", self.recipe.seed, self.step)
-        images = from_uint8(images_uint8[torch.randint(len(images_uint8), (recipe.batch_size,), generator=draw)])
-        mean, log_variance = self.vae.posterior(images)
+        images = from_uint8(self.images[torch.randint(len(self.images), (recipe.batch_size,), generator=draw)])
+        mean, log_variance = self.network.posterior(images)
         latents = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=draw).to(mean)
-        loss = negative_elbo(self.vae.logits(latents), to_unit(images), mean, log_variance, recipe.kl_weight)
+        loss = negative_elbo(self.network.logits(latents), to_unit(images), mean, log_variance, recipe.kl_weight)
         self.optimizer.param_groups[0]["lr"] = recipe.lr * min(1.0, 2 * (1 - self.step / recipe.steps))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        descend(self.optimizer, loss)
         self.step += 1
         return {"nats": loss.item()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        return {"step": self.step, "vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a run where :meth:`state_dict` left it."""
-        self.step = state["step"]
-        self.vae.load_state_dict(state["vae"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    @torch.no_grad()
+    def sheet(self) -> bytes:
+        """Real images, decoded ones, mixes with a partner, and the partner decoded."""
+        vae, images = self.network, sheet_pairs(self.images)
+        own, other = vae.encode(images).chunk(2)
+        rows = {
+            "real": images[: len(own)],
+            "decoded": vae.decode(own),
+            **{f"mix {lam}": mixes(vae, own, other, lam) for lam in (0.75, 0.5, 0.25)},
+            "partner": vae.decode(other),
+        }
+        return png(list(rows.values()), list(rows))
 
 
 def train_vae(
@@ -94,64 +100,27 @@ def train_vae(
     *,
     network: dict[str, Any] | None = None,
     recipe: VAERecipe | None = None,
-    facts: dict[str, Any] | None = None,
-    checkpoint_every: int = 1000,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> VAE:
-    """Train a VAE; a killed run goes on from its last checkpoint when started again.
-
-    ``out`` gets ``checkpoint.pt``, a sheet ``sheet-STEP.png`` with every checkpoint (real, reconstructed, mixes), and
-    in the end the VAE.
+    """Train a VAE; a killed run goes on from its last checkpoint when it is started again.
 
     Args:
         images_uint8: ``[N, C, R, R]`` uint8.
-        out: Folder of the run.
+        out: Folder of the run: see :class:`~latent_mixup.training.run.Run`.
         network: Arguments of :class:`~latent_mixup.generators.VAE`; channels and size are the images'.
         recipe: See :class:`VAERecipe`.
-        facts: What to add to the VAE's metadata, e.g. its name and the data set's.
-        checkpoint_every: Steps between two checkpoints.
-        device: Where to train; the VAE that is returned is on the CPU.
-        progress: Show a progress bar.
+        options: See :class:`~latent_mixup.training.run.Run`.
+
+    Returns:
+        The VAE as its files hold it, on the CPU.
 
     Raises:
-        ValueError: ``out`` holds a run with another recipe, network or data set, or a broken checkpoint.
+        ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
     """
-    recipe, out = recipe or VAERecipe(), Path(out)
-    channels, resolution = images_uint8.shape[1:3]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        vae = VAE(**{**(network or {}), "img_channels": channels, "img_resolution": resolution})
-    training = VAETraining(vae.to(device), recipe)
-    identity = {
-        "recipe": asdict(recipe),
-        "network": vae.arguments(),
-        "images": files.tensors_sha256({"images": images_uint8[::64]}),
-    }
-    images_uint8 = images_uint8.to(device)
-    if (state := read_checkpoint(out, identity)) is not None:
-        training.load_state_dict(state)
-    steps = checkpoints_due(
-        training, recipe.steps, lambda: training.advance(images_uint8), every=checkpoint_every, progress=progress
+    sizes = check_images(images_uint8)
+    Run(out, **options).train(
+        lambda vae, recipe: VAETraining(vae, recipe, images_uint8),
+        lambda: VAE(**{**(network or {}), **sizes}),
+        recipe or VAERecipe(),
     )
-    for losses, bar in steps:
-        bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
-        state = {"identity": identity, **training.state_dict()}
-        write_checkpoint(out, state, _sheet(vae, from_uint8(images_uint8[:32])))
-    vae.freeze()
-    vae.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
-    vae.save_pretrained(out)
     return VAE.from_pretrained(out)
-
-
-@torch.no_grad()
-def _sheet(vae: VAE, images: Tensor) -> bytes:
-    """A PNG of the first half of ``images`` with their second half as partners."""
-    own, other = vae.encode(images).chunk(2)
-    rows = {
-        "real": images[: len(own)],
-        "decoded": vae.decode(own),
-        **{f"mix {lam}": mixes(vae, own, other, lam) for lam in (0.75, 0.5, 0.25)},
-        "partner": vae.decode(other),
-    }
-    return png(list(rows.values()), list(rows))

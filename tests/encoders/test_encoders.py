@@ -9,34 +9,19 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import nn
+from trainings import KINDS, compact, seeded
+from trainings import RESTYLE as TINY
 
 from latent_mixup import cli, inversion, training
-from latent_mixup.encoders import Encoder, MLPEncoder, ReStyleEncoder, load_encoder
+from latent_mixup.encoders import MLPEncoder, ReStyleEncoder, load_encoder
 from latent_mixup.encoders.restyle import stride_for
 from latent_mixup.files import FormatError
-from latent_mixup.generators import CompactGenerator, StyleGAN2, load_generator, wrap
+from latent_mixup.generators import StyleGAN2, load_generator, wrap
 from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.inversion import FeatureLoss, invert, pixel_mse
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training import EncoderRecipe, train_encoder
-from latent_mixup.training import encoder as encoder_module
-
-TINY = {"channels": (8, 8, 8, 8), "layers": (1, 1, 1, 1)}
-RECIPE = EncoderRecipe(steps=6, batch_size=8)
-
-
-def seeded(make, seed=0):
-    """A network with the same weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
-
-
-def compact(seed=0):
-    """Codes of 4 numbers to 8x8 grey images; its mean code is not zero."""
-    generator = seeded(lambda: CompactGenerator(4, 1, 8, (32,), (16,)), seed)
-    generator.latent_mean.copy_(torch.randn(4, generator=keyed_generator("test", seed)))
-    return generator
+from latent_mixup.training.encoder import ARCHES, EncoderTraining
 
 
 def stylegan2(space="w+"):
@@ -245,7 +230,7 @@ def test_another_space_of_the_same_generator_is_refused(tmp_path):
 def test_another_class_is_refused(tmp_path):
     generator = compact()
     MLPEncoder(generator, (7,)).save_pretrained(tmp_path)
-    with pytest.raises(FormatError, match="field 'architecture' needs one of ReStyleEncoder: found 'MLPEncoder'"):
+    with pytest.raises(FormatError, match="field 'architecture' needs one of ReStyleEncoder, found 'MLPEncoder'"):
         ReStyleEncoder.from_pretrained(tmp_path, generator)
     generator.save_pretrained(tmp_path)
     with pytest.raises(FormatError, match=r"needs the fields .*generator: found format_version"):
@@ -266,7 +251,7 @@ def test_another_class_is_refused(tmp_path):
             {"digest": "1"},
             "field 'generator' needs name, digest, latent_space, latent_shape: found digest",
         ),
-        ("generator", 3, "field 'generator' needs a dict, found 3"),
+        ("generator", 3, "field 'generator' needs an object, found 3"),
     ],
 )
 def test_a_spoilt_config_is_named(tmp_path, field, value, message):
@@ -294,18 +279,6 @@ def images_uint8():
     return to_uint8(generator.decode(generator.sample_latents(40, keyed_generator("test", 8))))
 
 
-def train(out, arch="restyle", **given):
-    network = TINY if arch == "restyle" else {"widths": (7,)}
-    settings = {"network": network, "recipe": RECIPE, "checkpoint_every": 2, "progress": False, **given}
-    return train_encoder(compact(), out, arch=arch, **settings)
-
-
-@pytest.fixture(scope="module", params=["mlp", "restyle"])
-def trained(request, tmp_path_factory, images_uint8):
-    out = tmp_path_factory.mktemp("encoder")
-    return request.param, out, train(out, request.param, images_uint8=images_uint8)
-
-
 def test_the_contracts_name():
     assert inversion.train_encoder is training.train_encoder
     assert "train_encoder" in inversion.__all__
@@ -313,91 +286,24 @@ def test_the_contracts_name():
         _ = inversion.nothing
 
 
-def test_a_run_writes_an_encoder_and_what_it_is_resumed_from(trained):
-    arch, out, encoder = trained
-    assert isinstance(encoder, Encoder)
-    assert load_encoder(out, compact()).digest() == encoder.digest()
-    sheets = [f"sheet-00000{step}.png" for step in (2, 4, 6)]
-    assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "checkpoint.pt", "config.json", "log.json", "model.safetensors", *sheets,
-    ]  # fmt: skip
-    log = json.loads((out / "log.json").read_text())
-    losses = {"codes"} if arch == "mlp" else {"pass 1", "pass 2", "pass 3"}
-    assert [set(row) for row in log] == [{"step", "seconds"} | losses] * 3
-    assert encoder.metadata["recipe"]["steps"] == 6
-
-
-def test_a_training_leaves_the_global_randomness_and_the_generator_alone(tmp_path, images_uint8):
-    generator, before = compact(), torch.get_rng_state()
+@pytest.mark.parametrize("kind", ["mlp", "restyle"])
+def test_a_training_leaves_the_generator_alone(tmp_path, kind):
+    generator = compact()
     digest = generator.digest()
-    for arch, network in (("mlp", {}), ("restyle", TINY)):
-        train_encoder(generator, tmp_path / arch, arch=arch, network=network, recipe=RECIPE, progress=False)
-    assert torch.get_rng_state().equal(before)
+    encoder = KINDS[kind].train(tmp_path, generator=generator)
+    assert encoder.generator is generator
     assert generator.digest() == digest
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in generator.parameters())
-
-
-@pytest.mark.parametrize("stopped_after", [0, 3, 4, 5])
-def test_a_stopped_training_goes_on_bit_for_bit(trained, images_uint8, tmp_path, monkeypatch, stopped_after):
-    arch, out, _ = trained
-    advance, taken = encoder_module.EncoderTraining.advance, []
-
-    def stops(run, batch):
-        if len(taken) == stopped_after:
-            raise KeyboardInterrupt
-        taken.append(run.step)
-        return advance(run, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder_module.EncoderTraining, "advance", stops)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, arch, images_uint8=images_uint8)
-    assert not (tmp_path / "config.json").exists()
-    train(tmp_path, arch, images_uint8=images_uint8)
-    for name in ("model.safetensors", "config.json", "sheet-000004.png", "sheet-000006.png"):
-        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
-
-
-def test_a_finished_training_is_not_done_again(trained, images_uint8, tmp_path, monkeypatch):
-    arch, out, encoder = trained
-    (tmp_path / "checkpoint.pt").write_bytes((out / "checkpoint.pt").read_bytes())
-    monkeypatch.setattr(encoder_module.EncoderTraining, "advance", None)
-    assert train(tmp_path, arch, images_uint8=images_uint8).digest() == encoder.digest()
-
-
-@pytest.mark.parametrize(
-    ("changes", "wrong"),
-    [
-        ({"recipe": EncoderRecipe(steps=7, batch_size=8)}, "recipe"),
-        ({"images_uint8": None}, "images"),
-        ({"loss": lambda images, targets: pixel_mse(images, targets)}, "loss"),
-        ({"network": {}}, "network"),
-    ],
-)
-def test_another_run_is_refused(trained, images_uint8, changes, wrong):
-    arch, out, encoder = trained
-    with pytest.raises(ValueError, match=rf"the checkpoint in .* was made with another {wrong}: expected"):
-        train(out, arch, **{"images_uint8": images_uint8, **changes})
-    assert load_encoder(out, compact()).digest() == encoder.digest()
-
-
-def test_a_run_for_another_generator_is_refused(trained):
-    arch, out, _ = trained
-    with pytest.raises(ValueError, match=r"the checkpoint in .* was made with another .*generator"):
-        train_encoder(compact(seed=1), out, arch=arch, recipe=RECIPE, progress=False)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"arch": "unet"}, "arch needs to be 'mlp' or 'restyle': got 'unet'"),
-        ({"recipe": EncoderRecipe(steps=0)}, "steps >= 1, .* are needed: got EncoderRecipe"),
-        ({"recipe": EncoderRecipe(generated=1.5)}, r"generated in \[0, 1\] are needed: got"),
         (
             {"images_uint8": torch.zeros(4, 1, 9, 9, dtype=torch.uint8)},
-            r"images_uint8 needs to be uint8 \[N, 1, 8, 8\], the generator's size: got torch.uint8 \[4, 1, 9, 9\]",
+            "images need the size of the generator's, .*'img_resolution': 8.*: got .*'img_resolution': 9",
         ),
-        ({"images_uint8": torch.zeros(4, 1, 8, 8)}, r"needs to be uint8 .*: got torch.float32 \[4, 1, 8, 8\]"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path, given, message):
@@ -406,17 +312,23 @@ def test_settings_that_cannot_be(tmp_path, given, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_of_generated_images_that_cannot_be(share):
+    with pytest.raises(ValueError, match="generated needs to be "):
+        EncoderRecipe(generated=share)
+
+
 def test_one_step_of_restyle_is_the_formula(images_uint8):
     """Adam on the sum of the passes' gradients; each pass takes the codes before it as constants."""
     recipe = EncoderRecipe(steps=10, batch_size=6, generated=0.5, code_weight=0.3, mean_weight=0.2, seed=4)
     generator = compact()
     loss = FeatureLoss(nn.Flatten(), pixel_weight=2.0)
     encoder, expected = (awake(seeded(lambda: ReStyleEncoder(generator, passes=2, **TINY))) for _ in range(2))
-    run = encoder_module.EncoderTraining(encoder, recipe, loss)
-    images, known = run.batch(images_uint8)
-    run.advance(images_uint8)
+    run = EncoderTraining(encoder, recipe, loss, images_uint8)
+    images, known = run.batch()
+    run.advance()
 
-    draw = keyed_generator("test", 4, 0)
+    draw = keyed_generator("train-encoder", 4, 0)
     rows = torch.randint(40, (3,), generator=draw)
     assert images[:3].equal(from_uint8(images_uint8[rows]))
     assert known.equal(generator.sample_latents(3, draw))
@@ -443,8 +355,8 @@ def test_one_step_of_restyle_is_the_formula(images_uint8):
 )  # fmt: skip
 def test_what_a_batch_is_made_of(images_uint8, arch, real, share, num_generated):
     recipe = EncoderRecipe(steps=4, batch_size=8, generated=share)
-    encoder = encoder_module.ARCHES[arch](compact(), **(TINY if arch == "restyle" else {}))
-    images, known = encoder_module.EncoderTraining(encoder, recipe, pixel_mse).batch(images_uint8 if real else None)
+    encoder = ARCHES[arch](compact(), **(TINY if arch == "restyle" else {}))
+    images, known = EncoderTraining(encoder, recipe, pixel_mse, images_uint8 if real else None).batch()
     assert images.shape == (8, 1, 8, 8)
     assert known.shape == (num_generated, 4)
     assert images[8 - num_generated :].equal(encoder.generator.decode(known))
@@ -517,7 +429,7 @@ def test_the_command_trains_an_mlp_without_images(bordered, tmp_path):
         (("--passes", 2), "mlp has no --passes: leave out, or pass --arch restyle"),
         (("--dataset", "mnist"), "--dataset needs --data-root"),
         (("--arch", "restyle", "--layers", "1,x"), "--layers needs integers with commas between them"),
-        (("--arch", "restyle", "--loss", "features"), "brings no trained features"),
+        (("--arch", "restyle", "--loss", "features"), "has no trained features"),
         (("--arch", "restyle", "--backbone", "vgg11"), "backbone needs a ResNet of timm"),
     ],
 )
@@ -555,9 +467,9 @@ def test_restyle_learns_to_invert_and_gains_by_its_passes(tmp_path):
         arch="restyle",
         images_uint8=images,
         network={"channels": (16, 16, 16, 16), "layers": (1, 1, 1, 1)},
-        recipe=EncoderRecipe(steps=80, batch_size=16, lr=5e-3),
+        recipe=EncoderRecipe(steps=150, batch_size=16, lr=2e-3),
         progress=False,
     )
     mean_code, first, _, third = reconstruction_errors(generator, encoder.trajectory)
-    assert third < mean_code / 8  # measured: 32 and 15 times smaller with two seeds
-    assert third < 0.9 * first  # measured: 0.63 and 0.62
+    assert third < mean_code / 4  # measured with four seeds: 9 to 39 times smaller
+    assert third < 0.95 * first  # measured: 0.53 to 0.82

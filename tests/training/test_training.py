@@ -1,9 +1,8 @@
-"""Training: batches are permutations, mixes are the formula, and a stopped training goes on bit for bit."""
+"""Classifiers and the compact generator: batches are permutations, mixes and losses are the formulas."""
 
 from __future__ import annotations
 
 import io
-import os
 
 import pytest
 import torch
@@ -11,27 +10,18 @@ import torch.nn.functional as F
 from PIL import Image
 from reference import mix_one_by_one
 from torch import nn
+from trainings import KINDS, seeded
 
 from latent_mixup.classifiers import PaperCNN
-from latent_mixup.generators import CompactGenerator, load_generator
+from latent_mixup.generators import CompactGenerator
 from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.interpolation import slerp
 from latent_mixup.pictures import CAPTION_WIDTH, png
 from latent_mixup.sampling import draw_lam, keyed_generator
-from latent_mixup.training import CompactRecipe, shuffled_batches, train_classifier, train_compact, train_features
-from latent_mixup.training import compact as compact_module
+from latent_mixup.training import shuffled_batches, train_classifier, train_features
 from latent_mixup.training.classifier import CrossEntropy, cross_entropy
 from latent_mixup.training.compact import add_noise, critic_loss
 from latent_mixup.training.mixup import ManifoldMixup, mixup_batches
-
-RECIPE = CompactRecipe(steps=6, batch_size=8, feature_steps=2)
-
-
-def seeded(make):
-    """A network with the same weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make()
 
 
 def small_net() -> nn.Sequential:
@@ -226,60 +216,33 @@ def test_the_hook_is_gone_afterwards(toy_dataset):
 
 
 @pytest.fixture(scope="module")
-def images_uint8():
-    """130 images of four kinds: a bright square in one of the corners."""
-    images = torch.randint(0, 60, (130, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for row in range(130):
-        images[row, 0, 14 * (row // 2 % 2) :, 14 * (row % 2) :][:14, :14] += 150
-    return images
+def trained(tmp_path_factory):
+    """The folder of a run, its generator and its images."""
+    out, kind = tmp_path_factory.mktemp("trained"), KINDS["compact"]
+    return out, kind.train(out), from_uint8(kind.data()[0])
 
 
-@pytest.fixture(scope="module")
-def labels():
-    return torch.arange(130) % 4
+def test_the_weights_are_those_of_float16_and_the_prior_fits_the_codes(trained):
+    _, generator, images = trained
+    assert all(tensor.equal(tensor.half().float()) for tensor in generator.state_dict().values())
+    torch.testing.assert_close(generator.mean_latent(), generator.encode(images).mean(0), atol=5e-3, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, images_uint8, labels):
-    """The folder of an uninterrupted run, and its generator."""
-    out = tmp_path_factory.mktemp("trained")
-    before = torch.get_rng_state()
-    generator = train(images_uint8, labels, out)
-    assert torch.get_rng_state().equal(before)
-    return out, generator
+def test_images_without_the_papers_features_train_on_pixels(tmp_path):
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    generator = KINDS["compact"].train(tmp_path, (images, torch.zeros(40, dtype=torch.long)))
+    assert generator.features is None
+    assert generator.decode(generator.encode(from_uint8(images))).shape == images.shape
 
 
-def train(images_uint8, labels, out, recipe=RECIPE, **options):
-    options = {"z_dim": 8, "checkpoint_every": 2, "progress": False, "facts": {"name": "corners"}, **options}
-    return train_compact(images_uint8, labels, out, recipe=recipe, **options)
-
-
-def test_a_run_writes_a_generator_and_what_it_is_resumed_from(trained, images_uint8):
-    out, generator = trained
-    sheets = [f"sheet-{step:06d}.png" for step in (2, 4, 6)]
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["README.md", "checkpoint.pt", "config.json", "model.safetensors", *sheets]
-    )
-    read = load_generator(out)
-    assert read.digest() == generator.digest()
-    assert read.metadata["name"] == "corners"
-    assert read.metadata["recipe"]["steps"] == 6
-    assert read.metadata["versions"] == {"torch": torch.__version__}
-    assert all(tensor.equal(tensor.half().float()) for tensor in read.state_dict().values())
-    assert not any(parameter.requires_grad for parameter in generator.parameters())
-    latents = generator.encode(from_uint8(images_uint8))
-    torch.testing.assert_close(generator.mean_latent(), latents.mean(0), atol=5e-3, rtol=0)
-
-
-def test_the_sheet_shows_the_rows_it_says(trained, images_uint8):
+def test_the_sheet_shows_the_rows_it_says(trained):
     """Real, decoded, with noise on the code, three mixes, and the partner: sixteen columns of 56 pixels."""
-    sheet = Image.open(trained[0] / "sheet-000006.png")
+    out, _, images = trained
+    sheet = Image.open(out / "sheet-000006.png")
     assert (sheet.format, sheet.size) == ("PNG", (CAPTION_WIDTH + 16 * 58 + 2, 7 * 58 + 2))
-    checkpoint = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
     generator = CompactGenerator(8)
-    generator.load_state_dict(checkpoint["generator"])
-    images = from_uint8(images_uint8[:32])
-    own, other = generator.encode(images).chunk(2)
+    generator.load_state_dict(torch.load(out / "checkpoint.pt", weights_only=True)["network"])
+    own, other = generator.encode(images[:32]).chunk(2)
     mixes = [slerp(own, other, torch.full((16,), lam)) for lam in (0.75, 0.5, 0.25)]
     rows = {0: images[:16], 1: generator.decode(own), 6: generator.decode(other)}
     rows |= {row: generator.decode(codes) for row, codes in enumerate(mixes, start=3)}
@@ -288,99 +251,6 @@ def test_the_sheet_shows_the_rows_it_says(trained, images_uint8):
         for column in (0, 9, 15):
             tile = pixels[2 + 58 * row :, CAPTION_WIDTH + 2 + 58 * column :][:56:2, :56:2].int()
             assert (tile - to_uint8(expected[column, 0]).int()).abs().max() <= 1
-
-
-@pytest.mark.parametrize("captions", [(), ("one", "two")])
-def test_a_picture_is_white_between_its_images(captions):
-    black = torch.full((3, 3, 4, 4), -1.0)
-    sheet = Image.open(io.BytesIO(png([black, black], captions, zoom=3)))
-    left = CAPTION_WIDTH if captions else 0
-    assert (sheet.mode, sheet.size) == ("RGB", (left + 3 * 14 + 2, 2 * 14 + 2))
-    assert sheet.getpixel((left, 0)) == sheet.getpixel((left + 15, 5)) == (255, 255, 255)
-    assert sheet.getpixel((left + 2, 2)) == sheet.getpixel((left + 13, 13)) == (0, 0, 0)
-
-
-def test_a_picture_needs_even_rows_and_a_caption_each():
-    row = torch.zeros(3, 1, 4, 4)
-    with pytest.raises(ValueError, match=r"rows of one length and a caption each: got \[3, 2\] and 0 captions"):
-        png([row, row[:2]])
-    with pytest.raises(ValueError, match=r"got \[3, 3\] and 1 captions"):
-        png([row, row], ["one"])
-
-
-@pytest.mark.parametrize("stopped_after", [1, 2, 3, 5])
-def test_a_stopped_training_goes_on_bit_for_bit(trained, images_uint8, labels, tmp_path, monkeypatch, stopped_after):
-    advance = compact_module.CompactTraining.advance
-    taken = []
-
-    def stops(training, batch):
-        if len(taken) == stopped_after:
-            raise KeyboardInterrupt
-        taken.append(training.step)
-        return advance(training, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(compact_module.CompactTraining, "advance", stops)
-        with pytest.raises(KeyboardInterrupt):
-            train(images_uint8, labels, tmp_path)
-    assert not (tmp_path / "config.json").exists()
-    train(images_uint8, labels, tmp_path)
-    for name in ("model.safetensors", "config.json", "sheet-000004.png", "sheet-000006.png"):
-        assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
-
-
-def test_a_finished_training_is_not_done_again(trained, images_uint8, labels, tmp_path, monkeypatch):
-    (tmp_path / "checkpoint.pt").write_bytes((trained[0] / "checkpoint.pt").read_bytes())
-    monkeypatch.setattr(compact_module.CompactTraining, "advance", None)
-    assert train(images_uint8, labels, tmp_path).digest() == trained[1].digest()
-
-
-@pytest.mark.parametrize("changes", [{"steps": 7}, {"seed": 1}, {"lr": 1e-3}])
-def test_another_recipe_is_refused(trained, images_uint8, labels, changes):
-    out, generator = trained
-    recipe = CompactRecipe(**{"steps": 6, "batch_size": 8, "feature_steps": 2, **changes})
-    message = r"the checkpoint in .* was made with another recipe: expected .* choose another"
-    with pytest.raises(ValueError, match=message):
-        train(images_uint8, labels, out, recipe)
-    assert load_generator(out).digest() == generator.digest()
-
-
-def test_other_images_or_another_network_are_refused(trained, images_uint8, labels):
-    out, generator = trained
-    recipe = CompactRecipe(steps=6, batch_size=8, feature_steps=2)
-    for images, z_dim, wrong in ((255 - images_uint8, 8, "images"), (images_uint8, 9, "network")):
-        with pytest.raises(ValueError, match=f"the checkpoint in .* was made with another {wrong}: expected"):
-            train_compact(images, labels, out, recipe=recipe, z_dim=z_dim, progress=False)
-    assert load_generator(out).digest() == generator.digest()
-
-
-def test_a_cut_checkpoint_is_named(trained, images_uint8, labels, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes((trained[0] / "checkpoint.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"checkpoint.pt is no whole checkpoint: remove it to start again"):
-        train(images_uint8, labels, tmp_path)
-
-
-def test_a_checkpoint_that_is_a_pickle_is_not_executed(images_uint8, labels, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'canary'}",)
-
-    torch.save({"recipe": Bomb()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        train(images_uint8, labels, tmp_path)
-    assert not (tmp_path / "canary").exists()
-
-
-def test_another_seed_is_another_generator(trained, images_uint8, labels, tmp_path):
-    recipe = CompactRecipe(steps=1, batch_size=8, feature_steps=1, seed=1)
-    assert train(images_uint8, labels, tmp_path, recipe).digest() != trained[1].digest()
-
-
-def test_images_without_the_papers_features_train_on_pixels(tmp_path):
-    images = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    generator = train(images, torch.zeros(40, dtype=torch.long), tmp_path)
-    assert generator.features is None
-    assert generator.decode(generator.encode(from_uint8(images))).shape == images.shape
 
 
 def test_the_noise_spares_every_other_code():

@@ -1,4 +1,4 @@
-"""How StyleGAN2 is trained on images of its size: the logistic game with R1, and a running mean of the generator.
+"""Training of StyleGAN2: logistic loss with an R1 penalty, and a running mean of the generator.
 
 As in the paper's and StyleGAN2-ADA's CIFAR-10 setting there is no style mixing and no path length penalty.
 
@@ -10,25 +10,24 @@ setting for CIFAR-10.
 from __future__ import annotations
 
 import copy
-import math
+import functools
 import statistics
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
-from latent_mixup import files
 from latent_mixup.generators.stylegan2 import StyleGAN2
 from latent_mixup.images import from_uint8
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.checkpoints import checkpoints_due, read_checkpoint, write_checkpoint
 from latent_mixup.training.frechet import FeatureDistance
+from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images, descend, first_weights
 from latent_mixup.training.stylegan2.augment import adapt, augment
 from latent_mixup.training.stylegan2.discriminator import STD_GROUP, Discriminator
 
@@ -37,25 +36,22 @@ W_AVG_DECAY = 0.998
 
 
 @dataclass(frozen=True)
-class StyleGAN2Recipe:
-    """What decides the result of a training run; kept in its checkpoint and compared on resume.
+class StyleGAN2Recipe(TrainingRecipe):
+    """Settings of :func:`train_stylegan2`.
 
     Attributes:
         steps: Training steps, each of both networks.
         batch_size: Images a step.
         lr: Learning rate of both networks (Adam, betas 0 and 0.99).
         r1_gamma: Weight of the R1 penalty.
-        r1_every: Steps between two computations of it; its weight is multiplied by as much.
+        r1_every: Steps between two computations of the penalty; its weight is multiplied by this number.
         ema_images: Half-life of the running mean of the generator, in images.
-        ema_ramp: ... and at most this share of the images seen so far.
-        ada_target: Mean sign of the discriminator's score for real images that augmentation aims at; None: no
+        ema_ramp: Largest half-life as a share of the images seen so far.
+        ada_target: Mean sign of the discriminator's scores of real images that augmentation aims at; None: no
             augmentation.
-        ada_images: So many images take the probability of augmentation from 0 to 1.
-        feature_steps: Steps of 128 images that the classifier is trained for whose features measure progress.
-        seed: Of every draw: those of a step depend on (seed, step) alone.
-
-    Raises:
-        ValueError: A number cannot be.
+        ada_images: Number of images that take the probability of augmentation from 0 to 1.
+        feature_steps: Training steps, of 128 images, of the classifier whose features measure progress.
+        seed: The first weights depend on it alone, the draws of a step on (seed, step).
     """
 
     steps: int = 25_000
@@ -69,14 +65,6 @@ class StyleGAN2Recipe:
     ada_images: int = 500_000
     feature_steps: int = 1_500
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "r1_every", "ema_images", "ada_images"):
-            if not files.is_count(getattr(self, name)):
-                raise ValueError(f"{name} needs an integer from 1: got {getattr(self, name)!r}")
-        for name in ("lr", "ema_ramp"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} needs to be above 0 and finite: got {getattr(self, name)!r}")
 
 
 def generator_loss(fake_scores: Tensor) -> Tensor:
@@ -122,32 +110,53 @@ def draw_rows_by_class(labels: Tensor, batch_size: int, generator: torch.Generat
     return torch.stack(groups, 1).flatten()
 
 
-class StyleGAN2Training:
-    """Networks, optimisers and counters of one run: what a checkpoint holds.
+class StyleGAN2Training(Training):
+    """See :class:`~latent_mixup.training.run.Training`.
 
     Args:
-        averaged: The running mean; its weights are where the generator starts.
-        recipe: How.
+        averaged: The running mean of the generator; its weights are where the generator starts.
+        recipe: Settings.
+        images_uint8: ``[N, C, R, R]`` uint8, on the CPU.
+        labels: ``[N]`` int64.
+        distance_samples: Generated images that the distance in the log is computed from; 0: measure nothing.
 
     Attributes:
-        averaged: What is kept in the end.
         generator: The network being trained.
         p: Probability of each augmentation.
+        signs: Sum of the mean signs of real scores since ``p`` was last adjusted.
 
     Raises:
-        ValueError: The network has classes, and the batch size is no multiple of four.
+        ValueError: The network has classes, and the batch size is not a multiple of four, or a label is not a class.
     """
 
-    def __init__(self, averaged: StyleGAN2, recipe: StyleGAN2Recipe) -> None:
+    stateful = ("generator", "network", "discriminator", "optimizer", "discriminator_optimizer")
+    counters = ("step", "p", "signs")
+    network: StyleGAN2
+    recipe: StyleGAN2Recipe
+    images: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        averaged: StyleGAN2,
+        recipe: StyleGAN2Recipe,
+        images_uint8: Tensor,
+        labels: Tensor,
+        distance_samples: int = 0,
+    ) -> None:
+        super().__init__(averaged, recipe, images_uint8, labels)
         if averaged.c_dim and recipe.batch_size % STD_GROUP:
             raise ValueError(
                 f"batch_size needs to be a multiple of {STD_GROUP} for a network with classes, "
                 f"so that groups of {STD_GROUP} images share a class: got {recipe.batch_size}"
             )
-        self.averaged, self.recipe, self.step, self.p, self.signs = averaged, recipe, 0, 0.0, 0.0
+        if averaged.c_dim and int(labels.max()) >= averaged.c_dim:
+            raise ValueError(
+                f"labels need to be in [0, {averaged.c_dim}), the network's c_dim: got {int(labels.max())}"
+            )
+        self.distance_samples, self.p, self.signs = distance_samples, 0.0, 0.0
         self.generator = copy.deepcopy(averaged).requires_grad_(True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed + 1)
+        with first_weights(recipe.seed + 1):
             self.discriminator = Discriminator(
                 averaged.img_resolution,
                 averaged.img_channels,
@@ -162,33 +171,23 @@ class StyleGAN2Training:
             self.discriminator.parameters(), lr=recipe.lr * lazy, betas=(0.0, 0.99**lazy)
         )
 
-    def advance(self, images_uint8: Tensor, labels: Tensor) -> dict[str, float]:
-        """One step of the discriminator, then one of the generator.
-
-        Args:
-            images_uint8: All real images, ``[N, C, R, R]`` uint8, on the CPU; a batch is drawn from them.
-            labels: ``[N]`` int64.
-
-        Returns:
-            The losses, ``"generator"`` and ``"discriminator"``.
-        """
-        recipe, device = self.recipe, self.averaged.device
+    def advance(self) -> dict[str, float]:
+        """One step of the discriminator, then one of the generator, on a batch drawn from the images."""
+        recipe, device, c_dim = self.recipe, self.network.device, self.network.c_dim
         draw = keyed_generator("train-stylegan2", recipe.seed, self.step)
-        if self.averaged.c_dim:
-            rows = draw_rows_by_class(labels, recipe.batch_size, draw)
+        if c_dim:
+            rows = draw_rows_by_class(self.labels, recipe.batch_size, draw)
         else:
-            rows = draw_rows(len(labels), recipe.batch_size, draw)
-        real = from_uint8(images_uint8[rows].to(device))
-        classes = F.one_hot(labels[rows], self.averaged.c_dim).float().to(device) if self.averaged.c_dim else None
-        z = torch.randn(recipe.batch_size, self.averaged.z_dim, generator=draw).to(device)
+            rows = draw_rows(len(self.labels), recipe.batch_size, draw)
+        real = from_uint8(self.images[rows].to(device))
+        classes = F.one_hot(self.labels[rows], c_dim).float().to(device) if c_dim else None
+        z = torch.randn(recipe.batch_size, self.network.z_dim, generator=draw).to(device)
 
         ws = self.generator.mapping(z, classes)
         fake = self.generator.synthesis(ws, "random", draw)
         judged = self._move_discriminator(real, augment(fake.detach(), self.p, draw), classes, draw)
-        self.discriminator.requires_grad_(False)
         fooled = generator_loss(self.discriminator(augment(fake, self.p, draw), classes))
-        self.discriminator.requires_grad_(True)
-        _move(self.optimizer, fooled)
+        descend(self.optimizer, fooled)
 
         self.step += 1
         self._average(ws[:, 0].detach())
@@ -200,11 +199,11 @@ class StyleGAN2Training:
         real = augment(real, self.p, draw)
         scores = self.discriminator(real, classes)
         loss = discriminator_loss(scores, self.discriminator(fake, classes))
-        _move(self.discriminator_optimizer, loss)
+        descend(self.discriminator_optimizer, loss)
         if self.step % recipe.r1_every == 0:
             real = real.detach().requires_grad_(True)
             penalty = r1_penalty(self.discriminator(real, classes), real)
-            _move(self.discriminator_optimizer, recipe.r1_gamma * recipe.r1_every * penalty)
+            descend(self.discriminator_optimizer, recipe.r1_gamma * recipe.r1_every * penalty)
         if recipe.ada_target is not None:
             self._adapt(scores, recipe.ada_target)
         return loss.item()
@@ -224,30 +223,31 @@ class StyleGAN2Training:
         share = 1 - 0.5 ** (recipe.batch_size / half_life)
         w_avg = self.generator.mapping.w_avg
         w_avg.lerp_(w.mean(0), 1 - W_AVG_DECAY)
-        for mean, value in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
+        for mean, value in zip(self.network.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(value, share)
-        self.averaged.mapping.w_avg.copy_(w_avg)
+        self.network.mapping.w_avg.copy_(w_avg)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        networks = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {"step": self.step, "p": self.p, "signs": self.signs, **networks}
+    def measure(self) -> dict[str, float]:
+        """The Fréchet distance of samples, and :func:`class_deviations` of a network with classes.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a run where :meth:`state_dict` left it."""
-        self.step, self.p, self.signs = state["step"], state["p"], state["signs"]
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+        Where the generated images' deviation is far below the real ones', there is little but one image a class.
+        """
+        row = {"images": self.step * self.recipe.batch_size, "p": self.p}
+        if self.distance_samples:
+            row["feature_distance"] = round(self.distance(samples(self.network, self.distance_samples)), 4)
+            row["classifier_accuracy"] = self.distance.accuracy
+            if self.network.c_dim:
+                row |= class_deviations(self.network, self.images, self.labels)
+        return row
 
+    @functools.cached_property
+    def distance(self) -> FeatureDistance:
+        """The distance from the training images; trains the classifier that it needs when it is first asked for."""
+        return FeatureDistance(self.images, self.labels, steps=self.recipe.feature_steps, seed=self.recipe.seed)
 
-MEASURES = ("feature_distance", "class_deviation")
-STATEFUL = ("generator", "averaged", "discriminator", "optimizer", "discriminator_optimizer")
-
-
-def _move(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    def sheet(self) -> bytes:
+        """See :func:`training_sheet`."""
+        return training_sheet(self.network)
 
 
 def train_stylegan2(
@@ -257,115 +257,39 @@ def train_stylegan2(
     *,
     network: dict[str, Any] | None = None,
     recipe: StyleGAN2Recipe | None = None,
-    facts: dict[str, Any] | None = None,
-    checkpoint_every: int = 1_000,
     distance_samples: int = 5_000,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> StyleGAN2:
-    """Train a StyleGAN2; a killed run goes on from its last checkpoint when started again.
+    """Train a StyleGAN2; a killed run goes on from its last checkpoint when it is started again.
 
-    ``out`` gets, with every checkpoint, ``checkpoint.pt``, a sheet ``sheet-STEP.png`` (samples, truncated samples, and
-    mixes of two samples in W), and ``log.json``: losses, the probability of augmentation, seconds, the Fréchet distance
-    of :mod:`latent_mixup.training.frechet`, and for a network with classes :func:`class_deviations`: where the
-    generated images' is far below the real ones', there is little but one image a class. In the end ``out`` gets the
-    running mean of the generator.
+    The rows of its ``log.json`` have the probability of augmentation, the Fréchet distance of
+    :mod:`latent_mixup.training.frechet`, and for a network with classes :func:`class_deviations` as well.
 
     Args:
         images_uint8: ``[N, C, R, R]`` uint8, R a power of two from 8: see :func:`pad_to_power_of_two`.
         labels: ``[N]`` int64; used by a network with classes, and by the classifier that measures progress.
-        out: Folder of the run.
-        network: Arguments of :class:`~latent_mixup.generators.StyleGAN2`; size and channels are those of the images.
+        out: Folder of the run: see :class:`~latent_mixup.training.run.Run`.
+        network: Arguments of :class:`~latent_mixup.generators.StyleGAN2`; channels and size are the images'.
         recipe: See :class:`StyleGAN2Recipe`.
-        facts: What to add to the generator's metadata, e.g. its name and the data set's.
-        checkpoint_every: Steps between two checkpoints.
-        distance_samples: Generated images that the distance is computed from; 0: do not measure anything.
-        device: Where to train.
-        progress: Show a progress bar.
+        distance_samples: Generated images that the distance is computed from; 0: measure nothing.
+        options: See :class:`~latent_mixup.training.run.Run`.
 
     Returns:
-        The generator as its files hold it.
+        The running mean of the generator as its files hold it, on the CPU.
 
     Raises:
-        ValueError: The images have another size, there is not one label an image, or ``out`` holds a run with another
-            recipe, network or data set, or a broken checkpoint.
-        RuntimeError: The losses are no longer finite; the last checkpoint is kept.
+        ValueError: The images have another size, or there is not one label an image.
+        ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
     """
-    recipe, out = recipe or StyleGAN2Recipe(), Path(out)
-    _check_data(images_uint8, labels)
-    channels, height = images_uint8.shape[1:3]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        averaged = StyleGAN2(**{**(network or {}), "img_resolution": height, "img_channels": channels}).to(device)
-    if averaged.c_dim and int(labels.max()) >= averaged.c_dim:
-        raise ValueError(f"labels need to be in [0, {averaged.c_dim}), the network's c_dim: got {int(labels.max())}")
-    training = StyleGAN2Training(averaged, recipe)
-    identity = {
-        "recipe": asdict(recipe),
-        "network": averaged.arguments(),
-        "images": files.tensors_sha256({"images": images_uint8[::64], "labels": labels}),
-    }
-    log: list[dict[str, float]] = []
-    state = read_checkpoint(out, identity)
-    if state is not None:
-        training.load_state_dict(state)
-        log = state["log"]
-    measure = (
-        FeatureDistance(images_uint8, labels, steps=recipe.feature_steps, seed=recipe.seed)
-        if distance_samples and training.step < recipe.steps
-        else None
+    sizes = check_images(images_uint8, labels)
+    if distance_samples == 1:
+        raise ValueError("distance_samples needs to be 0 or from 2: got 1")
+    Run(out, **options).train(
+        lambda averaged, recipe: StyleGAN2Training(averaged, recipe, images_uint8, labels, distance_samples),
+        lambda: StyleGAN2(**{**(network or {}), **sizes}),
+        recipe or StyleGAN2Recipe(),
     )
-    started, before = time.perf_counter(), log[-1]["seconds"] if log else 0.0
-    steps = checkpoints_due(
-        training,
-        recipe.steps,
-        lambda: training.advance(images_uint8, labels),
-        every=checkpoint_every,
-        progress=progress,
-    )
-    for losses, bar in steps:
-        _check_finite(training.step, losses)
-        row = {"step": training.step, "images": training.step * recipe.batch_size, "p": training.p, **losses}
-        row["seconds"] = round(before + time.perf_counter() - started, 1)
-        if measure is not None:
-            row["feature_distance"] = round(measure(samples(averaged, distance_samples)), 4)
-            row["classifier_accuracy"] = measure.accuracy
-            if averaged.c_dim:
-                row |= class_deviations(averaged, images_uint8, labels)
-        log.append(row)
-        bar.set_postfix({name: f"{row[name]:.3f}" for name in (*losses, *MEASURES) if name in row})
-        state = {"identity": identity, "log": log, **training.state_dict()}
-        write_checkpoint(out, state, training_sheet(averaged))
-    averaged.metadata = {**(facts or {}), "recipe": asdict(recipe), "versions": {"torch": torch.__version__}}
-    averaged.save_pretrained(out)
     return StyleGAN2.from_pretrained(out)
-
-
-def _check_data(images_uint8: Tensor, labels: Tensor) -> None:
-    if images_uint8.ndim != 4 or images_uint8.dtype != torch.uint8:
-        raise ValueError(
-            f"images need shape [N, C, R, R] and dtype uint8: got {list(images_uint8.shape)} {images_uint8.dtype}"
-        )
-    height, width = images_uint8.shape[2:]
-    if height != width:
-        raise ValueError(f"images need to be square: got {height}x{width}; crop them")
-    if labels.shape != images_uint8.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels need shape [{len(images_uint8)}], one an image, and dtype int64: "
-            f"got {list(labels.shape)} {labels.dtype}"
-        )
-    if len(labels) < 2:
-        raise ValueError(f"training needs two images or more: got {len(labels)}")
-    if labels.min() < 0:
-        raise ValueError(f"labels need to be from 0: got {int(labels.min())}")
-
-
-def _check_finite(step: int, losses: dict[str, float]) -> None:
-    if not all(map(math.isfinite, losses.values())):
-        raise RuntimeError(
-            f"training diverged by step {step}, its losses are {losses}: start again in another folder with a lower lr "
-            "or a higher r1_gamma; the last checkpoint is kept"
-        )
 
 
 @torch.no_grad()
