@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -403,23 +404,25 @@ def settled(index: Path, read: Callable[[], T]) -> T:
         OSError: The folder is replaced again and again.
     """
     for attempt in range(_MAX_READS):
-        before = _content(index)
+        before = _identity(index)
         try:
             found = read()
         except (OSError, ValueError) as error:
             moved = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
-            if _content(index) == before and not (moved and attempt == 0):
+            if _identity(index) == before and not (moved and attempt == 0):
                 raise
         else:
-            if _content(index) == before:
+            if _identity(index) == before:
                 return found
     raise OSError(f"{index.parent} is written again and again while it is read: wait for its writer to end")
 
 
-def _content(index: Path) -> bytes | None:
-    """The bytes of an index; None where there are none to read."""
+def _identity(index: Path) -> object:
+    """What changes when an index is replaced, also by one like it; None where there is none to read."""
     try:
-        return index.read_bytes() if index.is_file() and index.stat().st_size <= MAX_JSON_BYTES else None
+        facts = index.stat()
+        readable = stat.S_ISREG(facts.st_mode) and facts.st_size <= MAX_JSON_BYTES
+        return (facts.st_ino, facts.st_mtime_ns, index.read_bytes()) if readable else None
     except OSError:
         return None
 
