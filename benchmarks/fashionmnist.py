@@ -1,17 +1,15 @@
 """Fashion-MNIST: table 3 of the paper, and the rows that it lacks.
 
-50,000 training images, the paper's small classifier; see ``small_images.py`` for the presets and ``methods.py`` for the
-methods. One JSON file a (preset, method, seed) under --out; started again, finished ones are skipped, and several
-processes share the work. ``tables.py`` and ``figures.py`` draw from the files.
+50,000 training images, the paper's small classifier; see ``paper/`` for the presets, methods and files.
 
     python benchmarks/fashionmnist.py --data-root data
     python benchmarks/fashionmnist.py --data-root data --preset paper_code --seeds 0
-    python benchmarks/fashionmnist.py --data-root data --preset quick --seeds 0 --out quick
+    python benchmarks/fashionmnist.py --data-root data --preset quick --seeds 0
 """
 
 from __future__ import annotations
 
-from small_images import command
+from paper.small_images import command
 
 main = command("fashion-mnist")
 

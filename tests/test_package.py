@@ -90,6 +90,6 @@ def test_a_policy_as_json_is_one():
 @pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/hub.md", "docs/speed.md"])
 def test_tables_are_drawn_from_the_committed_results(page):
     found = subprocess.run(
-        [sys.executable, "benchmarks/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "benchmarks/tables/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stdout + found.stderr

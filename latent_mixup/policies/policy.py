@@ -231,7 +231,7 @@ NAMED = {
     "paper": Named(1.0, Policy(weights=Beta(1.0, "batch"))),
     "robust": Named(0.2, Policy(unmixed=1.0, low_pass=LowPass(0.0, 1.0))),
 }
-"""``"paper"``: every sample a mix, one ``lam`` a batch. ``"robust"``: what ``benchmarks/search.py`` chose on
+"""``"paper"``: every sample a mix, one ``lam`` a batch. ``"robust"``: what ``benchmarks/search/search.py`` chose on
 Fashion-MNIST: one sample in five is decoded, unmixed, through a low-pass; see ``docs/findings.md``."""
 
 

@@ -9,8 +9,9 @@ import click
 import numpy as np
 import pytest
 import torch
-import trials
-from codes import Effort
+from paper import resnet, trials
+from paper.codes import Effort, given_codes
+from paper.running import Order
 from PIL import Image
 from torch import nn
 
@@ -27,10 +28,11 @@ from latent_mixup.demo.comparison import (
     standard,
 )
 from latent_mixup.generators import CompactGenerator
+from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.robustness import accuracy, blur_sweep, blurred_accuracy
 
 BUDGET = Budget(epochs=2, batch_size=8, lr=0.05)
-SMALL = cifar10.Plan(width=8, plateau=False)
+SMALL = resnet.Plan(width=8, plateau=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +57,11 @@ def images(root, monkeypatch):
 
 
 def split(root, limit=None):
-    return trials.split("cifar10", *(cifar10.cifar10(root, train=part) for part in (True, False)), limit)
+    return trials.split("cifar10", *(resnet.cifar10(root, train=part) for part in (True, False)), limit)
 
 
 def test_jpegs_are_read_in_torchvisions_form(root):
-    data = cifar10.cifar10(root, train=True)
+    data = resnet.cifar10(root, train=True)
     assert data.data.shape == (60, 32, 32, 3)
     assert data.data.dtype == torch.uint8
     assert torch.bincount(data.targets).tolist() == [30, 30]
@@ -77,14 +79,14 @@ def image_of(data, row):
 
 
 def test_neither_form(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no CIFAR10 as torchvision lays it out"):
-        cifar10.cifar10(tmp_path, train=True)
+    with pytest.raises(FileNotFoundError, match=r"has no CIFAR-10: expected .*cifar-10-batches-py or .*cifar10-jpeg"):
+        resnet.cifar10(tmp_path, train=True)
 
 
 def test_the_split(images, root):
     order = torch.randperm(60, generator=torch.Generator().manual_seed(42))
     assert images.rows.equal(order[:40])
-    data = cifar10.cifar10(root, train=True)
+    data = resnet.cifar10(root, train=True)
     assert images.train.train_labels.equal(data.targets[order[:40]])
     assert images.validation.test_labels.equal(data.targets[order[40:]])
     assert images.train.train_images.abs().max() <= 1
@@ -93,7 +95,7 @@ def test_the_split(images, root):
 
 
 def test_the_network_is_resnet18_with_a_small_stem():
-    model = cifar10.resnet18(10, cifar10.Plan())
+    model = resnet.resnet18(10, resnet.Plan())
     assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_962
     assert (model.conv1.kernel_size, model.conv1.stride) == ((3, 3), (1, 1))
     assert model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(torch.zeros(2, 3, 32, 32)))))).shape[-1] == 16
@@ -101,9 +103,9 @@ def test_the_network_is_resnet18_with_a_small_stem():
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_hidden_layers_are_mixed_in_the_network_itself(images, augment):
-    plan = cifar10.Plan(width=8, augment=augment)
-    model = cifar10.resnet18(2, plan).eval()
-    points = cifar10.resnet_points(model)
+    plan = resnet.Plan(width=8, augment=augment)
+    model = resnet.resnet18(2, plan).eval()
+    points = resnet.resnet_points(model)
     shapes = []
     for point in points[1:]:
         point.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape[1:])))
@@ -117,11 +119,11 @@ def test_hidden_layers_are_mixed_in_the_network_itself(images, augment):
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("plateau", [False, True])
 def test_training_depends_on_its_seed_alone(images, method, augment, plateau):
-    plan = cifar10.Plan(width=8, augment=augment, plateau=plateau)
+    plan = resnet.Plan(width=8, augment=augment, plateau=plateau)
 
     def train(seed):
         before = torch.get_rng_state()
-        model = cifar10.train_resnet(
+        model = resnet.train_resnet(
             method, images.train, None, BUDGET, seed=seed, plan=plan, validation=images.validation
         )
         assert torch.get_rng_state().equal(before)
@@ -134,7 +136,7 @@ def test_training_depends_on_its_seed_alone(images, method, augment, plateau):
 
 
 def test_it_learns(images):
-    model = cifar10.train_resnet(
+    model = resnet.train_resnet(
         standard,
         images.train,
         None,
@@ -149,7 +151,7 @@ def test_it_learns(images):
 
 
 def test_the_learning_rate_falls_when_validation_stalls(images, monkeypatch):
-    monkeypatch.setattr(cifar10, "validation_loss", lambda *_: 1.0)
+    monkeypatch.setattr(resnet, "validation_loss", lambda *_: 1.0)
     rates, sgd = [], torch.optim.SGD
 
     class Watched(sgd):
@@ -159,8 +161,8 @@ def test_the_learning_rate_falls_when_validation_stalls(images, monkeypatch):
 
     monkeypatch.setattr(torch.optim, "SGD", Watched)
     budget = Budget(epochs=14, batch_size=20, lr=0.1)
-    cifar10.train_resnet(
-        standard, images.train, None, budget, seed=0, plan=cifar10.Plan(width=8), validation=images.validation
+    resnet.train_resnet(
+        standard, images.train, None, budget, seed=0, plan=resnet.Plan(width=8), validation=images.validation
     )
     assert rates[:24] == [0.1] * 24  # an epoch has two steps; the first loss is the best, eleven more are not better
     assert rates[24:] == pytest.approx([0.01] * 4)
@@ -168,7 +170,7 @@ def test_the_learning_rate_falls_when_validation_stalls(images, monkeypatch):
 
 def test_validation_goes_back_to_training(images):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 2)).train()
-    one = cifar10.validation_loss(model, images.validation, "cpu")
+    one = resnet.validation_loss(model, images.validation, "cpu")
     assert model.training
     logits = model.eval()(images.validation.test_images)
     expected = nn.functional.cross_entropy(logits, images.validation.test_labels)
@@ -179,7 +181,7 @@ def test_each_image_is_augmented_by_itself(images):
     image = images.train.train_images[0]
 
     def changed(seed):
-        augment = cifar10.Augmentation(seed)
+        augment = resnet.Augmentation(seed)
         return torch.stack([augment(image) for _ in range(12)])
 
     one = changed(0)
@@ -193,9 +195,9 @@ def test_each_image_is_augmented_by_itself(images):
 def test_auto_augment_flip_and_crop_are_all_there(monkeypatch):
     """Without AutoAugment an image is one of 25 crops or their mirror images; with it, other colours appear too."""
     image = torch.linspace(-1, 1, 3 * 32 * 32).view(3, 32, 32)
-    augment = cifar10.Augmentation(0)
+    augment = resnet.Augmentation(0)
     crops = {mirror: image.flip(-1) if mirror else image for mirror in (False, True)}
-    rounded = {mirror: cifar10.from_uint8(cifar10.to_uint8(whole[None]))[0] for mirror, whole in crops.items()}
+    rounded = {mirror: from_uint8(to_uint8(whole[None]))[0] for mirror, whole in crops.items()}
     windows = {
         mirror: [whole[:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
         for mirror, whole in rounded.items()
@@ -203,8 +205,8 @@ def test_auto_augment_flip_and_crop_are_all_there(monkeypatch):
     seen = [augment(image) for _ in range(60)]
     recoloured = [one for one in seen if not any(one.equal(w) for both in windows.values() for w in both)]
     assert len(recoloured) > 20, "AutoAugment"
-    monkeypatch.setattr(cifar10.v2, "AutoAugment", lambda _policy: torch.nn.Identity())
-    plain = cifar10.Augmentation(0)
+    monkeypatch.setattr(resnet.v2, "AutoAugment", lambda _policy: torch.nn.Identity())
+    plain = resnet.Augmentation(0)
     places = {
         (mirror, index)
         for one in (plain(image) for _ in range(60))
@@ -247,11 +249,11 @@ def trained_codes(images):
 
 def test_blurred_images_are_not_cropped(images, tmp_path):
     """With --augment the network of the blurred images sees 32x32, that of all others 28x28, as in the paper."""
-    plan = cifar10.Plan(width=8, augment=True)
+    plan = resnet.Plan(width=8, augment=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = cifar10.resnet18(2, plan).eval()
-    classifier = trials.Classifier(lambda _: model, lambda *_, **__: model, cifar10.whole)
+        model = resnet.resnet18(2, plan).eval()
+    classifier = trials.Classifier(lambda _: model, lambda *_, **__: model, resnet.whole)
     scores = {"deepfool_images": 2, "pgd_images": 0, "corruption_images": 0}
     preset = trials.Preset(BUDGET, {"standard": (standard, None)}, classifier, scores=scores)
     bench = trials.Benchmark(images, "reduced_augmented", preset, {}.get, tmp_path / "w", tmp_path / "o")
@@ -271,19 +273,14 @@ def test_one_trial_from_the_codes_to_the_record(root, monkeypatch, tmp_path):
     small = {"z_dim": 8, "network": {"decoder_widths": (16,), "encoder_widths": (16,)}}
     monkeypatch.setattr(cifar10, "COMPACT", small)
     effort = Effort(compact_steps=2, steps=2, images=50)
-    arguments = (
-        "reduced",
-        Budget(epochs=1, batch_size=8, lr=0.05),
-        SMALL,
-        effort,
-        root,
-        tmp_path / "w",
-        tmp_path / "o",
-    )
-    bench = cifar10.benchmark(*arguments, {})
-    bench.preset.scores.update(deepfool_images=2, pgd_images=2, pgd_steps=2, corruption_images=0)
+    scores = {"deepfool_images": 2, "pgd_images": 2, "pgd_steps": 2, "corruption_images": 0}
+    budget = Budget(epochs=1, batch_size=8, lr=0.05)
+    monkeypatch.setitem(cifar10.PRESETS, "reduced", (budget, SMALL, effort, scores))
+    order = Order(root, tmp_path / "w", tmp_path / "o", "cpu", "reduced", {})
+    bench = cifar10.benchmark(order)
     bench.run(bench.trial("gan_mixup", 42))
-    record = json.loads((tmp_path / "o" / "reduced" / "gan_mixup-42.json").read_text())
+    path = tmp_path / "o" / "reduced" / "gan_mixup-42.json"
+    record = json.loads(path.read_text())
     rows = len(bench.images.rows)
     assert (record["dataset"], record["images"], record["train_images"], record["bank_rows"]) == (
         "cifar10",
@@ -296,19 +293,16 @@ def test_one_trial_from_the_codes_to_the_record(root, monkeypatch, tmp_path):
     assert trained_on == 50
     facts = json.loads((tmp_path / "o" / "codes" / "gan.json").read_text())
     assert (facts["rows"], facts["generator_digest"]) == (rows, record["generator_digest"])
-    given = {"gan_0.025": (str(tmp_path / "w" / "gan"), str(tmp_path / "w" / "gan-bank"))}
-    again = cifar10.benchmark(*arguments, given)
-    assert again.codes_named("gan_0.025").bank.digest() == bench.codes_named("gan").bank.digest()
 
 
 @pytest.mark.parametrize("pair", ["gan", "gan=folder", "gan=:bank", "gan=generator:", "dcgan=generator:bank"])
 def test_codes_in_another_form(pair):
     with pytest.raises(click.BadParameter, match=r"expected NAME=GENERATOR:BANK with a name of gan, gan_0\.025"):
-        cifar10.given_codes([pair])
+        given_codes([pair], cifar10.CODES)
 
 
 def test_codes_that_are_given():
-    assert cifar10.given_codes(["gan=a/b@c:d"]) == {"gan": ("a/b@c", "d")}
+    assert given_codes(["gan=a/b@c:d"], cifar10.CODES) == {"gan": "a/b@c:d"}
 
 
 def test_the_methods_are_table_ones_and_more():

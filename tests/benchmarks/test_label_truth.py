@@ -6,13 +6,13 @@ import json
 import math
 from types import SimpleNamespace
 
-import label_truth
 import pytest
 import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from reconstruction import reference_classifier
+from publish.reconstruction import reference_classifier
+from search import label_truth
 
 from latent_mixup import LatentBank, load_generator
 from latent_mixup.bundled import BundledImages
@@ -66,7 +66,7 @@ def test_at_the_ends_a_mix_is_a_reconstruction():
         assert found[kind]["own"][-1] > 2 * found[kind]["own"][0]
         assert found[kind]["other"][0] > 2 * found[kind]["other"][-1]
     own = label_truth.Policy(partners=label_truth.OtherClass()).draw(
-        64, label_truth.Rows(bank), label_truth.keyed_generator("test", 0)
+        64, label_truth.Rows(bank), label_truth.keyed_generator("label-truth", 0)
     )
     rebuilt = label_truth.judged(judge, generator.decode(bank[own.rows][0]), 1.0)
     assert found["codes"]["own"][-1] == pytest.approx(

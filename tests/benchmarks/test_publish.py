@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import lzma
 import re
-import sys
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import DatasetCard, ModelCard
 from loopback_hub import WRITER
+from publish import publish
 from test_golden import NETWORKS, compact
 
 from latent_mixup import LatentBank, load_generator
@@ -170,16 +169,6 @@ def test_a_folder_of_nothing(tmp_path):
 # --- the script that makes everything
 
 
-@pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        specification = importlib.util.spec_from_file_location("benchmarks_publish", ROOT / "benchmarks" / "publish.py")
-        module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        yield module
-
-
 def torchvision_layout(root: Path, name: str) -> None:
     """Sixty-four real images to train on, twenty to test on, where torchvision looks for them."""
     raw = root / name / "raw"
@@ -214,14 +203,14 @@ class FakeCIFAR10:
         return self.data[index], self.targets[index]
 
 
-def run(script, *words: object) -> tuple[int, str]:
-    found = CliRunner().invoke(script.main, list(map(str, words)))
+def run(*words: object) -> tuple[int, str]:
+    found = CliRunner().invoke(publish.main, list(map(str, words)))
     assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
     return found.exit_code, found.output
 
 
 @pytest.fixture(scope="module")
-def made(script, cifar10, tmp_path_factory):
+def made(cifar10, tmp_path_factory):
     """Everything, made once: where, how it was asked for, and what was said."""
     root = tmp_path_factory.mktemp("publish")
     for name in ("MNIST", "FashionMNIST"):
@@ -233,31 +222,31 @@ def made(script, cifar10, tmp_path_factory):
     (root / "codes.npy").write_bytes(foreign.latents_npy(named))
     words = ["--data-root", root / "data", "--runs", root / "runs", "--out", root / "hub", "--quick"]
     words += ["--stylegan2-cifar10", root / "net.pkl", "--grad-latents", *[root / "codes.npy"] * 3]
-    torchvision_dataset = script.torchvision_dataset
+    torchvision_dataset = publish.torchvision_dataset
 
     def dataset(name: str, at: Path, *, train: bool) -> object:
         return FakeCIFAR10(images) if name == "cifar10" else torchvision_dataset(name, at, train=train)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "torchvision_dataset", dataset)
-        code, said = run(script, *words, "--assets", root / "assets", "--per-class", 3, "--test-images", 5)
+        patch.setattr(publish, "torchvision_dataset", dataset)
+        code, said = run(*words, "--assets", root / "assets", "--per-class", 3, "--test-images", 5)
         assert code == 0, said
         yield root, words, said
 
 
-def test_everything_that_is_published_is_made_and_loads(made, script):
+def test_everything_that_is_published_is_made_and_loads(made):
     root, _, said = made
-    assert sorted(path.name for path in (root / "hub").iterdir()) == sorted(each.name for each in script.PUBLISHED)
-    for artefact in script.PUBLISHED:
+    assert sorted(path.name for path in (root / "hub").iterdir()) == sorted(each.name for each in publish.PUBLISHED)
+    for artefact in publish.PUBLISHED:
         folder = root / "hub" / artefact.name
         owner = root / "hub" / artefact.generator if artefact.kind in ("bank", "encoder") else None
-        assert script.check(folder, artefact.kind, owner) in said
+        assert publish.check(folder, artefact.kind, owner) in said
         assert f"{folder}: " in said
 
 
-def test_its_cards_say_the_names_the_licences_and_the_pictures(made, script):
+def test_its_cards_say_the_names_the_licences_and_the_pictures(made):
     root, *_ = made
-    for artefact in script.PUBLISHED:
+    for artefact in publish.PUBLISHED:
         folder = root / "hub" / artefact.name
         card = (folder / "README.md").read_text()
         data = (DatasetCard if artefact.kind == "bank" else ModelCard)(card).data
@@ -265,7 +254,7 @@ def test_its_cards_say_the_names_the_licences_and_the_pictures(made, script):
         assert f'("latent-mixup/{artefact.name}"' in card
         if artefact.kind in ("bank", "encoder"):
             assert f'load_generator("latent-mixup/{artefact.generator}")' in card
-        assert f"benchmarks/publish.py --data-root data --only {artefact.name}" in card
+        assert f"benchmarks/publish/publish.py --data-root data --only {artefact.name}" in card
         shown = re.findall(r"!\[.*\]\((.*)\)", card)
         assert sorted(shown) == sorted(path.name for path in folder.glob("*.png"))
         assert len(shown) == (0 if artefact.kind == "features" else 1)
@@ -294,7 +283,7 @@ def test_features_are_the_generators_own(made):
     assert features.metadata["recipe"] == {"steps": 2, "seed": 0}
 
 
-def test_the_authors_banks_get_an_mse_and_a_generator(made, cifar10, script):
+def test_the_authors_banks_get_an_mse_and_a_generator(made, cifar10):
     root, *_ = made
     generator, codes, _ = cifar10
     bank = LatentBank.from_pretrained(root / "hub" / "stylegan2-cifar10-bank-0.020")
@@ -303,13 +292,6 @@ def test_the_authors_banks_get_an_mse_and_a_generator(made, cifar10, script):
     torch.testing.assert_close(bank[:][0], codes, rtol=1e-3, atol=1e-3)
     assert float(bank.mse.max()) < 1e-3  # its images are these codes', rounded to whole grey values
     assert bank.metadata["dataset"]["name"] == "cifar10"
-
-
-def test_codes_of_other_images_are_refused(script, cifar10):
-    generator, codes, images = cifar10
-    bank = LatentBank(codes.roll(1, 0), images.targets)
-    with pytest.raises(ValueError, match="the codes do not belong to the images: their median MSE is"):
-        script.with_mse(bank, generator, torch.as_tensor(images.data).permute(0, 3, 1, 2))
 
 
 def test_what_ships_is_the_best_of_each_class(made, monkeypatch):
@@ -329,7 +311,7 @@ def test_what_ships_is_the_best_of_each_class(made, monkeypatch):
     assert load_generator("mnist").metadata["name"] == "mnist"
 
 
-def test_it_goes_on_where_it_stopped(made, script, monkeypatch):
+def test_it_goes_on_where_it_stopped(made, monkeypatch):
     """A second run trains, inverts and measures nothing, and makes the same files."""
     root, words, _ = made
     before = {path: path.read_bytes() for path in (root / "hub").rglob("*") if path.is_file()}
@@ -342,26 +324,26 @@ def test_it_goes_on_where_it_stopped(made, script, monkeypatch):
     monkeypatch.setattr(compact.CompactTraining, "advance", again)
     monkeypatch.setattr(encoder.EncoderTraining, "advance", again)
     monkeypatch.setattr(engine, "optimise_codes", again)
-    monkeypatch.setattr(script, "measure", again)
-    code, said = run(script, *words)
+    monkeypatch.setattr(publish, "measure", again)
+    code, said = run(*words)
     assert code == 0, said
     assert {path: path.read_bytes() for path in (root / "hub").rglob("*") if path.is_file()} == before
 
 
-def test_a_card_that_was_edited_stays(made, script):
+def test_a_card_that_was_edited_stays(made):
     root, words, _ = made
     path = root / "hub" / "mnist-features" / "README.md"
     before = path.read_text()
     path.write_text("mine\n")
-    assert run(script, *words, "--only", "mnist-features")[0] == 0
+    assert run(*words, "--only", "mnist-features")[0] == 0
     assert path.read_text() == "mine\n"
     path.write_text(before)
 
 
-def test_pushing_names_the_generators_commit(made, script, writable_hub):
+def test_pushing_names_the_generators_commit(made, writable_hub):
     _, words, _ = made
     only = [word for name in ("mnist-generator", "mnist-bank", "mnist-encoder") for word in ("--only", name)]
-    code, said = run(script, *words, *only, "--push", "--organisation", "org")
+    code, said = run(*words, *only, "--push", "--organisation", "org")
     assert code == 0, said
     commits = dict(re.findall(r"org/(\S+)@([0-9a-f]{40})", said))
     assert set(commits) == {"mnist-generator", "mnist-bank", "mnist-encoder"}
@@ -373,9 +355,9 @@ def test_pushing_names_the_generators_commit(made, script, writable_hub):
         files = writable_hub.repos[kind, f"org/{name}"].commits[commits[name]]
         assert f'load_generator("org/mnist-generator@{commits["mnist-generator"]}")' in files["README.md"].decode()
         assert any(file.endswith(".png") for file in files)
-    code, said = run(script, *words, "--only", "mnist-bank", "--push", "--organisation", "org")
+    code, said = run(*words, "--only", "mnist-bank", "--push", "--organisation", "org")
     assert code == 0, said
-    code, said = run(script, *words, "--only", "fashion-mnist-bank", "--push", "--organisation", "org")
+    code, said = run(*words, "--only", "fashion-mnist-bank", "--push", "--organisation", "org")
     assert (code, "fashion-mnist-generator" in said) == (1, True)
 
 
@@ -387,27 +369,18 @@ def test_pushing_names_the_generators_commit(made, script, writable_hub):
         (["--only", "nothing"], "'nothing' is not one of"),
     ],
 )
-def test_what_is_missing_is_named(script, tmp_path, words, said):
-    code, output = run(script, *words, "--out", tmp_path / "hub", "--runs", tmp_path / "runs")
+def test_what_is_missing_is_named(tmp_path, words, said):
+    code, output = run(*words, "--out", tmp_path / "hub", "--runs", tmp_path / "runs")
     assert (code != 0, said in output) == (True, True)
 
 
-def test_a_bank_needs_its_generator_first(script, made, tmp_path):
+def test_a_bank_needs_its_generator_first(made, tmp_path):
     root, *_ = made
-    code, said = run(script, "--data-root", root / "data", "--out", tmp_path, "--only", "mnist-bank", "--quick")
+    code, said = run("--data-root", root / "data", "--out", tmp_path, "--only", "mnist-bank", "--quick")
     assert (code, "make mnist-generator first" in said) == (1, True)
 
 
-def test_without_files_there_is_nothing_to_do_and_that_is_said(script, tmp_path):
-    code, said = run(script, "--out", tmp_path / "hub", "--runs", tmp_path / "runs")
+def test_without_files_there_is_nothing_to_do_and_that_is_said(tmp_path):
+    code, said = run("--out", tmp_path / "hub", "--runs", tmp_path / "runs")
     assert code == 0
-    assert len(re.findall(r"is left out: it is made from the files of --", said)) == len(script.PUBLISHED)
-
-
-def test_the_table_in_the_docs_is_the_list(script):
-    page = (ROOT / "docs" / "hub.md").read_text()
-    (table,) = re.findall(r"<!-- published -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
-    assert table == script.published_table()
-    code, said = run(script, "--table")
-    assert (code, said) == (0, table + "\n")
-    assert table.count("\n") == len(script.PUBLISHED) + 1
+    assert len(re.findall(r"is left out: it is made from the files of --", said)) == len(publish.PUBLISHED)

@@ -7,16 +7,16 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import methods as methods_module
 import optuna
 import pytest
-import rows as rows_module
-import search
-import small_images
 import torch
-import trials
 from click.testing import CliRunner
-from settings import Setting, searched
+from paper import methods as methods_module
+from paper import small_images, trials
+from paper.settings import Setting, searched
+from record import RESULTS
+from search import search
+from tables import rows as rows_module
 
 from latent_mixup.demo.comparison import Budget
 from latent_mixup.policies import NAMED, Beta, LowPass, Noise, Policy, SameClass
@@ -70,7 +70,7 @@ def test_a_part_that_is_lacking_is_put_in():
 
 
 def test_the_robust_policy_is_what_the_search_chose():
-    chosen = searched(rows_module.RESULTS / "fashion-mnist")
+    chosen = searched(RESULTS / "fashion-mnist")
     assert chosen == Setting(NAMED["robust"].prob, NAMED["robust"].policy)
 
 

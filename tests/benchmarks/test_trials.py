@@ -10,18 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
-import codes as codes_module
-import methods as methods_module
 import numpy as np
-import paper_code
 import pytest
-import rows as rows_module
-import running
-import small_images
 import torch
 import torch.nn.functional as F
-import trials
 from click.testing import CliRunner
+from paper import codes as codes_module
+from paper import methods as methods_module
+from paper import paper_code, running, small_images, trials
+from tables import rows as rows_module
 from torch.utils.data import random_split
 
 from latent_mixup import LatentBank, load_generator
@@ -217,10 +214,10 @@ def test_codes_with_a_large_error_are_left_out_as_in_the_paper(some_codes, datas
 
 
 def test_a_pool_fills_the_places_that_live_decoding_fills(images, some_codes, tmp_path, monkeypatch):
-    import pools
+    from search import pools
 
     monkeypatch.setattr(pools, "SIZES", (5, 40))
-    ways = pools.ways(tmp_path)
+    ways = pools.methods(tmp_path)
     assert list(ways) == ["standard", "live", "pool_5", "pool_40"]
     for size in (5, 40):
         run = view(images.train, some_codes)
@@ -283,7 +280,7 @@ def test_codes_that_refining_left_as_they_were_are_not_trained_on_again(bench, s
         trials.Benchmark, "trained", lambda bench, trial: trained.append(trial.method) or (None, {"budget": {}})
     )
     monkeypatch.setattr(trials, "evaluate", lambda *_, **more: {"accuracy": len(trained) / 10})
-    monkeypatch.setattr(trials.Trial, "check_budget", lambda trial, path: json.loads(path.read_text()))
+    monkeypatch.setattr(trials.Trial, "read", lambda trial, path: json.loads(path.read_text()))
     bench.run(bench.trial("gan_mixup_0.020", 0))
     assert trained == ["gan_mixup"]
     found = {path.stem: json.loads(path.read_text()) for path in (bench.out / "fixed").iterdir()}
@@ -307,9 +304,8 @@ def test_what_another_process_is_doing_is_left_to_it(bench):
     lock = bench.work / "models" / "fixed" / "standard-0.lock"
     holder = (
         f"import sys, time; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "import fcntl, pathlib\n"
-        f"path = pathlib.Path({str(lock)!r}); path.parent.mkdir(parents=True)\n"
-        "file = path.open('w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+        "import pathlib; from record import claimed\n"
+        f"with claimed(pathlib.Path({str(lock)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -350,7 +346,7 @@ def test_what_another_budget_made_is_not_taken(bench, left):
     budget = dataclasses.replace(BUDGET, epochs=2)
     longer = dataclasses.replace(bench, preset=dataclasses.replace(bench.preset, budget=budget))
     trial = longer.trial("standard", 0)
-    with pytest.raises(ValueError, match=rf"{left} is of another budget: expected .*'epochs': 2.* found .*'epochs': 1"):
+    with pytest.raises(ValueError, match=rf"{left} has another budget: expected .*'epochs': 2.* found .*'epochs': 1"):
         longer.run(trial)
 
 
@@ -437,214 +433,6 @@ def test_the_generator_that_comes_with_the_package_is_not_trained_again(tmp_path
     assert codes.generator.digest() == load_generator("fashion-mnist").digest()
     assert len(codes.bank) == 8
     assert float(codes.bank.mse.max()) < 0.1
-
-
-# ---- rows, tables, figures -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def results(tmp_path):
-    """Three seeds of two methods, one of a third."""
-    folder = tmp_path / "mnist" / "fixed"
-    folder.mkdir(parents=True)
-    for method, accuracies in {
-        "standard": (0.9, 0.92, 0.94),
-        "manifold_mixup": (0.8, 0.8, 0.8),
-        "decoded": (0.95,),
-    }.items():
-        for seed, accuracy in enumerate(accuracies):
-            record = {
-                "dataset": "mnist",
-                "preset": "fixed",
-                "method": method,
-                "seed": seed,
-                "train_images": 50_000,
-                "accuracy": accuracy,
-                "deepfool_score": 1.0 + seed,
-                "blurred_accuracy": 0.5,
-                "budget": {"epochs": 20},
-                "blur_sweep": {"sigmas": [1.0, 5.0], "accuracy": [0.6, 0.5]},
-                "corruptions": {"severities": [1, 5], "accuracy": {"fog": [0.4, 0.2], "noise": [0.6, 0.4]}},
-            }
-            (folder / f"{method}-{seed}.json").write_text(json.dumps(record))
-    (folder / "grid-mixup.json").write_text("{}")
-    return tmp_path
-
-
-def test_rows_are_means_over_seeds(results):
-    rows = {row["method"]: row for row in rows_module.aggregated(rows_module.records(results / "mnist"))}
-    standard = rows["standard"]
-    assert list(rows) == ["standard", "manifold_mixup", "decoded"]
-    assert (standard["n_seeds"], standard["epochs"], standard["train_images"], standard["ddof"]) == (3, 20, 50_000, 1)
-    assert standard["accuracy"] == pytest.approx(0.92)
-    assert standard["accuracy_std"] == pytest.approx(0.02)
-    assert rows["decoded"]["accuracy_std"] is None
-    assert standard["paper"]["deepfool_score"] == 1.4080
-    assert standard["paper"]["accuracy_std"] == 0.0015
-    assert rows["decoded"]["paper"] is None
-    difference = rows["manifold_mixup"]["accuracy_minus_standard"]
-    assert difference["mean"] == pytest.approx(-0.12)
-    low, high = difference["interval"]
-    assert (low, high) == (pytest.approx(-0.14), pytest.approx(-0.10))
-    assert rows["decoded"]["accuracy_minus_manifold_mixup"] == {"mean": pytest.approx(0.15), "interval": None}
-    assert "accuracy_minus_standard" not in standard
-
-
-def test_another_budget_is_another_row(results):
-    """The preset's own folder is what its table shows; what was run with another budget is a row of its own."""
-    folder = results / "mnist" / "fixed-50x16"
-    folder.mkdir()
-    record = json.loads((results / "mnist" / "fixed" / "standard-0.json").read_text())
-    (folder / "standard-0.json").write_text(json.dumps({**record, "budget": {"epochs": 50}, "accuracy": 0.5}))
-    everything = rows_module.aggregated(rows_module.records(results / "mnist"))
-    assert [(row["epochs"], row["n_seeds"]) for row in everything if row["method"] == "standard"] == [(20, 3), (50, 1)]
-    own = rows_module.aggregated(rows_module.records(results / "mnist", changed=False))
-    assert {row["epochs"] for row in own} == {20}
-
-
-def test_the_papers_length_is_shown_by_itself_in_both_presets(results, monkeypatch):
-    import score_tables
-
-    monkeypatch.setattr(score_tables, "RESULTS", results)
-    record = json.loads((results / "mnist" / "fixed" / "standard-0.json").read_text())
-    for preset, folder, epochs, units in (
-        ("fixed", "fixed-50x16", 50, "[-1, 1]"),
-        ("fixed", "fixed-2x16", 2, "[-1, 1]"),
-        ("paper_code", "paper_code", 50, "[0, 1]"),
-    ):
-        (results / "mnist" / folder).mkdir()
-        for method in ("standard", "decoded"):
-            changed = {
-                "preset": preset,
-                "method": method,
-                "budget": {"epochs": epochs},
-                "deepfool": {"units": units},
-                "pgd": {"linf": {"accuracy": 0.25}},
-            }
-            (results / "mnist" / folder / f"{method}-0.json").write_text(json.dumps({**record, **changed}))
-    assert score_tables.length_table("mnist").splitlines()[2:] == [
-        f"| {preset} | {name} | {units} | 0.9000 | {papers[0]} | 1.000 | {papers[1]} | 0.500 | {papers[2]} | 0.250 |"
-        for preset, units in (("fixed", "[-1, 1]"), ("paper_code", "[0, 1]"))
-        for name, papers in (
-            ("standard", ("0.9921 ± 0.0015", "1.408 ± 0.030", "0.934 ± 0.011")),
-            ("decoded, not mixed (control)", ("", "", "")),
-        )
-    ]
-
-
-def test_policies_are_compared_with_the_papers(tmp_path, monkeypatch):
-    import score_tables
-
-    monkeypatch.setattr(score_tables, "RESULTS", tmp_path)
-    folder = tmp_path / "mnist" / "policies"
-    folder.mkdir(parents=True)
-    for method, accuracy in (("policy_paper", 0.9), ("policy_same_class", 0.92)):
-        scores = {"accuracy": accuracy, "deepfool_score": 2 * accuracy, "blurred_accuracy": 0.5}
-        facts = {"dataset": "mnist", "preset": "policies", "method": method, "train_images": 10, "seed": 0}
-        (folder / f"{method}-0.json").write_text(json.dumps({**facts, **scores, "budget": {"epochs": 6}}))
-    shown = score_tables.policies_table("mnist").splitlines()
-    assert shown[2].endswith("| 0.9000 |  | 1.800 |  | 0.500 |  | 1 |")
-    assert shown[3] == "| `SameClass()` | 0.9200 | +0.0200 | 1.840 | +0.040 | 0.500 | +0.000 | 1 |"
-
-
-def test_a_search_is_shown_from_its_best(tmp_path, monkeypatch):
-    import score_tables
-
-    monkeypatch.setattr(score_tables, "RESULTS", tmp_path)
-    scores = {"accuracy": 0.9, "deepfool_score": 1.0, "blurred_accuracy": 0.5}
-    tried = [
-        {"number": n, "value": n / 10, "params": {"prob": 0.2, "partners": "anyone"}, "scores": scores} for n in (3, 7)
-    ]
-    (tmp_path / "fashion-mnist").mkdir()
-    (tmp_path / "fashion-mnist" / "search.json").write_text(json.dumps({"standard": scores, "trials": tried}))
-    assert score_tables.search_table().splitlines()[::2] == [
-        "| the best of 2 trials | value | accuracy | DeepFool score | blurred accuracy |",
-        "| plain training |  | 0.9000 | 1.000 | 0.500 |",
-        "| trial 3: prob 0.2, partners anyone | +0.300 | 0.9000 | 1.000 | 0.500 |",
-    ]
-
-
-@pytest.mark.parametrize("name", ["fixed", "paper_code"])
-def test_a_changed_budget_has_a_folder_of_its_own(name):
-    assert small_images.preset(name, "mnist").folder == name
-    assert small_images.preset(name, "mnist", epochs=2, batch_size=8).folder == f"{name}-2x8"
-
-
-def test_the_best_is_compared_with_what_a_user_could_pick(tmp_path, monkeypatch):
-    import score_tables
-
-    monkeypatch.setattr(score_tables, "RESULTS", tmp_path)
-    folder = tmp_path / "mnist" / "fixed"
-    folder.mkdir(parents=True)
-    for place, method in enumerate((*score_tables.SHOWN,)):
-        for seed in range(2):
-            scores = {"accuracy": 0.9 + place / 100, "deepfool_score": 1.0 + seed, "blurred_accuracy": 0.5}
-            facts = {"dataset": "mnist", "preset": "fixed", "method": method, "train_images": 10, "seed": seed}
-            (folder / f"{method}-{seed}.json").write_text(json.dumps({**facts, **scores, "budget": {"epochs": 20}}))
-    shown = score_tables.best_table("mnist").splitlines()[2:]
-    assert shown[0].startswith("| standard | +0.0600 [+0.0600, +0.0600] | +0.000 [-1.000, +1.000] |")
-    assert len(shown) == 5
-    assert len(score_tables.summary_table().splitlines()) == 2 + len(score_tables.SHOWN)
-
-
-def test_the_interval_is_the_bootstraps():
-    """Against all 27 x 27 ways to draw the seeds again."""
-    values, others = [0.1, 0.5, 0.7], [0.2, 0.25, 0.4]
-    means = [torch.cartesian_prod(*[torch.tensor(kind, dtype=torch.float64)] * 3).mean(1) for kind in (values, others)]
-    every = (means[0][:, None] - means[1][None]).flatten()
-    found = rows_module.difference(values, others)["interval"]
-    expected = every.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    assert found == pytest.approx(expected.tolist(), abs=0.02)
-
-
-def test_json_and_tables_are_drawn_from_the_files(results, monkeypatch):
-    import score_tables
-    import tables
-
-    for module in (tables, score_tables):
-        monkeypatch.setattr(module, "RESULTS", results)
-    printed = json.loads(CliRunner().invoke(tables.main, ["--json"]).output)
-    assert [row["method"] for row in printed] == ["standard", "manifold_mixup", "decoded"]
-    table = tables.scores_table("mnist", "fixed").splitlines()
-    assert table[2] == (
-        "| standard | 0.9200 ± 0.0200 | 0.9921 ± 0.0015 | 2.000 ± 1.000 | 1.408 ± 0.030 "
-        "| 0.500 ± 0.000 | 0.934 ± 0.011 | 3 |"
-    )
-    assert table[4] == "| decoded, not mixed (control) | 0.9500 |  | 1.000 |  | 0.500 |  | 1 |"
-    differences = tables.differences_table("mnist", "fixed").splitlines()
-    assert differences[2].startswith("| manifold mixup | -0.1200 [-0.1400, -0.1000] |")
-    text = "a\n<!-- table: scores-mnist-fixed -->\nold\n<!-- end -->\nb"
-    assert (
-        tables.with_tables(text) == "a\n<!-- table: scores-mnist-fixed -->\n" + "\n".join(table) + "\n<!-- end -->\nb"
-    )
-    with pytest.raises(Exception, match="there is no table 'scores-mnist-quick'"):
-        tables.with_tables("<!-- table: scores-mnist-quick -->\n<!-- end -->")
-
-
-def test_figures_are_drawn_from_the_files(results):
-    figures = pytest.importorskip("figures")
-    (results / "mnist" / "codes").mkdir()
-    facts = {"mse_percentiles": [0.001 * place for place in range(101)], "mse_mean": 0.05}
-    (results / "mnist" / "codes" / "gan.json").write_text(json.dumps(facts))
-    longer = results / "mnist" / "fixed-50x16"
-    longer.mkdir()
-    record = json.loads((results / "mnist" / "fixed" / "standard-0.json").read_text())
-    (longer / "standard-0.json").write_text(json.dumps({**record, "budget": {"epochs": 50}}))
-    seen = {"own_share": [0, 1], "neither": [0, 0], "entropy": [0, 0]}
-    (results / "mnist" / "label-truth.json").write_text(json.dumps({"lam": [0, 1], "codes": seen, "pixels": seen}))
-    drawn = figures.figures(results)
-    assert list(drawn) == ["mnist-fixed-scores.png", "mnist-fixed-curves.png", "mnist-labels.png", "mnist-codes.png"]
-    shares = drawn["mnist-labels.png"].axes[0].get_lines()[0]
-    assert shares.get_ydata() == pytest.approx([0, 1])
-    shown = drawn["mnist-fixed-scores.png"].axes[0]
-    assert [label.get_text() for label in shown.get_yticklabels()] == [
-        "standard",
-        "manifold mixup",
-        "decoded, not mixed (control)",
-    ], "none of another budget"
-    curve = drawn["mnist-fixed-curves.png"].axes[1].get_lines()[0]
-    assert curve.get_ydata() == pytest.approx([0.5, 0.3])
-    assert figures.png(drawn["mnist-codes.png"]).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])

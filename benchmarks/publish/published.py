@@ -1,0 +1,65 @@
+"""The list of what ``publish.py`` makes: names on the Hub, kinds, licences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latent_mixup.hub import Kind
+from latent_mixup.hub.terms import DATA_SETS
+
+ORGANISATION = "latent-mixup"
+TRAINED_ON = ("mnist", "fashion-mnist")
+CIFAR10 = "stylegan2-cifar10"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One repository.
+
+    Attributes:
+        name: Of the repository, and of its folder under ``hub/``.
+        kind: What is in it.
+        what: In half a sentence.
+        licence: As its card has it.
+        generator: The artefact it belongs to; None: it is one.
+        data_set: What it is of.
+        refined_above: Of a bank of the authors: codes with this MSE or more had 4,000 more steps, stage by stage.
+    """
+
+    name: str
+    kind: Kind
+    what: str
+    licence: str
+    generator: str | None = None
+    data_set: str = "cifar10"
+    refined_above: tuple[float, ...] = ()
+
+
+def _trained(data_set: str) -> list[Artefact]:
+    title, licence = DATA_SETS[data_set].title, DATA_SETS[data_set].licence
+    generator = f"{data_set}-generator"
+    parts: list[tuple[str, Kind, str, str | None]] = [
+        (generator, "generator", f"compact generator of {title}, codes of 128 numbers", None),
+        (f"{data_set}-bank", "bank", f"codes of all 60,000 training images of {title}", generator),
+        (f"{data_set}-features", "features", f"the paper's feature extractor, trained on {title}", generator),
+        (f"{data_set}-encoder", "encoder", f"ReStyle encoder, trained on {title}", generator),
+    ]
+    return [Artefact(name, kind, what, licence, of, data_set) for name, kind, what, of in parts]
+
+
+def _authors(*refined_above: float) -> Artefact:
+    """One of the authors' three banks: figures 1 to 3 of the paper."""
+    name = "-".join([f"{CIFAR10}-bank", *(f"{limit:.3f}" for limit in refined_above[-1:])])
+    stages = " and then ".join(f"from MSE {limit:g}" for limit in refined_above)
+    more = f", with 4,000 more steps for codes {stages}" if stages else ""
+    what = f"the authors' codes of the 50,000 training images of CIFAR-10{more}"
+    return Artefact(name, "bank", what, "other", CIFAR10, refined_above=refined_above)
+
+
+PUBLISHED = [
+    *(artefact for data_set in TRAINED_ON for artefact in _trained(data_set)),
+    Artefact(CIFAR10, "generator", "NVIDIA's StyleGAN2 of CIFAR-10, converted: for non-commercial use only", "other"),
+    _authors(),
+    _authors(0.025),
+    _authors(0.025, 0.020),
+]

@@ -1,0 +1,1 @@
+"""Which policy, labels and pool size are best."""

@@ -1,0 +1,1 @@
+"""What each part costs in time and memory."""

@@ -1,0 +1,156 @@
+"""What the trials' JSON files say together: means, deviations, differences with intervals, and the paper's rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import read
+
+PAPER = Path(__file__).parent / "paper.json"
+DATASETS = ("mnist", "fashion-mnist", "cifar10")
+PRESETS = ("fixed", "paper_code", "policies", "reduced", "reduced_augmented", "full", "full_augmented")
+TITLES = {"accuracy": "accuracy", "deepfool_score": "DeepFool score", "blurred_accuracy": "blurred accuracy"}
+SCORES = tuple(TITLES)
+REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
+RESAMPLES = 10_000
+BEST = "latent_mixup_best"
+UNCHANGED = "policy_paper"  # what the other policies are compared with
+NAMES = {
+    "standard": "standard",
+    "standard_90_epochs": "standard, 90 epochs, images in [0, 1]",
+    "standard_softmax_twice": "standard, with the second softmax (control)",
+    "mixup": "mixup",
+    "manifold_mixup": "manifold mixup",
+    "timm_mixup": "timm `Mixup`",
+    "timm_cutmix": "timm `Mixup(cutmix_alpha=1)`",
+    "torchvision_mixup": "torchvision `MixUp`",
+    "torchvision_cutmix": "torchvision `CutMix`",
+    "decoded": "decoded, not mixed (control)",
+    "pixel_mix_of_decoded": "decoded, pixels mixed (control)",
+    "gan_mixup": "GAN-MIXUP, our generator",
+    "gan_mixup_0.025": "the same, codes refined at 0.025",
+    "gan_mixup_0.020": "the same, codes refined at 0.020",
+    "gan_mixup_dcgan": "GAN-MIXUP, the paper's GAN",
+    "vae_mixup": "VAE-MIXUP",
+    "vae_mixup_sharpened": "VAE-MIXUP, sharpened",
+    "latent_mixup_best": "latent mixup, the policy that was searched",
+    "latent_mixup_best_without_mixing": "the same without mixing",
+    "latent_mixup_best_without_noise": "the same without noise on the code",
+    "latent_mixup_best_without_low_pass": "the same without the low-pass",
+    "latent_mixup_best_with_mixing": "the same, all decoded ones mixed",
+    "latent_mixup_best_with_noise": "the same with noise on the code",
+    "latent_mixup_best_with_low_pass": "the same with a low-pass",
+    "latent_mixup_best_decoded_alone": "the same, decoded and nothing else",
+    "latent_mixup_best_low_pass_of_real": "real images through the same low-pass (control)",
+    "policy_paper": "`Policy()`: the paper's, one `lam` a sample",
+    "policy_lam_of_batch": '`Beta(mode="batch")`: one `lam` a batch',
+    "policy_alpha_0.2": "`Beta(0.2)`",
+    "policy_alpha_4": "`Beta(4)`",
+    "policy_near_ends": "`NearEnds()`",
+    "policy_three_codes": "`Dirichlet()`: of three codes",
+    "policy_rising_over_10_epochs": "`Scheduled(Beta())`: rising over ten epochs, of which six are run",
+    "policy_straight_line": '`path="lerp"`',
+    "policy_channels": "`Channels()`",
+    "policy_same_class": "`SameClass()`",
+    "policy_other_class": "`OtherClass()`",
+    "policy_nearest_of_16": "`Nearest()`",
+    "policy_farthest_of_16": "`Farthest()`",
+    "policy_half_unmixed": "`unmixed=0.5`",
+    "policy_noise_0.3": "`Noise(0.3)`",
+    "policy_noise_0.6": "`Noise(0.6)`",
+    "policy_truncation_0.7": "`Truncation(0.7)`",
+    "policy_low_pass_2": "`LowPass(0, 2)`",
+    "policy_label_curve": "`Curve` of what a classifier sees",
+    "latent_mixup": "latent mixup, all decoded",
+    "latent_mixup_half_real": "latent mixup, half real",
+    "robust": '`policy="robust"`',
+}
+
+
+def records(folder: Path, presets: Sequence[str] = PRESETS, *, changed: bool = True) -> list[dict[str, Any]]:
+    """Every trial's JSON file in the presets' folders of a data set; ``changed``: and those with another budget."""
+    folders = [folder / preset for preset in presets]
+    if changed:
+        folders += [found for preset in presets for found in sorted(folder.glob(f"{preset}-*"))]
+    paths = [path for found in folders for path in sorted(found.glob("*.json"))]
+    return [read(path) for path in paths if not path.name.startswith("grid-")]
+
+
+def codes(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is known of each kind of codes of a data set."""
+    return {path.stem: read(path) for path in sorted((folder / "codes").glob("*.json"))}
+
+
+def aggregated(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a (data set, preset, method, epochs) of the trials' files.
+
+    Means and standard deviations (ddof 1) over the seeds, the difference of each score from ``standard`` and from
+    ``manifold_mixup`` with its interval, and the row that the paper prints.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in trials:
+        key = (run["dataset"], run["preset"], run["method"], run["budget"]["epochs"], run["train_images"])
+        groups.setdefault(key, []).append(run)
+    rows = []
+    for key, found in groups.items():
+        dataset, preset, method, epochs, train_images = key
+        row: dict[str, Any] = {
+            "dataset": dataset,
+            "preset": preset,
+            "method": method,
+            "n_seeds": len(found),
+            "epochs": epochs,
+            "train_images": train_images,
+            "ddof": 1,
+        }
+        for score in SCORES:
+            values = [run[score] for run in found]
+            row[score] = statistics.fmean(values)
+            row[f"{score}_std"] = statistics.stdev(values) if len(values) > 1 else None
+            for reference in REFERENCES:
+                others = groups.get((dataset, preset, reference, epochs, train_images), [])
+                if method != reference and others:
+                    row[f"{score}_minus_{reference}"] = difference(values, [run[score] for run in others])
+        row["paper"] = printed(dataset, preset, method)
+        rows.append(row)
+    order = list(NAMES)
+    return sorted(rows, key=lambda row: (row["preset"], row["epochs"], order.index(row["method"])))
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Mean of ``values`` minus mean of ``others``, with a 95 % bootstrap interval over the seeds.
+
+    Both lists of seeds are drawn again with replacement, each by itself; the interval is between percentiles. Of three
+    seeds it is narrower than it ought to be: take it as the least that is uncertain. None where a list has one value.
+    """
+    found: dict[str, Any] = {"mean": statistics.fmean(values) - statistics.fmean(others), "interval": None}
+    if min(len(values), len(others)) > 1:
+        draw = torch.Generator().manual_seed(0)
+        means = []
+        for kind in (values, others):
+            numbers = torch.tensor(kind, dtype=torch.float64)
+            rows = torch.randint(len(numbers), (RESAMPLES, len(numbers)), generator=draw)
+            means.append(numbers[rows].mean(1))
+        limits = (means[0] - means[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+        found["interval"] = limits.tolist()
+    return found
+
+
+def printed(dataset: str, preset: str, method: str) -> dict[str, float] | None:
+    """The paper's row, where it has one: each score and, as ``_std``, the number in brackets (ddof 0)."""
+    name = {"standard_90_epochs": "standard", "gan_mixup_dcgan": "gan_mixup"}.get(method, method)
+    table = f"{dataset}, flips + AutoAugment" if preset.endswith("_augmented") else dataset
+    row = read(PAPER)[table].get(name)
+    if row is None:
+        return None
+    return {f"{score}{part}": row[score][place] for score in SCORES for place, part in enumerate(("", "_std"))}
+
+
+def markdown(header: list[str], body: list[list[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+    rule = ["---", *("--:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])
