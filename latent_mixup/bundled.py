@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import struct
 from collections.abc import Callable
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from latent_mixup import files, hub
+from latent_mixup.bank import LatentBank
 from latent_mixup.images import from_uint8
 
 IDX_UINT8 = 0x08
@@ -22,9 +24,9 @@ IDX_UINT8 = 0x08
 class BundledImages(Dataset[tuple[Any, int]]):
     """Real images and labels that come with the package; ``dataset[i] -> (image, int label)``.
 
-    For training, the images that the bundled bank of the same name has codes of, row for row, the best inverted ones
-    of each class (``bank.source_index`` is their index in all 60,000); for testing, the first test images. Of
-    ``"fashion-mnist"`` these are 10,000 and 2,000, of ``"mnist"`` 4,000 and 1,000. Terms: see NOTICE.
+    For training, the images that the bundled bank of the same name has codes of, row for row: the best inverted ones
+    of each class. For testing, the first test images. There are 10,000 and 2,000 of ``"fashion-mnist"``, 4,000 and
+    1,000 of ``"mnist"``. Terms: see NOTICE.
 
     Args:
         name: One of :func:`bundled_image_names`.
@@ -55,6 +57,12 @@ class BundledImages(Dataset[tuple[Any, int]]):
         self.data = read_idx(folder / f"{prefix}-images-idx3-ubyte.xz")[:, None]
         self.targets = read_idx(folder / f"{prefix}-labels-idx1-ubyte.xz").long()
         self.transform = transform
+        self._bank = folder.parent / "bank" if train else None
+
+    @cached_property
+    def source_index(self) -> Tensor | None:
+        """Each training image's index in all 60,000, by which the bundled bank knows it, ``[N]``; None for testing."""
+        return None if self._bank is None else LatentBank.from_pretrained(self._bank).source_index
 
     def __len__(self) -> int:
         return len(self.data)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from latent_mixup import cards, hub
 from latent_mixup.bank.columns import (
@@ -19,7 +21,7 @@ from latent_mixup.bank.columns import (
     check_metadata,
     first_repeated,
 )
-from latent_mixup.bank.datasets import check_dataset, kind_of
+from latent_mixup.bank.datasets import Source, image_probes, kind_of, read_images, same_images
 from latent_mixup.bank.facts import bank_facts
 from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
 from latent_mixup.generators.base import Generator
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 RowIndex: TypeAlias = int | slice | Sequence[int] | Tensor
 
 _NAMED = 10  # classes in a warning
+_DERIVED = ("labels", "_table", "_source")  # found again from the columns and the codes
 
 
 class LatentBank(hub.Published):
@@ -89,7 +92,6 @@ class LatentBank(hub.Published):
     ) -> LatentBank:
         """Set every attribute to checked values; ``rows`` of the files are shown, None: all."""
         self._codes, self._rows, self._cached_columns, self.metadata = codes, rows, columns, metadata
-        self._lookup: tuple[Tensor, Tensor] | None = None
         stated = metadata.get("num_classes") if num_classes is None else num_classes
         self.num_classes = count_classes(columns["labels"], stated)
         return self
@@ -121,7 +123,9 @@ class LatentBank(hub.Published):
             TypeError: Rows are not integers.
         """
         wanted = self._row_numbers(rows)
-        latents, labels = self._latents(wanted), self.labels[wanted]
+        table = self._table
+        latents = self._stored(wanted) if table is None else table[wanted].float()
+        labels = self.labels[wanted]
         if not isinstance(rows, slice) and _on_cpu(rows).ndim == 0:
             return latents[0], labels[0]
         return latents, labels
@@ -151,7 +155,7 @@ class LatentBank(hub.Published):
         """``Generator.digest()`` of the generator the codes belong to, from the metadata."""
         return cast("str | None", (self.metadata.get("generator") or {}).get("digest"))
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """Class of each row, ``[N]`` int64, -1 for none; or soft labels, ``[N, num_classes]`` float32."""
         return self._columns["labels"]
@@ -189,13 +193,7 @@ class LatentBank(hub.Published):
 
     def rows_of(self, indices: int | Sequence[int] | Tensor) -> Tensor:
         """The row of each data set index: ``[B]`` int64, -1 where the bank has no code for it."""
-        if self._lookup is None:
-            ordered, rows = self.source_index.sort()
-            self._lookup = (ordered, rows)
-        ordered, rows = self._lookup
-        wanted = _on_cpu(indices).to(torch.int64).reshape(-1)
-        at = torch.searchsorted(ordered, wanted).clamp_(max=len(ordered) - 1)
-        return torch.where(ordered[at] == wanted, rows[at], -1)
+        return self._source.rows_of(_on_cpu(indices).to(torch.int64).reshape(-1))
 
     def digest(self) -> str:
         """SHA-256 over shape, columns and the float32 values of all codes (not the metadata)."""
@@ -209,35 +207,43 @@ class LatentBank(hub.Published):
             self._cached_columns = _select(cast("Shards", self._codes).columns, self._rows)
         return self._cached_columns
 
-    def _latents(self, rows: Tensor) -> Tensor:
+    @cached_property
+    def _table(self) -> Tensor | None:
+        """All codes, in memory or mmapped from one file, where a row number finds its code; else None."""
         if isinstance(self._codes, Tensor):
-            return self._codes[rows].float()
-        return self._codes.latents(rows if self._rows is None else self._rows[rows])
+            return self._codes
+        one = isinstance(self._codes, Shards) and self._rows is None and len(self._codes.parts) == 1
+        return cast("Shards", self._codes).parts[0]["latents"] if one else None
+
+    def _stored(self, rows: Tensor) -> Tensor:
+        codes = cast("Shards | CodeFiles", self._codes)
+        return codes.latents(rows if self._rows is None else self._rows[rows])
 
     def _content(self) -> Content:
         return Content(self.latent_shape, self._columns, lambda rows: self[rows][0])
 
     def _row_numbers(self, rows: RowIndex) -> Tensor:
         """Any way of naming rows => int64 ``[B]`` in ``[0, N)``."""
+        size = self.labels.shape[0]
         if isinstance(rows, slice):
-            return torch.arange(*rows.indices(len(self)), device="cpu")
+            return torch.arange(*rows.indices(size), device="cpu")
         numbers = _on_cpu(rows)
-        if numbers.dtype == torch.bool and numbers.shape == (len(self),):
+        if numbers.dtype == torch.bool and numbers.shape == (size,):
             return numbers.nonzero()[:, 0]
         if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
             raise TypeError(f"bank[rows] needs integers, or one bool per row: got {numbers.dtype}")
         if numbers.ndim > 1:
             raise TypeError(f"bank[rows] needs rows of shape [B]: got {list(numbers.shape)}")
         numbers = numbers.to(torch.int64).reshape(-1)
-        outside = (numbers < -len(self)) | (numbers >= len(self))
+        outside = (numbers < -size) | (numbers >= size)
         if outside.any():
-            raise IndexError(f"row {int(numbers[outside][0])} is out of range for a bank of {len(self)} rows")
-        return torch.where(numbers < 0, numbers + len(self), numbers)
+            raise IndexError(f"row {int(numbers[outside][0])} is out of range for a bank of {size} rows")
+        return torch.where(numbers < 0, numbers + size, numbers)
 
     def __getstate__(self) -> dict[str, Any]:
         """A bank in a folder is sent as the folder: the other process opens it when it first reads."""
-        sent = {"_lookup": None} | ({"_cached_columns": None} if isinstance(self._codes, Shards) else {})
-        return self.__dict__ | sent
+        state = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
+        return state | ({"_cached_columns": None} if isinstance(self._codes, Shards) else {})
 
     # ---------------------------------------------------------------------------------------------
     # Choosing rows
@@ -367,10 +373,9 @@ class LatentBank(hub.Published):
 
         Args:
             other: A ``Generator``: compares latent shape, latent space and, where the bank names one, the
-                digest of its weights. Or a data set of ``(image, label)``: compares its length with the
-                source indices, and its labels with the bank's (all of ``dataset.targets`` where it has them,
-                else of at most 16 samples). A class index equals its one-hot row; a missing label is None or -1 in
-                the data set.
+                digest of its weights. Or a data set, whose sample i is the one with source index i: compares its
+                length, and its labels as :meth:`rows_of_data` does. A class index equals its one-hot row; a missing
+                label is None or -1 in the data set.
 
         Raises:
             ValueError: They do not belong together.
@@ -379,10 +384,113 @@ class LatentBank(hub.Published):
         if isinstance(other, Generator):
             self._check_generator(other)
         elif hasattr(other, "__len__") and hasattr(other, "__getitem__"):
-            label_key = (self.metadata.get("samples") or {}).get("label_key")
-            check_dataset(other, self.source_index, self.labels, label_key)
+            self._source.check(other)
         else:
             raise TypeError(f"check needs a Generator or a data set with len() and [i]: got {type(other).__name__}")
+
+    def rows_for(self, dataset: Any, generator: Generator | None = None) -> Tensor:
+        """The rows whose images are in a data set, ascending: ``bank.subset(bank.rows_for(dataset))`` is its bank.
+
+        Args:
+            dataset: See :meth:`rows_of_data`, as for ``generator``.
+            generator: The bank's.
+
+        Returns:
+            int64 ``[B]``, each row once, at least one.
+
+        Raises:
+            ValueError: The data set is another one, it cannot be told which rows are in it, or none is.
+        """
+        rows = self.rows_of_data(dataset, generator)
+        if rows is None or not (rows >= 0).any():
+            length = self._source.length
+            made_from = "" if length is None else f"; the bank was made from a data set of {length} samples"
+            what = "cannot be told" if rows is None else "is none"
+            raise ValueError(
+                f"which rows of the bank have their images in this {type(dataset).__name__} of {len(dataset)} samples "
+                f"{what}{made_from}: pass that one or a torch.utils.data.Subset of it, or choose rows yourself, "
+                "bank.subset(rows)"
+            )
+        return rows[rows >= 0].unique()
+
+    def rows_of_data(self, dataset: Any, generator: Generator | None = None) -> Tensor | None:
+        """The row of each sample of a data set, or None where that cannot be told.
+
+        It can be told for the data set that the bank was made from (by its length and its labels); for ``Subset`` (also
+        of ``random_split``) and ``ConcatDataset`` of it; for a data set that wraps one of these and has its length; and
+        for one that states ``source_index``, the index of each of its samples in the bank's data set. No image is read
+        where torchvision's or the bundled data sets hold their labels in memory, else some dozen.
+
+        Args:
+            dataset: With ``len(dataset)`` and ``dataset[i]``.
+            generator: The bank's: at most 16 codes are decoded and compared with their images.
+
+        Returns:
+            int64 ``[len(dataset)]``, -1 for a sample without a code.
+
+        Raises:
+            ValueError: Labels or images are not the bank's: the data set is another one, or its labels were changed.
+        """
+        index = self._source.find(dataset)
+        if index is None:
+            return None
+        rows = self._source.rows_of(index)
+        if generator is not None:
+            self._check_images(dataset, rows, generator)
+        return rows
+
+    @property
+    def set_aside(self) -> dict[int, str]:
+        """The images that ``invert`` could not use: source index => error; they have no row."""
+        return {int(index): error for index, error in (self.metadata.get("set_aside") or {}).items()}
+
+    def usable(self, dataset: Any) -> Any:
+        """A data set without the images that ``invert`` could not use, for a loader that would fail at them.
+
+        Args:
+            dataset: See :meth:`rows_of_data`.
+
+        Returns:
+            ``dataset`` itself where it has none of them, else a ``Subset`` of it.
+
+        Raises:
+            ValueError: It cannot be told which images these are.
+
+        Example:
+            >>> DataLoader(bank.usable(ImageFolder("photos")), 64)  # doctest: +SKIP
+        """
+        aside = torch.tensor(list(self.set_aside), dtype=torch.int64, device="cpu")
+        if not len(aside):
+            return dataset
+        if (index := self._source.find(dataset)) is None:
+            raise ValueError(
+                f"which images of this {type(dataset).__name__} were set aside cannot be told: pass the data set that "
+                "the bank was made from, or a torch.utils.data.Subset of it"
+            )
+        kept = (~torch.isin(index, aside)).nonzero()[:, 0].tolist()
+        return dataset if len(kept) == len(dataset) else Subset(dataset, kept)
+
+    @cached_property
+    def _source(self) -> Source:
+        """What the bank knows of its data set."""
+        length = (self.metadata.get("dataset") or {}).get("length")
+        return Source(self.source_index, self.labels, length, (self.metadata.get("samples") or {}).get("label_key"))
+
+    def _check_images(self, dataset: Any, rows: Tensor, generator: Generator) -> None:
+        coded = (rows >= 0).nonzero()[:, 0]
+        probes = coded[image_probes(self.labels[rows[coded]])]
+        size = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+        key = (self.metadata.get("samples") or {}).get("image_key")
+        if (images := read_images(dataset, probes.tolist(), size, key)) is None:
+            return
+        codes, labels = self[rows[probes]]
+        with torch.no_grad():
+            decodes = generator.decode(codes.to(generator.device)).cpu()
+        if not same_images(images, decodes, labels):
+            raise ValueError(
+                f"the images of this {type(dataset).__name__} are not those of the bank, whose codes decode to others: "
+                "pass the data set the bank was made from, in its order, or invert this one"
+            )
 
     def _check_generator(self, generator: Generator) -> None:
         if tuple(generator.latent_shape) != self.latent_shape:

@@ -1,16 +1,39 @@
-"""A bank and a data set: how a data set is recognised, and whether its labels are the bank's."""
+"""A bank and a data set: which sample is which row, and whether labels and images are the bank's.
+
+A sample is known by its source index: its index in the data set that the bank was made from.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from latent_mixup.labels import describe_label, differing, labels_of, targets_of
+from latent_mixup.images import image_key_of, pixel_values
+from latent_mixup.labels import (
+    Key,
+    as_labels,
+    describe_label,
+    differing,
+    hard_labels,
+    labels_of,
+    part_of,
+    read_label,
+    targets_of,
+)
 
-_PROBES = 16
+_PROBES = 16  # evenly spaced samples, and one of each class beside them
+_PROBED_CLASSES = 64
+_MIN_IMAGES = 8  # fewer do not tell two sets of images apart
+_ALIKE, _ALIKE_AUGMENTED = 0.75, 0.6  # 0.5 is chance
+_OWN_LABELS = ("torchvision.datasets.", "latent_mixup.bundled")  # classes whose samples have the labels of `targets`
+_PLAIN = (Subset, ConcatDataset)  # their samples are those of their parts
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:
@@ -26,42 +49,283 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     return {"length": len(dataset), "labels": sha.hexdigest()}
 
 
-def check_dataset(dataset: Any, source_index: Tensor, labels: Tensor, label_key: str | int | None = None) -> None:
-    """Raise ``ValueError`` unless ``dataset[i]`` has the label that a bank states for source index ``i``.
+@dataclass(frozen=True)
+class Source:
+    """What a bank knows of the data set it was made from.
 
-    Args:
-        dataset: Compared by ``dataset.targets`` where it has them, else by at most 16 samples.
-        source_index: The bank's, ``[N]``.
-        labels: The bank's, ``[N]`` or ``[N, num_classes]``.
-        label_key: Where in a sample the label is; None: in the usual places.
+    Attributes:
+        index: The source index of each row, ``[N]`` int64.
+        labels: The label of each row, ``[N]`` int64 or ``[N, num_classes]`` float32.
+        length: Length of the data set; None: not stated.
+        label_key: Place of the label in a sample; None: one of the usual ones.
     """
-    needed = int(source_index.max()) + 1
-    if len(dataset) < needed:
-        raise ValueError(
-            f"the bank has codes of {needed} samples (its largest source_index is {needed - 1}), the "
-            f"data set has {len(dataset)}: pass the data set the bank was made from"
-        )
-    targets = targets_of(dataset)
-    if targets is None:
-        rows = torch.linspace(0, len(labels) - 1, min(_PROBES, len(labels)), device="cpu").long()
-        found = labels_of(dataset, source_index[rows].tolist(), label_key)
-    else:
-        rows = torch.arange(len(labels), device="cpu")
-        found = targets[source_index]
-    if found.ndim == 2 and found.shape[1:] != labels.shape[1:]:
-        raise ValueError(
-            f"the data set has {kind_of(found)}, the bank {kind_of(labels)}: invert the data set again, or keep the "
-            "codes, LatentBank(bank[:][0], labels, source_index=bank.source_index)"
-        )
-    wrong = differing(found, labels[rows]).nonzero()[:, 0]
-    if len(wrong):
-        row = int(rows[wrong[0]])
-        raise ValueError(
-            f"sample {int(source_index[row])} has label {describe_label(found[wrong[0]])} in the data set "
-            f"and {describe_label(labels[row])} in the bank: pass the data set the bank was made from, in its order"
+
+    index: Tensor
+    labels: Tensor
+    length: int | None = None
+    label_key: Key | None = None
+
+    @property
+    def needed(self) -> int:
+        """Least length of the data set."""
+        return int(self.index.max()) + 1
+
+    def check(self, dataset: Any) -> None:
+        """Raise ``ValueError`` unless ``dataset[i]`` is the sample with source index ``i``, as far as labels tell."""
+        if len(dataset) < self.needed:
+            raise ValueError(
+                f"the bank has codes of {self.needed} samples (its largest source_index is {self.needed - 1}), the "
+                f"data set has {len(dataset)}: pass the data set the bank was made from"
+            )
+        if (wrong := self.label_fault(dataset, torch.arange(len(self.index), device="cpu"), self.index)) is not None:
+            raise ValueError(wrong)
+
+    def find(self, dataset: Any) -> Tensor | None:
+        """The source index of each sample of a data set, ``[len(dataset)]``, -1 for another data set's.
+
+        Returns:
+            None where it cannot be told.
+
+        Raises:
+            TypeError: It is a loader.
+            ValueError: It is the bank's data set with other labels, or another one of the same length.
+        """
+        if isinstance(dataset, DataLoader):
+            raise TypeError("a data set is needed: got a DataLoader, pass loader.dataset")
+        faults: list[str] = []
+        found = self._find(dataset, faults)
+        if found is None and faults:
+            raise ValueError(faults[0])
+        return found
+
+    def _find(self, dataset: Any, faults: list[str]) -> Tensor | None:
+        """See :meth:`find`; labels that are not the bank's are appended to ``faults``, in words."""
+        if not _is_data(dataset):
+            return None
+        parts, join = _inside(dataset)
+        if self._may_be_whole(dataset, parts):
+            everything = torch.arange(len(dataset), device="cpu")
+            if self._agrees(dataset, everything, faults):
+                return everything
+        if (found := _stated_index(dataset)) is None:
+            inner = [self._find(part, faults) for part in parts]
+            if all(each is None for each in inner):
+                return None
+            none_of = [torch.full((len(part),), -1, device="cpu") for part in parts]
+            found = join([n if each is None else each for n, each in zip(none_of, inner, strict=True)])
+        return found if type(dataset) in _PLAIN or self._agrees(dataset, found, faults) else None
+
+    def _may_be_whole(self, dataset: Any, parts: list[Any]) -> bool:
+        """Whether a data set may be the one the bank was made from, by its length."""
+        if self.length is not None:
+            return len(dataset) == self.length
+        return len(dataset) == self.needed or (len(dataset) > self.needed and not parts)
+
+    def _agrees(self, dataset: Any, index: Tensor, faults: list[str]) -> bool:
+        """Whether the labels of a data set, whose samples have these source indices, are the bank's."""
+        rows = self.rows_of(index)
+        coded = (rows >= 0).nonzero()[:, 0]
+        try:
+            fault = self.label_fault(dataset, rows[coded], coded) if len(coded) else None
+        except Exception:  # samples of another form, or that cannot be read: it cannot be told
+            return False
+        faults.extend([fault] if fault is not None else [])
+        return fault is None
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """The row of each source index, ``[B]`` int64, -1 where there is none."""
+        ordered, rows = self._lookup
+        at = torch.searchsorted(ordered, index).clamp_(max=len(ordered) - 1)
+        return torch.where(ordered[at] == index, rows[at], -1)
+
+    @cached_property
+    def _lookup(self) -> tuple[Tensor, Tensor]:
+        return tuple(self.index.sort())
+
+    def label_fault(self, dataset: Any, rows: Tensor, samples: Tensor) -> str | None:
+        """The first sample of a data set whose label is not that of its row, in words; None: all that were seen agree.
+
+        Args:
+            dataset: All labels are compared that it has in memory; where it has none, or a class of the user's may
+                change them, those of some samples.
+            rows: Rows of the bank, ``[B]``, at least one.
+            samples: The index of each in the data set, ``[B]``.
+        """
+        targets, certain = _labels_in_memory(dataset)
+        if targets is not None and (fault := self._differing(targets[samples], rows, samples)) is not None:
+            return fault
+        if targets is not None and certain:
+            return None
+        probes = _some_of_each_class(self.labels[rows])
+        found = labels_of(dataset, samples[probes].tolist(), self.label_key)
+        return self._differing(found, rows[probes], samples[probes])
+
+    def _differing(self, found: Tensor, rows: Tensor, samples: Tensor) -> str | None:
+        labels = self.labels[rows]
+        if found.ndim == 2 and found.shape[1:] != labels.shape[1:]:
+            return (
+                f"the data set has {kind_of(found)}, the bank {kind_of(labels)}: invert the data set again, or keep "
+                "the codes, LatentBank(bank[:][0], labels, source_index=bank.source_index)"
+            )
+        wrong = differing(found, labels).nonzero()[:, 0]
+        if not len(wrong):
+            return None
+        first = wrong[0]
+        return (
+            f"sample {int(samples[first])} has label {describe_label(found[first])} in the data set and "
+            f"{describe_label(labels[first])} in the bank: pass the data set the bank was made from, in its order"
         )
 
 
 def kind_of(labels: Tensor) -> str:
     """Class indices or soft labels, in the words of an error."""
     return f"soft labels of {labels.shape[1]} classes" if labels.ndim == 2 else "class indices"
+
+
+# --------------------------------------------------------------------------------------------------
+# Data sets that hold others
+# --------------------------------------------------------------------------------------------------
+
+
+def _inside(dataset: Any) -> tuple[list[Any], Callable[[list[Tensor]], Tensor]]:
+    """The data sets that one is made of, and how an entry for each of their samples becomes one for each of its own."""
+    parts, indices = getattr(dataset, "datasets", None), getattr(dataset, "indices", None)
+    if isinstance(parts, list | tuple) and all(map(_is_data, parts)) and sum(map(len, parts)) == len(dataset):
+        return list(parts), torch.cat
+    if indices is not None and _is_data(inner := getattr(dataset, "dataset", None)) and len(indices) == len(dataset):
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        return [inner], lambda entries: entries[0][chosen]
+    held = [value for value in getattr(dataset, "__dict__", {}).values() if isinstance(value, Dataset)]
+    same = [value for value in held if _is_data(value) and len(value) == len(dataset)]
+    return (same if len(same) == 1 else []), lambda entries: entries[0]
+
+
+def _is_data(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def _stated_index(dataset: Any) -> Tensor | None:
+    """``dataset.source_index``, where it has an integer for each sample."""
+    stated = getattr(dataset, "source_index", None)
+    try:
+        index = torch.as_tensor(stated, device="cpu") if stated is not None else None
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    fits = index is not None and index.shape == (len(dataset),) and not index.is_floating_point()
+    return index.long() if index is not None and fits else None
+
+
+# --------------------------------------------------------------------------------------------------
+# Labels
+# --------------------------------------------------------------------------------------------------
+
+
+def _labels_in_memory(dataset: Any) -> tuple[Tensor | None, bool]:
+    """All labels of a data set without a look at its images, or None; and whether its samples surely have these."""
+    if type(dataset) in _PLAIN:
+        parts, join = _inside(dataset)
+        labels, certain = zip(*map(_labels_in_memory, parts), strict=True) if parts else ((None,), (False,))
+        same = all(each is not None and each.shape[1:] == labels[0].shape[1:] for each in labels)
+        return (join(list(labels)), all(certain)) if same else (None, False)
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        try:
+            return as_labels(dataset.tensors[1], len(dataset)), True
+        except (TypeError, ValueError):
+            return None, False
+    certain = getattr(type(dataset).__getitem__, "__module__", "").startswith(_OWN_LABELS)
+    change = getattr(dataset, "target_transform", None)
+    return (targets_of(dataset) if change is None or not certain else _changed_targets(dataset, change)), certain
+
+
+def _changed_targets(dataset: Any, change: Callable[[int], Any]) -> Tensor | None:
+    """``dataset.targets`` after ``target_transform``, which is called once for each class."""
+    try:
+        classes, number = as_labels(dataset.targets, len(dataset)).unique(return_inverse=True)
+        with torch.random.fork_rng(devices=[]):
+            return torch.stack([read_label(change(label)) for label in classes.tolist()])[number]
+    except Exception:  # it is the user's own function: the samples tell
+        return None
+
+
+def _some_of_each_class(labels: Tensor) -> Tensor:
+    """Entries to look at: evenly spaced ones, and the first of each class, ascending."""
+    classes, number = hard_labels(labels).unique(return_inverse=True)
+    first = torch.full((len(classes),), len(labels), device="cpu").scatter_reduce_(
+        0, number, torch.arange(len(labels), device="cpu"), "amin"
+    )
+    spaced = torch.linspace(0, len(labels) - 1, min(_PROBES, len(labels)), device="cpu", dtype=torch.float64).long()
+    few = torch.linspace(0, len(first) - 1, min(_PROBED_CLASSES, len(first)), device="cpu", dtype=torch.float64).long()
+    return torch.cat([spaced, first[few]]).unique()
+
+
+# --------------------------------------------------------------------------------------------------
+# Images
+# --------------------------------------------------------------------------------------------------
+
+
+def image_probes(labels: Tensor) -> Tensor:
+    """Entries whose images tell a data set from another: four of each of four classes, evenly spaced, ascending."""
+    order = hard_labels(labels).argsort(stable=True)
+    starts = torch.linspace(0, max(0, len(labels) - 4), min(4, len(labels)), device="cpu", dtype=torch.float64).long()
+    chosen = (starts[:, None] + torch.arange(4, device="cpu")).flatten().unique()
+    return order[chosen[chosen < len(labels)]].sort().values
+
+
+def read_images(dataset: Any, indices: list[int], size: tuple[int, ...], image_key: Key | None = None) -> Tensor | None:
+    """Images of some samples, ``[looks, B, C, R, R]`` float32 in whatever range; None where one cannot be used.
+
+    There is one look, or four where images are changed at random: augmented ones.
+    """
+
+    def look() -> Tensor:
+        images = []
+        for sample in (dataset[index] for index in indices):
+            image = pixel_values(part_of(sample, image_key_of(sample, image_key)), size[0])
+            if tuple(image.shape) != size:
+                raise ValueError(f"the generator's images are {size}: got {list(image.shape)}")
+            images.append(image.float())
+        return torch.stack(images)
+
+    try:
+        with torch.random.fork_rng(devices=[]):  # augmentations draw from it
+            looks = [look(), look()]
+            looks += [] if torch.equal(*looks) else [look(), look()]
+    except Exception:  # whoever trains on them says what is wrong
+        return None
+    return torch.stack(looks[1:] if len(looks) == 2 else looks)
+
+
+def same_images(images: Tensor, decodes: Tensor, labels: Tensor | None = None) -> bool:
+    """Whether images and the decodes of their own rows show the same pictures; True where it cannot be told.
+
+    An image has to correlate better with its own decode than with those of others, of its own class where ``labels``
+    are given; that holds in any range and under the usual augmentations.
+
+    Args:
+        images: ``[B, C, H, W]``, or several looks at augmented ones, ``[looks, B, C, H, W]``; in any range.
+        decodes: ``[B, C, H, W]``.
+        labels: ``[B]`` int64, or soft, ``[B, num_classes]``; None: all are compared with all.
+    """
+    looks = images if images.ndim == 5 else images[None]
+    count = len(decodes)
+    if looks.shape[1:] != decodes.shape or count < _MIN_IMAGES:
+        return True
+    one, two = torch.stack([_standardised(each) for each in looks]), _standardised(decodes)
+    others = ~torch.eye(count, dtype=torch.bool, device="cpu")
+    if labels is not None:
+        classes = hard_labels(labels.cpu())
+        within = others & (classes[:, None] == classes)
+        others = within if within.sum() >= count else others
+    told = others & ((one[0][:, None] - one[0]).abs().amax(2) > 0) & one[0].any(1) & two.any(1)[:, None]
+    if told.sum() < count:
+        return True
+    likeness = (two @ one.transpose(1, 2)).amax(0)  # [decode, image]
+    better = likeness.diagonal()[:, None] > likeness
+    return float(better[told].double().mean()) >= (_ALIKE if len(looks) == 1 else _ALIKE_AUGMENTED)
+
+
+def _standardised(images: Tensor) -> Tensor:
+    """Each image as a float64 vector of mean 0 and length 1; a constant one becomes zero."""
+    values = images.detach().cpu().double().flatten(1)
+    values = values - values.mean(1, keepdim=True)
+    return torch.nn.functional.normalize(values, dim=1) * (values.std(1, keepdim=True) > 1e-6)
