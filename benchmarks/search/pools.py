@@ -45,9 +45,7 @@ def from_pool(folder: Path, size: int) -> Method:
         render(codes.generator, codes.bank, folder, n=max(SIZES), seed=0)  # nothing is done where it is there
         pool = RenderedMixupDataset(folder)
         for number, (images, labels, draw) in enumerate(run.draws(PROB)):
-            entries = torch.randint(
-                size, (len(draw.slots),), generator=keyed_generator("pool-entries", run.seed, number)
-            )
+            entries = torch.randint(size, (len(draw.slots),), generator=keyed_generator("pool-rows", run.seed, number))
             targets = pool.targets(entries)
             assert isinstance(targets, Tensor)
             yield (
