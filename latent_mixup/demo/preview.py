@@ -22,8 +22,9 @@ NAME_LENGTH = 40  # of a class in a caption
 def class_names(bank: LatentBank) -> list[str]:
     """The names of a bank's classes; their numbers where its metadata does not name them all."""
     named = bank.metadata.get("classes")
-    complete = isinstance(named, list) and len(named) == bank.num_classes and all(isinstance(n, str) for n in named)
-    return named if complete else [str(number) for number in range(bank.num_classes)]
+    if isinstance(named, list) and len(named) == bank.num_classes and all(isinstance(name, str) for name in named):
+        return named
+    return [str(number) for number in range(bank.num_classes)]
 
 
 def class_index(wanted: str, names: Sequence[str]) -> int:

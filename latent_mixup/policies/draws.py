@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Draw:
         """Several draws of one ``n`` as one. A field that only some have is filled with values that change nothing."""
         if len(draws) == 1:
             return draws[0]
-        columns = {}
+        columns: dict[str, Any] = {}
         for name in (field.name for field in fields(cls)):
             values = [getattr(draw, name) for draw in draws]
             like = next((value for value in values if value is not None), None)

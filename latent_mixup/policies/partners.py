@@ -222,7 +222,8 @@ class _ByDistance(Setting):
         own, others = bank.codes(rows).flatten(1), bank.codes(found.flatten()).flatten(1)
         distances = (others.unflatten(0, found.shape) - own[:, None]).norm(dim=2)
         best = self._scores(distances, found == rows[:, None]).unflatten(1, (count, -1)).argmax(2, keepdim=True)
-        return found.unflatten(1, (count, -1)).gather(2, best).squeeze(2)
+        chosen: Tensor = found.unflatten(1, (count, -1)).gather(2, best).squeeze(2)
+        return chosen
 
     def _scores(self, distances: Tensor, is_own: Tensor) -> Tensor:
         raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 import reprlib
@@ -95,7 +94,8 @@ def from_json(kind: type[S], config: object, name: str) -> S:
 
 
 def _read(annotation: Any, value: Any, name: str) -> Any:
-    kinds = {kind.__name__: kind for kind in _options(annotation) if is_dataclass(kind)}
+    options = (option for option in _options(annotation) if isinstance(option, type))
+    kinds = {kind.__name__: kind for kind in options if issubclass(kind, Setting)}
     if not kinds or value is None:
         return value
     kind = value.get("kind") if isinstance(value, Mapping) else None
@@ -104,10 +104,9 @@ def _read(annotation: Any, value: Any, name: str) -> Any:
     return from_json(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, kind)
 
 
-@functools.cache
-def _annotations(kind: type) -> dict[str, Any]:
+def _annotations(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    return {each.name: hints[each.name] for each in fields(kind)}  # type: ignore[arg-type]
+    return {each.name: hints[each.name] for each in fields(kind)}
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from latent_mixup import sampling
-from latent_mixup.augment.base import MixSettings, Target, TargetFormat, Transform
-from latent_mixup.augment.dataset import NUM_PROBES, read_sample, split_targets
+from latent_mixup.augment.base import MixSettings, Target, TargetFormat, Transform, split_targets
+from latent_mixup.augment.dataset import NUM_PROBES, read_sample
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, Moments, RangeMismatchWarning, check_size, from_uint8, range_mismatch
@@ -123,12 +123,14 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         fits = self._pool.index.num_images * self.num_classes <= MAX_TARGETS
         if self._refreshed is None and self.settings.target_format == "soft" and fits:
             if self._soft is None:  # the targets of the whole pool, made once
-                self._soft = cast(Tensor, self.settings.mixed_targets(*columns, self.num_classes))
+                self._soft = cast(Tensor, self._targets(columns))
             return self._soft[entries]
         columns = [column[entries] for column in columns]
-        if self._refreshed is not None:
-            columns = self._refreshed.columns(entries, columns, self.epoch)
-        return self.settings.mixed_targets(*columns, self.num_classes)
+        return self._targets(self._refreshed.columns(entries, columns, self.epoch) if self._refreshed else columns)
+
+    def _targets(self, columns: list[Tensor]) -> Target:
+        labels_a, labels_b, lam = columns
+        return self.settings.mixed_targets(labels_a, labels_b, lam, self.num_classes)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what another process makes for itself."""

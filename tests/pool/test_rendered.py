@@ -232,7 +232,7 @@ def test_the_command(tmp_path):
 
     found = call(tmp_path / "pool", "--n", 6000, "--shard", "1/2")
     assert found.exit_code == 0, found.output
-    assert found.output == "shard 1/2 is done; the pool is put together by the shard that is last\n"
+    assert found.output == "shard 1/2 is done; the last shard puts the pool together\n"
     found = call(tmp_path / "pool", "--n", 6000, "--alpha", 0.5)
     assert found.exit_code == 1
     assert (
