@@ -1,4 +1,4 @@
-"""The house: few modules at the top, imports that point one way, facades that only re-export, streams with a purpose."""
+"""The house: few modules at the top, imports one way, facades that only re-export, random streams with a purpose."""
 
 from __future__ import annotations
 
