@@ -1,10 +1,12 @@
-"""Ranges of images: one line per conversion, any image to [-1, 1], and noticing when two batches share no range."""
+"""Ranges of images: one line per conversion, any image to [-1, 1], and a check that two batches share one range."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from latent_mixup.labels import Key, describe_sample
+
+IMAGE_KEYS = ("image", "img", "pixel_values", "images", "jpg", "jpeg", "png", "webp")  # in samples that are mappings
 MIN_IMAGES = 8  # fewer say too little about a range
 END_QUANTILES = (0.005, 0.995)
 MAX_END_SHIFT = 1 / 3  # of the wider range. Measured: see range_mismatch
@@ -22,7 +27,8 @@ KNOWN_RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
 SAME_GREY = 1e-5  # channels that differ by less are one; a step of 16 bits is 3e-5
 NEGATIVE_SHARE = 0.2  # of the contrast. Measured: bicubic resizes of binary noise in [0, 1] go to 0.18 below 0
 MIN_CONTRAST = 0.05  # less is black, or was divided by 255 twice
-UNIT_LOW, UNIT_HIGH = (-0.01, 0.25), 0.5  # where the darkest value of images in [0, 1] is, and the brightest at least
+UNIT_LOW, UNIT_HIGH = (-0.01, 0.25), 0.5  # range of the darkest value of images in [0, 1], least brightest value
+BIT_DEPTHS = (10, 12, 14, 16)  # of images in uint16
 
 Moments: TypeAlias = float | Sequence[float] | Tensor
 Ends: TypeAlias = tuple[float, float]  # least and greatest value
@@ -37,9 +43,9 @@ def from_uint8(images_uint8: Tensor) -> Tensor:
     return images_uint8.float() / 127.5 - 1
 
 
-def from_uint16(images_uint16: Tensor) -> Tensor:
-    """uint16 in [0, 65535] to float32 in [-1, 1]; ``257 * v`` becomes what ``v`` is in 8 bits."""
-    return images_uint16.float() / 32767.5 - 1
+def from_uint16(images_uint16: Tensor, bits: int = 16) -> Tensor:
+    """uint16 in [0, 2**bits - 1] to float32 in [-1, 1]; of 16 bits, ``257 * v`` becomes what ``v`` is in 8 bits."""
+    return images_uint16.float() / ((2**bits - 1) / 2) - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -53,14 +59,14 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def normalized(images: Tensor, moments: ImageFormat) -> Tensor:
-    """[-1, 1] to what ``v2.Normalize(mean, std)`` makes of the same images in [0, 1], in one step.
+    """[-1, 1] to the result of ``v2.Normalize(mean, std)`` on the same images in [0, 1], in one step.
 
     Args:
         images: ``[B, C, H, W]`` float.
-        moments: With a mean and a std: one number, or one a channel.
+        moments: Mean and std: one number, or one per channel.
 
     Raises:
-        ValueError: There are moments for another number of channels.
+        ValueError: The moments are for another number of channels.
     """
     if moments.mean is None or moments.std is None or len(moments.mean) not in (1, images.shape[1]):
         raise ValueError(
@@ -86,22 +92,22 @@ def check_size(real: Tensor, decoded: Tensor) -> None:
 
 
 def range_mismatch(real: Tensor, decoded: Tensor) -> str | None:
-    """Say whether decoded images lie in another range than real ones, and what would mend it.
+    """A message if decoded images lie in another range than real ones, with the transform that mends it.
 
     The ends of the two ranges are compared (0.5 % and 99.5 % quantiles, averaged over channels). They differ
-    where an end has moved by more than a third of the wider range, or where one batch keeps to [-1, 1] and
-    the other goes well beyond it. Means and deviations are in the message but do not decide: in batches of
-    eight they vary as much between batches as between conventions. Measured on batches of eight of
-    Fashion-MNIST, MNIST and CIFAR-10 against blurred pixel-wise mixes: in the same range the ends moved by at
-    most 0.28, against [0, 1] by at least 0.40; images in [0, 255], or normalised by the mean and standard
-    deviation of their own set or of ImageNet, always went beyond.
+    if an end has moved by more than a third of the wider range, or if one batch stays in [-1, 1] and the other
+    goes well beyond it. Means and deviations are in the message but do not decide: in batches of eight they vary
+    as much between batches as between conventions. Measured on batches of eight of Fashion-MNIST, MNIST and
+    CIFAR-10 against blurred pixel-wise mixes: in the same range the ends moved by at most 0.28, against [0, 1]
+    by at least 0.40; images in [0, 255], or normalised by the mean and standard deviation of their own set or of
+    ImageNet, always went beyond.
 
     Args:
         real: Images as the classifier gets them, ``[n, C, H, W]``, float in any range.
         decoded: Decoded images after the transform, ``[m, C, H, W]``, float.
 
     Returns:
-        None where the ranges agree, else a message with both means and deviations and the ``transform``.
+        None if the ranges agree, else a message with both means and deviations and the ``transform``.
 
     Raises:
         ValueError: They differ in channels, height or width.
@@ -115,16 +121,18 @@ def range_mismatch(real: Tensor, decoded: Tensor) -> str | None:
     decoded = decoded.to(real.device)
     if _same_range(_ends(real), _ends(decoded)):
         return None
+    low, high = _known_range(real)
+    std = 2 / (high - low).clamp_min(1e-6)
     return (
         f"decoded images and the data set's own are not in one range: "
         f"the data set's have mean {_show(real.mean(1))} and std {_show(real.std(1))}, "
         f"decoded ones have mean {_show(decoded.mean(1))} and std {_show(decoded.std(1))}; "
-        f"to mend it: {_mending_transform(real)}"
+        f"to mend it: transform=v2.Normalize(mean={_show(-1 - low * std)}, std={_show(std)})"
     )
 
 
 def _same_range(real: Tensor, decoded: Tensor) -> bool:
-    """Whether the ends ``[2, C]`` of two batches may be those of one convention."""
+    """Whether two batches with the ends ``[2, C]`` may share one convention."""
     reaches = [float(ends.abs().amax(0).mean()) for ends in (real, decoded)]
     if min(reaches) <= INSIDE and max(reaches) > OUTSIDE:
         return False
@@ -139,15 +147,8 @@ def _ends(values: Tensor) -> Tensor:
     return torch.quantile(values[:, ::step], values.new_tensor(END_QUANTILES), dim=1)
 
 
-def _mending_transform(real: Tensor) -> str:
-    """``v2.Normalize`` that takes -1 and 1 to the ends of each channel of ``real``, ``[C, n]``."""
-    low, high = _known_range(real)
-    std = 2 / (high - low).clamp_min(1e-6)
-    return f"transform=v2.Normalize(mean={_show(-1 - low * std)}, std={_show(std)})"
-
-
 def _known_range(real: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of each channel; of the convention, where a batch nearly fills a known one."""
+    """Ends of the known range that a batch ``[C, n]`` nearly fills, else its own, for each channel."""
     low, high = real.amin(1), real.amax(1)
     for start, end in KNOWN_RANGES:
         close = 0.15 * (end - start)
@@ -166,97 +167,98 @@ def _show(values: Tensor) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-def _numbers(values: Moments | None) -> tuple[float, ...] | None:
-    """One number or several as a tuple."""
-    if values is None:
-        return None
-    return tuple(float(value) for value in np.asarray(values, dtype=float).reshape(-1))
-
-
 @dataclass(frozen=True)
 class ImageFormat:
-    """How the images of one data set become float32 ``[C, R, R]`` in [-1, 1]: each of them the same way.
+    """How the images of one data set become float32 ``[C, R, R]`` in [-1, 1], each of them the same way.
 
-    Integers say their range themselves: 8 bits end at 255, 16 bits at 65535. Of a float ``x`` the format says
-    which ``x * std + mean`` is in [0, 1]: mean 0 and std 1 for images in [0, 1], 0.5 and 0.5 for [-1, 1].
+    8-bit integers end at 255, images in uint16 at ``2**bits - 1``. A float ``x`` becomes ``x * std + mean`` in [0, 1]:
+    mean 0 and std 1 for images in [0, 1], 0.5 and 0.5 for [-1, 1].
 
     Attributes:
-        mean: One number, or one a channel; None: there were no float images to tell the range by.
+        mean: One number, or one per channel; None: the data set had no float images to tell the range by.
         std: As many numbers, above 0.
+        bits: Bit depth of images in uint16: 10, 12, 14 or 16.
 
     Raises:
-        ValueError: They are no such numbers.
+        ValueError: A value is not of this form.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    bits: int = 16
 
     def __post_init__(self) -> None:
-        mean, std = _numbers(self.mean), _numbers(self.std)
-        both = [*(mean or ()), *(std or ())]
-        alike = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
-        if not alike or not all(map(math.isfinite, both)) or min(std or (1.0,)) <= 0:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            numbers = None if value is None else tuple(float(n) for n in np.asarray(value, dtype=float).reshape(-1))
+            object.__setattr__(self, name, numbers)
+        both = [*(self.mean or ()), *(self.std or ())]
+        alike = (self.mean is None) == (self.std is None) and len(self.mean or ()) == len(self.std or ())
+        if not alike or not all(map(math.isfinite, both)) or min(self.std or (1.0,)) <= 0:
             raise ValueError(f"mean and std need as many finite numbers, std above 0: got {self.mean} and {self.std}")
-        object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "std", std)
+        if self.bits not in BIT_DEPTHS:
+            raise ValueError(f"bits needs one of {BIT_DEPTHS}: got {self.bits}")
 
-    def to_dict(self) -> dict[str, list[float] | None]:
-        """As JSON can say it; ``ImageFormat(**...)`` is the way back."""
-        return {"mean": None if self.mean is None else [*self.mean], "std": None if self.std is None else [*self.std]}
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; ``ImageFormat(**...)`` reads them."""
+        moments = {
+            name: None if value is None else [*value] for name, value in (("mean", self.mean), ("std", self.std))
+        }
+        return moments | ({} if self.bits == 16 else {"bits": self.bits})
 
     def convert(self, image: object, size: tuple[int, int, int]) -> Tensor:
         """One image as float32 ``[C, R, R]`` in [-1, 1], on the CPU.
 
-        A grey image is repeated for an RGB generator. For a grey generator, three channels that are the same are
-        one.
+        A grey image is repeated for an RGB generator. For a grey generator, three equal channels become one.
 
         Args:
             image: See :func:`pixel_values`.
-            size: The generator's ``(C, R, R)``.
+            size: ``(C, R, R)`` of the generator.
 
         Raises:
-            TypeError: It is no image.
+            TypeError: It is not an image.
             ValueError: It has another size, NaN, values outside of the range, or colours for a grey generator.
         """
         values = pixel_values(image, size[0])
         if tuple(values.shape[1:]) != size[1:]:
             raise ValueError(_another_size(values, size))
         images = self._signed(values)
-        if values.is_floating_point():
+        if images.abs().max() > (INSIDE if values.is_floating_point() else 1) or not images.isfinite().all():
             low, high = _finite_ends(values)
-            if images.abs().max() > INSIDE:
-                raise ValueError(f"an image has values from {low:.4g} to {high:.4g}: {self._expected()}")
+            raise ValueError(f"an image has values from {low:.4g} to {high:.4g}: {self._expected(values)}")
         return _of_channels(images, size)
 
     def _signed(self, values: Tensor) -> Tensor:
-        """Pixel values ``[C, H, W]`` to float32, [-1, 1] where they are of this format."""
+        """Pixel values ``[C, H, W]`` to float32, in [-1, 1] if they follow this format."""
         if values.dtype == torch.uint8:
             return from_uint8(values)
         if values.dtype == torch.uint16:
-            return from_uint16(values)
+            return from_uint16(values, self.bits)
         if self.mean is None or self.std is None:
             raise ValueError("a float image in a data set of integers: its range is not known, give integers here too")
         if len(self.mean) not in (1, len(values)):
             raise ValueError(f"mean and std have {len(self.mean)} numbers for an image of {len(values)} channels")
-        mean, std = (torch.tensor(moments)[:, None, None] for moments in (self.mean, self.std))
+        mean, std = (torch.tensor(m, dtype=torch.float32, device="cpu")[:, None, None] for m in (self.mean, self.std))
         return values.float() * (2 * std) + (2 * mean - 1)
 
-    def _expected(self) -> str:
-        known = {UNIT: "0, 1", SIGNED: "-1, 1"}.get(self)
+    def _expected(self, values: Tensor) -> str:
+        if not values.is_floating_point():
+            return f"the first images of this data set had {self.bits} bits; give all of them as uint8, or as float"
+        known = {((0.0,), (1.0,)): "0, 1", ((0.5,), (0.5,)): "-1, 1"}.get((self.mean, self.std))  # type: ignore[arg-type]
         if known is None:
             return f"x * std + mean needs to be in [0, 1] with mean={self.mean} and std={self.std}"
         return f"this data set's are in [{known}]; clamp them there where a resize went beyond, x.clamp({known})"
 
 
 def moments_of(normalize: tuple[Moments, Moments]) -> ImageFormat:
-    """What a user gives as ``normalize=(mean, std)``, for :func:`normalized`.
+    """The user's ``normalize=(mean, std)`` in the form that :func:`normalized` takes.
 
     Raises:
-        ValueError: It is no such pair, or std is not above 0.
+        ValueError: It is not such a pair, or std is not above 0.
     """
     if not isinstance(normalize, tuple | list) or len(normalize) != 2:
         raise ValueError(f"normalize needs to be (mean, std): got {normalize!r:.100}")
-    return ImageFormat(*map(_numbers, normalize))
+    return ImageFormat(*normalize)
 
 
 UNIT, SIGNED = ImageFormat((0.0,), (1.0,)), ImageFormat((0.5,), (0.5,))  # images in [0, 1], and in [-1, 1]
@@ -265,35 +267,50 @@ UNIT, SIGNED = ImageFormat((0.0,), (1.0,)), ImageFormat((0.5,), (0.5,))  # image
 def detect_format(
     images: Iterable[object], mean: Moments | None = None, std: Moments | None = None, *, img_channels: int = 3
 ) -> ImageFormat:
-    """Tell from a data set's first images how its values become [-1, 1].
+    """Tell from the first images of a data set how its values become [-1, 1].
 
-    Float images that go well below 0 are in [-1, 1]. Those that do not are in [0, 1] if the darkest value is
-    near 0, the brightest above 0.5, and there are at least eight: fewer may be bright images in [-1, 1]. Else
-    it cannot be told, and ``mean`` and ``std`` have to say it. What is no image, and a minority in another
-    range, is passed over: :meth:`ImageFormat.convert` is where they fail.
+    Float images that go well below 0 are in [-1, 1]. Other float images are in [0, 1] if the darkest value is near 0,
+    the brightest above 0.5, and there are at least eight: fewer may be bright images in [-1, 1]. Otherwise the range
+    cannot be told, and ``mean`` and ``std`` are needed. Images in uint16 have the least bit depth that holds all of
+    them. Non-images and a minority in another range are ignored here; :meth:`ImageFormat.convert` rejects them.
 
     Args:
-        images: Of any size; see :func:`pixel_values`.
-        mean: What float images were normalised with, in [0, 1]: one number, or one a channel. 0 for images in [0, 1].
-        std: The same. 1 for images in [0, 1].
-        img_channels: The generator's.
+        images: Images of any size; see :func:`pixel_values`.
+        mean: Mean that float images were normalised with, in [0, 1]: one number, or one per channel. 0 for images in
+            [0, 1].
+        std: Standard deviation, likewise. 1 for images in [0, 1].
+        img_channels: Channels of the generator.
 
     Raises:
-        ValueError: The range cannot be told, or is not what ``mean`` and ``std`` say.
-        TypeError: Not one of them is an image.
+        ValueError: The range cannot be told, or does not agree with ``mean`` and ``std``.
+        TypeError: None of them is an image.
+
+    Warns:
+        UserWarning: Images in uint16 are taken to have fewer than 16 bits.
 
     Example:
         >>> detect_format(torch.rand(8, 3, 32, 32)).to_dict()
         {'mean': [0.0], 'std': [1.0]}
     """
-    given = ImageFormat(_numbers(mean), _numbers(std))
-    floats, integers = _ends_of_types(images, given, img_channels)
-    if 0 < integers.get(torch.uint16, 0) <= 255:
-        raise ValueError(
-            f"16-bit images end at 65535, and these at {integers[torch.uint16]:.0f}: give 8-bit values as uint8"
-        )
+    given = ImageFormat(mean, std)  # type: ignore[arg-type]  # it makes tuples of all numbers
+    floats: list[Ends] = []  # of each float image; in [-1, 1] where mean and std are given
+    largest: dict[torch.dtype, float] = {}  # value of each integer type
+    failure: TypeError | ValueError | None = None
+    for image in images:
+        try:
+            values = pixel_values(image, img_channels)
+            if values.is_floating_point():
+                floats.append(_finite_ends(values if given.mean is None else given._signed(values)))
+            else:
+                largest[values.dtype] = max(_finite_ends(values)[1], largest.get(values.dtype, 0))
+        except (TypeError, ValueError) as error:
+            failure = failure or error
+    if failure and not floats and not largest:
+        raise failure
+    bits = _bit_depth(largest.get(torch.uint16, 0))
     if given.mean is None:
-        return _float_format(floats) if floats else given
+        found = _float_format(floats) if floats else given
+        return ImageFormat(found.mean, found.std, bits)
     if not floats:
         raise ValueError(
             "mean and std say how float images were normalised, and these are integers: leave mean and std out"
@@ -304,29 +321,21 @@ def detect_format(
             f"mean={given.mean} and std={given.std} do not fit: x * std + mean needs to be in [0, 1], "
             f"and goes from {low:.4g} to {high:.4g}; where a resize went beyond, clamp them there"
         )
-    return given
+    return ImageFormat(given.mean, given.std, bits)
 
 
-def _ends_of_types(
-    images: Iterable[object], given: ImageFormat, img_channels: int
-) -> tuple[list[Ends], dict[torch.dtype, float]]:
-    """The ends of each float image (in [-1, 1] where mean and std are given), and the greatest of each integer type."""
-    floats: list[Ends] = []
-    integers: dict[torch.dtype, float] = {}
-    failure: TypeError | ValueError | None = None
-    for image in images:
-        try:
-            values = pixel_values(image, img_channels)
-            if values.is_floating_point():
-                shown = values if given.mean is None else given._signed(values)
-                floats.append(_finite_ends(shown))
-            else:
-                integers[values.dtype] = max(_finite_ends(values)[1], integers.get(values.dtype, 0))
-        except (TypeError, ValueError) as error:
-            failure = failure or error
-    if failure and not floats and not integers:
-        raise failure
-    return floats, integers
+def _bit_depth(largest: float) -> int:
+    """The least bit depth of uint16 images whose largest value is this."""
+    if 0 < largest <= 255:
+        raise ValueError(f"16-bit images end at 65535, and these at {largest:.0f}: give 8-bit values as uint8")
+    bits = next(bits for bits in BIT_DEPTHS if largest < 2**bits) if largest else 16
+    if bits < 16:
+        warnings.warn(
+            f"images in uint16 whose largest value is {largest:.0f} are read as {bits} bits, white is {2**bits - 1}; "
+            "if they are dark 16-bit images, give them as float, x / 65535, with mean=0, std=1",
+            stacklevel=2,
+        )
+    return bits
 
 
 def _float_format(ends: list[Ends]) -> ImageFormat:
@@ -349,7 +358,7 @@ def _float_format(ends: list[Ends]) -> ImageFormat:
 
 
 def _inside(ends: list[Ends]) -> list[Ends] | None:
-    """Those in [-1, 1]; None where most are not."""
+    """The ends in [-1, 1]; None if most are not."""
     inside = [(low, high) for low, high in ends if max(-low, high) <= INSIDE]
     return inside if 2 * len(inside) >= len(ends) else None
 
@@ -374,10 +383,10 @@ def pixel_values(image: object, img_channels: int = 3) -> Tensor:
             uint8, uint16 or floats. An axis of 1, 3 or ``img_channels`` is the channels; the first if both may be.
             PIL's palettes, CMYK and the like become RGB; its mode ``I`` holds 16 bits; alpha is dropped, as
             torchvision's own loader does.
-        img_channels: The generator's.
+        img_channels: Channels of the generator.
 
     Raises:
-        TypeError: It is no image.
+        TypeError: It is not an image.
         ValueError: It has another shape, or values that 16 bits do not hold.
     """
     if isinstance(image, Image.Image):
@@ -392,11 +401,7 @@ def pixel_values(image: object, img_channels: int = 3) -> Tensor:
         values = values.to(torch.uint8) * 255
     if values.dtype not in (torch.uint8, torch.uint16) and not values.is_floating_point():
         raise TypeError(f"an image needs uint8, uint16 or float values: got {values.dtype}, convert them to uint8")
-    return _channels_first(values, (1, 3, img_channels))
-
-
-def _channels_first(values: Tensor, counts: tuple[int, ...]) -> Tensor:
-    shape = list(values.shape)
+    shape, counts = list(values.shape), (1, 3, img_channels)
     if values.numel() and len(shape) == 2:
         return values[None]
     if values.numel() and len(shape) == 3 and shape[0] in counts:
@@ -427,7 +432,7 @@ def _pil_array(image: Image.Image) -> NDArray[Any]:
 
 
 def _another_size(values: Tensor, size: tuple[int, int, int]) -> str:
-    """What is wrong with ``[C, H, W]`` values of another size, and what would mend it."""
+    """The message for ``[C, H, W]`` values of another size, with a transform that mends it."""
     height, width = values.shape[1:]
     mend = f"v2.Resize({size[1:]})" if height == width else f"v2.Resize({size[1]}) and v2.CenterCrop({size[1]})"
     missing = size[1] - height
@@ -440,7 +445,7 @@ def _another_size(values: Tensor, size: tuple[int, int, int]) -> str:
 
 
 def _of_channels(images: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """One image ``[C, R, R]`` in the generator's channels, where that changes nothing in the picture."""
+    """One image ``[C, R, R]`` in the generator's channels, if that does not change the picture."""
     if len(images) == size[0]:
         return images
     if len(images) == 1:
@@ -448,8 +453,66 @@ def _of_channels(images: Tensor, size: tuple[int, int, int]) -> Tensor:
     if size[0] != 1:
         raise ValueError(f"images need the generator's size {list(size)}: got {list(images.shape)}")
     if (images - images[:1]).abs().max() > SAME_GREY:
-        raise ValueError(
+        raise ColoursError(
             f"images need the generator's size {list(size)}: got {list(images.shape)} with colours; "
             "make them grey in the data set, e.g. v2.Grayscale()"
         )
     return images[:1]
+
+
+class ColoursError(ValueError):
+    """A colour image for a grey generator."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Where an image comes from
+# --------------------------------------------------------------------------------------------------
+
+
+def image_key_of(sample: Any, key: Key | None = None) -> Key | None:
+    """The place of the image in a sample: ``key`` where it is given, else the usual one; None for an image alone.
+
+    Raises:
+        ValueError: It is a mapping with none of ``IMAGE_KEYS``, or an image alone although a key is given.
+    """
+    if not isinstance(sample, tuple | list | Mapping):
+        if key is not None:
+            raise ValueError(f"image_key and label_key need samples with parts: got {describe_sample(sample)}")
+        return None
+    if key is not None or not isinstance(sample, Mapping):
+        return 0 if key is None else key
+    if (found := next((name for name in IMAGE_KEYS if name in sample), None)) is None:
+        raise ValueError(f"no image among {list(sample)}: pass image_key=")
+    return found
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """An image file in its own mode and bit depth: the ``loader=`` for torchvision's ``ImageFolder``.
+
+    Torchvision's default loader makes every file 8-bit RGB, which turns 16-bit and float files white or black.
+
+    Example:
+        >>> ImageFolder("photos", loader=open_image)  # doctest: +SKIP
+    """
+    with Image.open(path) as image:
+        image.load()
+        return image.copy()
+
+
+def check_loader(dataset: Any, index: int) -> None:
+    """Raise ``ValueError`` if sample ``index`` of an image folder is a file that torchvision's own loader spoils.
+
+    Other data sets pass; a ``Subset`` is looked through.
+    """
+    while hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
+        dataset, index = dataset.dataset, int(dataset.indices[index])
+    loader, samples = getattr(dataset, "loader", None), getattr(dataset, "samples", None)
+    if getattr(loader, "__module__", "") != "torchvision.datasets.folder" or not isinstance(samples, list):
+        return
+    with Image.open(samples[index][0]) as image:  # reads the header alone
+        mode = image.mode
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        raise ValueError(
+            f"a file of mode {mode} has more than 8 bits, which ImageFolder's own loader clips: "
+            "pass loader=latent_mixup.images.open_image to it"
+        )

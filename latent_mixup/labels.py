@@ -1,23 +1,26 @@
-"""What a label is: a class index, -1 for none, or a soft one, which has a probability for each class.
+"""Labels: class indices, -1 for a missing one; or soft labels, a probability for each class.
 
-Labels of many samples are int64 ``[N]`` or float32 ``[N, num_classes]``. A class index says what its one-hot row says.
+Labels of many samples are int64 ``[N]`` or float32 ``[N, num_classes]``. A class index equals its one-hot row.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+Key: TypeAlias = str | int  # place of a part in a sample
+
 MISSING = -1
-SUM_TOLERANCE = 1e-2  # half precision soft labels of many classes still pass
+MAX_CLASSES = 2**24
+SUM_TOLERANCE = 1e-2  # soft labels of many classes in half precision pass
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "cls")  # in samples that are mappings
-SAME_TOLERANCE = 1e-4  # soft labels that were computed anew still are the same
+SAME_TOLERANCE = 1e-4  # soft labels that were computed again are the same
 
 
 def as_labels(values: Any, num_rows: int) -> Tensor:
@@ -64,7 +67,7 @@ def _as_tensor(values: Any) -> Tensor:
         values = torch.stack([_as_tensor(row) for row in values])  # torch takes no list of rows
     if isinstance(values, np.ndarray):
         values = np.array(values, dtype=values.dtype.newbyteorder("="))
-    return torch.as_tensor(values).detach().cpu()
+    return torch.as_tensor(values, device=None if isinstance(values, Tensor) else "cpu").detach().cpu()
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -95,7 +98,7 @@ def check_soft(labels: Tensor) -> None:
 
 
 def _fault(labels: Tensor) -> tuple[int, str] | None:
-    """The first row that is no distribution, and what is wrong with it."""
+    """The first row that is not a distribution, and what is wrong with it."""
     rows = labels.detach().float()
     sums, least = rows.sum(1), rows.amin(1)
     wrong = ~((least >= 0) & ((sums - 1).abs() <= SUM_TOLERANCE))  # NaN and infinity are wrong as well
@@ -105,32 +108,37 @@ def _fault(labels: Tensor) -> tuple[int, str] | None:
     return row, f"sums to {float(sums[row]):.4g}" if least[row] >= 0 else f"has {float(least[row]):.4g}"
 
 
-def count_classes(labels: Tensor, stated: object = None) -> int:
-    """How many classes there are: as stated, the width of soft labels, or up to the largest; 0 where none is known.
+def count_classes(labels: Tensor, stated: object = None, names: Sequence[str] | None = None) -> int:
+    """The number of classes: as stated, as named, or up to the largest label, whichever is most; 0 where none is known.
+
+    Args:
+        labels: ``[N]``, or soft ``[N, num_classes]``, whose width it is.
+        stated: The number, where it is known.
+        names: A name for each class, where they are known.
 
     Raises:
-        ValueError: The number stated is none, or is not that of the labels.
+        ValueError: ``stated`` is not such a number, or does not fit the labels; or there are more than ``MAX_CLASSES``.
     """
     soft = labels.is_floating_point()
     found = labels.shape[1] if soft else int(labels.max()) + 1
-    if stated is None:
-        return found
-    if not isinstance(stated, int) or isinstance(stated, bool) or stated < 0:
+    if stated is not None and (not isinstance(stated, int) or isinstance(stated, bool) or stated < 0):
         raise ValueError(f"num_classes needs to be an integer from 0: got {stated!r}")
-    if soft and found != stated:
+    if max(found, stated or 0) > MAX_CLASSES:
+        raise ValueError(f"num_classes needs to be at most {MAX_CLASSES}: got {max(found, stated or 0)}")
+    if stated is not None and soft and found != stated:
         raise ValueError(f"soft labels need shape [N, {stated}] for num_classes={stated}: got {list(labels.shape)}")
-    if found > stated:
+    if stated is not None and found > stated:
         raise ValueError(f"labels need to be below num_classes={stated}: got {found - 1}")
-    return stated
+    return found if soft else max(found, stated or 0, len(names or ()))
 
 
 def hard_labels(labels: Tensor) -> Tensor:
-    """The class of each row, ``[N]`` integers: of soft labels the likeliest (of equals the first); -1 for none."""
+    """The class of each row, ``[N]`` integers, -1 for none; of soft labels the first of the most probable."""
     return labels.argmax(1) if labels.is_floating_point() else labels
 
 
 def differing(labels: Tensor, others: Tensor) -> Tensor:
-    """Where two sets of labels of the same samples (of one width, where both are soft) do not agree, ``[N]`` bool."""
+    """Where two sets of labels of the same samples differ, ``[N]`` bool; soft ones have one width."""
     if not labels.is_floating_point() and not others.is_floating_point():
         return labels != others
     num_classes = (labels if labels.is_floating_point() else others).shape[1]
@@ -139,7 +147,7 @@ def differing(labels: Tensor, others: Tensor) -> Tensor:
 
 
 def _rows(labels: Tensor, num_classes: int) -> Tensor:
-    """Soft labels as they are, class indices as one-hot rows; of what is no class a row of zeros."""
+    """Soft labels as they are, class indices as one-hot rows, a row of zeros for an index out of range."""
     return (
         labels
         if labels.is_floating_point()
@@ -155,7 +163,7 @@ def describe_label(label: Tensor) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a data set says
+# The labels of a data set
 # --------------------------------------------------------------------------------------------------
 
 
@@ -203,25 +211,55 @@ def label_of(sample: Any, index: int, key: str | int | None = None) -> Tensor:
     if isinstance(sample, Tensor | np.ndarray | Image.Image):
         return read_label(None)
     try:
-        return read_label(_label_in(sample, key))
+        if not isinstance(sample, tuple | list | Mapping) or not len(sample):
+            raise TypeError("expected an image")
+        is_there = key in sample if isinstance(sample, Mapping) else isinstance(key, int) and key < len(sample)
+        place = key if is_there else label_key_of(sample)
+        return read_label(None if place is None else part_of(sample, place))
     except (TypeError, ValueError) as cause:
         raise ValueError(
-            f"the data set needs to give (image, label): item {index} is {_described(sample)}; {cause}"
+            f"the data set needs to give (image, label): item {index} is {describe_sample(sample)}; {cause}"
         ) from None
 
 
-def _label_in(sample: Any, key: str | int | None) -> Any:
-    """The label that is beside an image; None where there is nothing beside it."""
-    if not isinstance(sample, tuple | list | Mapping) or not len(sample):
-        raise TypeError("an image is needed")
-    if len(sample) == 1:
+def label_key_of(sample: Any, key: Key | None = None) -> Key | None:
+    """The place of the label in a sample: ``key`` where it is given, else the usual one; None for an image alone.
+
+    Raises:
+        ValueError: It is a mapping with none of ``LABEL_KEYS``.
+    """
+    if key is not None:
+        return key
+    if isinstance(sample, tuple | list):
+        return 1 if len(sample) > 1 else None
+    if not isinstance(sample, Mapping) or len(sample) == 1:
         return None
-    if not isinstance(sample, Mapping):
-        return sample[key if isinstance(key, int) and key < len(sample) else 1]
-    name = next((name for name in (key, *LABEL_KEYS) if name in sample), None)
-    if name is None:
-        raise TypeError(f"its label needs one of the names {', '.join(LABEL_KEYS)}")
-    return sample[name]
+    if (found := next((name for name in LABEL_KEYS if name in sample), None)) is None:
+        raise ValueError(f"no label among {list(sample)}: expected one of the names {', '.join(LABEL_KEYS)}")
+    return found
+
+
+def part_of(sample: Any, key: Key | None) -> Any:
+    """``sample[key]``, or the sample itself where ``key`` is None.
+
+    Raises:
+        ValueError: The sample has no such part.
+    """
+    if key is None:
+        return sample
+    try:
+        return sample[key]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"no {key!r} in the sample: got {describe_sample(sample)}") from error
+
+
+def describe_sample(sample: Any) -> str:
+    """A sample as an error message shows it: its type, and the names or types of its parts."""
+    if isinstance(sample, Mapping):
+        return f"a {type(sample).__name__} of {list(sample)!r:.100}"
+    if isinstance(sample, tuple | list):
+        return f"a {type(sample).__name__} of {', '.join(type(part).__name__ for part in sample)[:100]}"
+    return f"a {type(sample).__name__}"
 
 
 def labels_of(dataset: Any, indices: list[int], key: str | int | None = None) -> Tensor:
@@ -255,11 +293,6 @@ def targets_of(dataset: Any) -> Tensor | None:
         return as_labels(targets, len(dataset)).contiguous()
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def _described(item: Any) -> str:
-    inside = f" of {', '.join(map(_named, item))}" if isinstance(item, tuple | list) else ""
-    return f"a {_named(item)}{inside}"
 
 
 def _named(value: object) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -274,12 +274,12 @@ class ChunkFolder(Chunks):
     def read(self, number: int) -> Tensors | None:
         """The tensors of a finished chunk, mmapped; None where it is missing, broken, or of another run."""
         try:
-            with self._open(number) as opened:
+            with files.open_tensors(self.path(number)) as opened:
                 if not self._is_ours(opened, number):
                     return None
                 chunk = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             return chunk if self._check is None or self._check(number, chunk) else None
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it is made again
             return None
 
     def write(self, number: int, chunk: Tensors) -> None:
@@ -299,9 +299,9 @@ class ChunkFolder(Chunks):
     def has(self, number: int) -> bool:
         """Whether a chunk is there, by the header of its file."""
         try:
-            with self._open(number) as opened:
+            with files.open_tensors(self.path(number)) as opened:
                 return self._is_ours(opened, number)
-        except (SafetensorError, OSError):
+        except (SafetensorError, OSError, ValueError):
             return False
 
     def what_is_done(self) -> str:
@@ -325,11 +325,6 @@ class ChunkFolder(Chunks):
         """Remove the files of all chunks."""
         for path in self.path(0).parent.glob("chunk-*.safetensors"):
             path.unlink(missing_ok=True)
-
-    def _open(self, number: int) -> Any:
-        if not self.path(number).is_file():  # a named pipe would wait for a writer for ever
-            raise FileNotFoundError(self.path(number))
-        return safe_open(self.path(number), framework="pt")
 
     def _is_ours(self, opened: Any, number: int) -> bool:
         said = (opened.metadata() or {}).get("latent_mixup")

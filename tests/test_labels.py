@@ -214,9 +214,12 @@ def test_an_image_alone_has_no_label(sample):
     [
         ((IMAGE, 0.5), r"\(image, label\): item 4 is a tuple of Tensor, float; a label needs to be an int"),
         ((IMAGE, [0.5, 0.6]), "item 4 is a tuple of Tensor, list; a soft label needs numbers from 0"),
-        ({"image": IMAGE, "kind": 2}, "item 4 is a dict; its label needs one of the names label, labels"),
-        ((), "item 4 is a tuple of ; an image is needed"),
-        (None, "item 4 is a NoneType; an image is needed"),
+        (
+            {"image": IMAGE, "kind": 2},
+            r"item 4 is a dict of .*; no label among \['image', 'kind'\]: expected one of the names label, labels",
+        ),
+        ((), "item 4 is a tuple of ; expected an image"),
+        (None, "item 4 is a NoneType; expected an image"),
     ],
 )
 def test_what_is_no_sample(sample, message):

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from latent_mixup.cli.shared import (
     FOLDER,
     data_options,
+    device_option,
     image_dataset,
     loss_for,
     loss_options,
     one_sentence,
+    optimizer_options,
     part_of,
     part_options,
+    typed_command,
 )
 
 if TYPE_CHECKING:
     from latent_mixup import LatentBank
-    from latent_mixup.inversion.optimise import Optimizer
-    from latent_mixup.inversion.runs import Meter
+    from latent_mixup.inversion.chunks import CodeMeter
+    from latent_mixup.losses.chosen import LossName
 
 POOR_MSE = 0.025  # the paper gives such codes more steps
+PLACE = ("--out", "--shard", "--device", "--threads", "--data-root")  # options that do not change the result
 
 
 @click.command("invert")
 @click.argument("generator")
 @data_options
 @click.option("--out", type=FOLDER, required=True, help="Folder of the run and the bank; started again, it resumes.")
-@click.option("--encoder", type=FOLDER, help="Folder of an encoder to start from; default: the generator's own.")
+@click.option("--encoder", type=FOLDER, help="Folder of an encoder to start from. Default: the generator's own.")
 @loss_options
 @click.option(
     "--steps",
     type=click.IntRange(0),
     default=200,
     show_default=True,
-    help="Gradients an image, at most; 0 only encodes.",
+    help="Maximum gradient steps per image; 0 only encodes.",
 )
-@click.option("--restarts", type=click.IntRange(0), default=1, show_default=True, help="Jumps out of a settled place.")
-@click.option("--optimizer", type=click.Choice(["lbfgs", "adam"]), default="lbfgs", show_default=True)
-@click.option("--lr", type=float, default=0.03, show_default=True, help="Length of the first step.")
-@click.option("--tolerance", type=float, default=1e-3, show_default=True, help="lbfgs: a smaller gain is none.")
-@click.option("--draws", type=click.IntRange(1), default=1024, show_default=True, help="Own images to learn from.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws, and of the jumps.")
+@optimizer_options(restarts=1)
 @part_options
 @one_sentence
 def invert_command(
@@ -55,32 +53,26 @@ def invert_command(
     test: bool,
     out: Path,
     encoder: str | None,
-    loss: str | None,
+    loss: LossName | None,
     lpips_weights: str | None,
-    steps: int,
-    restarts: int,
-    optimizer: Optimizer,
-    lr: float,
-    tolerance: float,
-    draws: int,
+    download_lpips: bool,
     batch_size: int,
-    seed: int,
     shard: str | None,
     device: str | None,
     threads: int | None,
+    **settings: Any,
 ) -> None:
     """Find a latent code of GENERATOR (folder, bundled name or Hub id) for every image of a data set.
 
-    Killed at any moment, it goes on where it was, to the same bank, when it is run again. Several processes share
-    the work by --shard, or when python -m torch.distributed.run --nproc_per_node=N -m latent_mixup starts them;
-    whoever is last writes the bank.
+    If it is killed, run it again: it resumes, to the same bank. Several processes share the work by --shard, or when
+    python -m torch.distributed.run --nproc_per_node=N -m latent_mixup starts them; the last one writes the bank.
     """
     import torch
 
     from latent_mixup import invert, load_generator
     from latent_mixup.encoders import load_encoder
+    from latent_mixup.inversion.chunks import CodeMeter
     from latent_mixup.inversion.engine import split_chunks
-    from latent_mixup.inversion.runs import Meter
 
     part = part_of(shard, device)
     if threads:
@@ -91,29 +83,24 @@ def invert_command(
         click.echo(f"shard {part.shard[0]}/{part.shard[1]} has nothing to do: there are {chunks} chunks")
         return
     decoder = load_generator(generator).to(part.device)
-    meter = Meter(part.shows)
+    meter = CodeMeter(part.shows)
     bank = invert(
         images,
         decoder,
         out=out,
         encoder=load_encoder(encoder, decoder) if encoder else None,
-        loss=loss_for(decoder, loss, lpips_weights),
-        steps=steps,
-        restarts=restarts,
-        optimizer=optimizer,
-        lr=lr,
-        tolerance=tolerance,
-        draws=draws,
+        loss=loss_for(decoder, loss, lpips_weights, download_lpips),
         batch_size=batch_size,
         shard=part.shard,
-        seed=seed,
         progress=meter,
+        command=typed_command(without=PLACE),
+        **settings,
     )
     say_what_was_done(bank, out, part.shard, meter)
 
 
-def say_what_was_done(bank: LatentBank, out: Path, shard: tuple[int, int], meter: Meter) -> None:
-    """The summary at the end of a run.
+def say_what_was_done(bank: LatentBank, out: Path, shard: tuple[int, int], meter: CodeMeter) -> None:
+    """Print the summary at the end of a run.
 
     Raises:
         ValueError: Rows of the finished bank have status 1.
@@ -130,19 +117,15 @@ def say_what_was_done(bank: LatentBank, out: Path, shard: tuple[int, int], meter
     if finished:
         bank, name = LatentBank.from_pretrained(out), f"{out}: "
     click.echo(name + summary(bank))
-    set_aside = bank.metadata["set_aside"]
-    if set_aside:
-        index, error = next(iter(set_aside.items()))
-        click.echo(f"{len(set_aside):,} images could not be used and have no row; image {index}: {error}")
     failed = 0 if bank.status is None else int((bank.status != 0).sum())
     if not finished:
-        click.echo(f"{failed} failed; the bank is written by the shard that is last")
+        click.echo(f"{failed} failed; the last shard writes the bank")
     elif failed:
         raise ValueError(f"{failed} images have no finite code: their rows have status 1 in {out}")
 
 
 def summary(bank: LatentBank) -> str:
-    """How many codes, and how good: one line."""
+    """Number of codes and their mse, in one line."""
     assert bank.mse is not None
     mse = bank.mse[bank.mse.isfinite()]
     if not len(mse):
@@ -157,10 +140,11 @@ def summary(bank: LatentBank) -> str:
 @click.argument("bank")
 @click.option("--generator", required=True, help="Folder, bundled name or Hub id of the generator of the codes.")
 @data_options
+@click.option("--encoder", type=FOLDER, help="Folder of an encoder to compare with. Default: the generator's own.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for report.png and report.json.")
-@click.option("--columns", type=click.IntRange(1), default=5, show_default=True, help="Rows of the bank in a line.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random rows.")
-@click.option("--device", help="Where to decode, e.g. cuda; default: the CPU.")
+@click.option("--columns", type=click.IntRange(1), default=5, show_default=True, help="Images per line.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random rows.")
+@device_option
 @one_sentence
 def report_command(
     bank: str,
@@ -168,18 +152,28 @@ def report_command(
     dataset: str,
     data_root: Path,
     test: bool,
+    encoder: str | None,
     out: Path,
     columns: int,
     seed: int,
-    device: str | None,
+    device: str,
 ) -> None:
-    """Say how good the codes of BANK (folder, bundled name or Hub id) are: a page of figures, and their numbers."""
+    """Report the quality of the codes in BANK (folder, bundled name or Hub id): a page of figures, and a JSON file."""
     from latent_mixup import LatentBank, load_generator
+    from latent_mixup.encoders import load_encoder
     from latent_mixup.quality.page import report_sentence, report_table
     from latent_mixup.quality.report import PAGE_FILE, report
 
     images = image_dataset(dataset, data_root, test=test)
-    decoder = load_generator(generator).to(device or "cpu")
-    record = report(LatentBank.from_pretrained(bank), images, decoder, out, columns=columns, seed=seed)
+    decoder = load_generator(generator).to(device)
+    record = report(
+        LatentBank.from_pretrained(bank),
+        images,
+        decoder,
+        out,
+        encoder=load_encoder(encoder, decoder) if encoder else None,
+        columns=columns,
+        seed=seed,
+    )
     click.echo(report_table(record))
     click.echo(f"\n{report_sentence(record)}\n{out / PAGE_FILE} and report.json written")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import click
 if TYPE_CHECKING:
     from latent_mixup.generators import Generator
     from latent_mixup.losses.base import Loss
+    from latent_mixup.losses.chosen import LossName
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -34,44 +37,83 @@ def several(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 data_options = several(
     click.option(
-        "--dataset", type=click.Choice([*TORCHVISION_CLASSES, IMAGE_FOLDER]), required=True, help="What is inverted."
+        "--dataset", type=click.Choice([*TORCHVISION_CLASSES, IMAGE_FOLDER]), required=True, help="Data set to read."
     ),
     click.option(
         "--data-root",
         type=FOLDER,
         required=True,
-        help="Where torchvision finds the data set; for imagefolder, a folder with a folder of images for each class.",
+        help="Folder where torchvision finds the data set; for imagefolder, one with a folder of images per class.",
     ),
-    click.option("--test", is_flag=True, help="The test images; default: the training images."),
+    click.option("--test", is_flag=True, help="Use the test images instead of the training images."),
+)
+lpips_options = several(
+    click.option(
+        "--lpips-weights",
+        help="Weights of vgg16 for lpips: a .pth or .safetensors, a folder, or a Hub id. Default: torch's cache.",
+    ),
+    click.option("--download-lpips", is_flag=True, help="Download missing weights of vgg16 (528 MB) and check them."),
 )
 loss_options = several(
     click.option(
         "--loss",
         type=click.Choice(["lpips", "features", "pixels"]),
-        help="Default: 0.9 LPIPS + 0.1 MSE for RGB, else the generator's features + MSE.",
+        help="Loss. Default: lpips (0.9 LPIPS + 0.1 MSE) for RGB, else features (the generator's features + MSE).",
     ),
-    click.option(
-        "--lpips-weights",
-        help="Of vgg16, for lpips: a .pth or .safetensors, a folder, or a Hub id; default: torch's cache.",
-    ),
+    lpips_options,
 )
+device_option = click.option("--device", default="cpu", show_default=True, help="Where to decode, e.g. cuda.")
 part_options = several(
-    click.option("--shard", metavar="i/n", help="Every n-th chunk from the i-th, for job arrays; default: all."),
-    click.option("--device", help="Where to decode, e.g. cuda; default: the CPU."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores."),
+    click.option("--shard", metavar="i/n", help="Do every n-th chunk from the i-th, for job arrays. Default: all."),
+    click.option("--device", help="Where to decode, e.g. cuda. Default: cpu."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
 )
+
+
+def optimizer_options(restarts: int) -> Callable[[Any], Any]:
+    """Options of the optimiser, named as the arguments of ``invert`` and ``refine``."""
+    return several(
+        click.option(
+            "--restarts",
+            type=click.IntRange(0),
+            default=restarts,
+            show_default=True,
+            help="Random restarts per image after convergence.",
+        ),
+        click.option("--optimizer", type=click.Choice(["lbfgs", "adam"]), default="lbfgs", show_default=True),
+        click.option("--lr", type=float, default=0.03, show_default=True, help="Length of the first step."),
+        click.option(
+            "--tolerance",
+            type=float,
+            default=1e-3,
+            show_default=True,
+            help="lbfgs: relative decrease of the loss in ten evaluations below which an image has converged.",
+        ),
+        click.option(
+            "--draws",
+            type=click.IntRange(1),
+            default=1024,
+            show_default=True,
+            help="Generated images used for initialisation.",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images decoded at a time."
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draws and the restarts."),
+    )
 
 
 def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
-    """Show what a user can mend as one sentence and exit with 1, instead of a traceback.
+    """Show an error that a user can mend as one sentence and exit with 1; show the package's warnings as notes.
 
-    A run that was stopped says what is done, and exits with 143 after SIGTERM, 130 after Ctrl-C, as shells have it.
+    A run that was stopped says what is done, and exits with 143 after SIGTERM, 130 after Ctrl-C, as shells do.
     """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _warnings_as_notes():
+                command(*args, **kwargs)
         except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
             raise click.ClickException(" ".join(str(error).split())) from error
         except KeyboardInterrupt as stop:
@@ -85,14 +127,38 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def typed_command() -> list[str]:
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module="latent_mixup")
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parents[1]):
+                click.echo(f"note: {message}", err=True)
+            else:
+                show(message, category, filename, *rest, **more)
+
+        warnings.showwarning = note
+        yield
+
+
+def typed_command(without: Collection[str] = ()) -> list[str]:
     """The command that is running, word for word, for ``metadata["command"]``; empty outside the command line.
 
     An absolute path is cut down to its last part: metadata are published.
+
+    Args:
+        without: Options with a value to leave out, such as ``--out``, since they do not change the result.
     """
     context = click.get_current_context(silent=True)
     typed: list[str] = context.meta.get(TYPED, []) if context else []
-    return ["latent-mixup", *map(_without_folders, typed)] if typed else []
+    kept: list[str] = []
+    for number, word in enumerate(typed):
+        is_value = number > 0 and typed[number - 1] in without
+        if not is_value and word.partition("=")[0] not in without:
+            kept.append(_without_folders(word))
+    return ["latent-mixup", *kept] if typed else []
 
 
 def _without_folders(word: str) -> str:
@@ -100,41 +166,37 @@ def _without_folders(word: str) -> str:
     return f"{option}{equals}{Path(path).name or path}" if Path(path).is_absolute() else word
 
 
-def loss_for(generator: Generator, name: str | None, lpips_weights: str | None) -> Loss | None:
-    """The loss that ``--loss`` and ``--lpips-weights`` name; None: what an inversion takes by itself.
+def loss_for(
+    generator: Generator, name: LossName | None, lpips_weights: str | None, download_lpips: bool = False
+) -> Loss | None:
+    """The loss that ``--loss``, ``--lpips-weights`` and ``--download-lpips`` name; None: the default.
 
     Raises:
         FileNotFoundError: The weights of LPIPS are not there.
-        ValueError: The generator or the other option does not go with it.
+        ValueError: The generator or another option does not go with it.
     """
-    from latent_mixup.inversion import LPIPS, FeatureLoss, PerceptualLoss, pixel_mse
+    from latent_mixup.losses.chosen import named_loss
 
-    if name == "lpips" or (name is None and lpips_weights is not None):
-        loss = PerceptualLoss(lpips=LPIPS(weights=lpips_weights))
-        loss.lpips.check_shape((1, generator.img_channels, generator.img_resolution, generator.img_resolution))
-        return loss
-    if lpips_weights is not None:
-        raise ValueError(f"--lpips-weights goes with --loss lpips: got --loss {name}")
-    if name == "features":
-        if generator.features is None:
-            raise ValueError(f"this {type(generator).__name__} brings no trained features: pass --loss lpips or pixels")
-        return FeatureLoss(generator.features)
-    return pixel_mse if name == "pixels" else None
+    if lpips_weights is not None or download_lpips:
+        if name not in (None, "lpips"):
+            raise ValueError(f"--lpips-weights and --download-lpips go with --loss lpips: got --loss {name}")
+        name = "lpips"
+    return name and named_loss(generator, name, lpips_weights=lpips_weights, download=download_lpips)
 
 
 def given(**settings: Any) -> dict[str, Any]:
-    """Those that are not None: what a recipe does not leave to its defaults."""
+    """The settings that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Part:
-    """What this process does of a run.
+    """The part of this process in a run.
 
     Attributes:
         shard: ``(i, n)``.
         device: Where to decode.
-        shows: Whether it shows a progress bar: one of several on a terminal does.
+        shows: Whether to show a progress bar: one of several processes on a terminal does.
     """
 
     shard: tuple[int, int]
@@ -156,35 +218,38 @@ def part_of(shard: str | None, device: str | None) -> Part:
 
 
 def image_dataset(name: str, root: Path, *, test: bool) -> Any:
-    """A data set of images and labels: torchvision's under ``root``, or a folder with one of images for each class.
+    """A data set of images and labels: torchvision's under ``root``, or a folder with a folder of images per class.
 
     Raises:
-        FileNotFoundError: It does not lie there.
+        FileNotFoundError: It is not there.
         ValueError: Test images of a folder were asked for.
     """
     if name != IMAGE_FOLDER:
         return torchvision_dataset(name, root, train=not test)
     if test:
-        raise ValueError("--test is for torchvision's data sets: of a folder of images pass the folder itself")
+        raise ValueError("--test is for torchvision's data sets: for a folder of images pass the folder itself")
     from torchvision.datasets import ImageFolder
 
-    return ImageFolder(root)
+    from latent_mixup.images import open_image
+
+    return ImageFolder(root, loader=open_image)
 
 
 def torchvision_dataset(name: str, root: Path, *, train: bool) -> Any:
-    """A torchvision data set that lies under ``root``; nothing is downloaded.
+    """A torchvision data set under ``root``; nothing is downloaded.
 
     Raises:
-        FileNotFoundError: It does not lie there.
+        FileNotFoundError: It is not there.
     """
     import torchvision.datasets
 
+    kind = getattr(torchvision.datasets, TORCHVISION_CLASSES[name])
     try:
-        return getattr(torchvision.datasets, TORCHVISION_CLASSES[name])(root, train=train, download=False)
+        return kind(root, train=train, download=False)
     except RuntimeError as cause:
+        folder = root / getattr(kind, "base_folder", f"{kind.__name__}/raw")
         raise FileNotFoundError(
-            f"{root} has no {TORCHVISION_CLASSES[name]} as torchvision lays it out: "
-            f"expected {root / TORCHVISION_CLASSES[name] / 'raw'}; pass --data-root"
+            f"{root} has no {kind.__name__} as torchvision lays it out: expected {folder}; pass --data-root"
         ) from cause
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 from latent_mixup.inversion.engine import invert
 from latent_mixup.inversion.optimise import optimise_codes
 from latent_mixup.inversion.refine import refine
-from latent_mixup.losses.base import FeatureLoss, pixel_mse
-from latent_mixup.losses.perceptual import LPIPS, PerceptualLoss
-from latent_mixup.quality.report import report
-from latent_mixup.quality.self_test import self_test
+from latent_mixup.losses import LPIPS, FeatureLoss, PerceptualLoss, pixel_mse
 
-if TYPE_CHECKING:
-    from latent_mixup.training.encoder import train_encoder
+_ABOVE = {  # built on inversion, and offered here
+    "report": "latent_mixup.quality.report",
+    "self_test": "latent_mixup.quality.self_test",
+    "train_encoder": "latent_mixup.training.encoder",
+}
 
 __all__ = [
     "LPIPS",
@@ -30,9 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``train_encoder``, when it is first asked for: training draws sheets and needs what the rest does not."""
-    if name == "train_encoder":
-        from latent_mixup.training.encoder import train_encoder
-
-        return train_encoder
+    """Names from the packages above, imported when they are first asked for."""
+    if name in _ABOVE:
+        return getattr(import_module(_ABOVE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,7 +48,7 @@ class BankImages:
 
     def decoded_mse(self, rows: Tensor, batch_size: int) -> Tensor:
         """Pixel MSE of each row's decoded code, ``[B]``; infinite where the image cannot be read, or for NaN."""
-        found = torch.full((len(self.bank),), torch.inf)
+        found = torch.full((len(self.bank),), torch.inf, dtype=torch.float32, device="cpu")
         for chunk in rows.split(batch_size):
             samples = self.samples(chunk)
             if len(samples.index):
@@ -63,7 +63,7 @@ class BankImages:
         rows = rows[self.bank.mse[rows].isfinite()]
         if not len(rows):
             return
-        sample = rows[torch.linspace(0, len(rows) - 1, min(CHECKED_ROWS, len(rows))).long()]
+        sample = rows[torch.linspace(0, len(rows) - 1, min(CHECKED_ROWS, len(rows)), device="cpu").long()]
         decoded = self.decoded_mse(sample, batch_size)
         if not decoded.isfinite().any():
             error = next(iter(self.samples(sample[:1]).errors.values()), "its code decodes to no numbers")

@@ -1,39 +1,27 @@
-"""The finished chunks of a run, and the settings they were made with: what a killed run resumes from."""
+"""A run's chunks as rows of a bank: how they are packed, counted, joined and saved."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latent_mixup import files
-from latent_mixup.bank.files import INDEX_FILE, Parts
+from latent_mixup.bank import LatentBank
+from latent_mixup.bank.files import COLUMN_DTYPES, INDEX_FILE, BankFormatError, CodeFiles
+from latent_mixup.runs import ChunkFolder, Chunks, Meter, Tensors, stoppable
 
 RUN_FILE = "inversion.json"
-COLUMNS = {"latents", "labels", "source_index", "mse", "status"}  # at least
 OK, FAILED = 0, 1  # status of a row: 1 where no finite loss was found
 ERRORS = "errors"  # JSON, as bytes
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What became of some samples.
-
-    Attributes:
-        columns: A bank's columns, a row for each image that could be read, by ascending source index.
-        errors: Index to one line, of the images that could not.
-    """
-
-    columns: dict[str, Tensor]
-    errors: dict[int, str]
+REQUIRED = {"latents", "labels", "source_index", "mse", "status"}
+MIN_LOOKED_AT, MAX_SET_ASIDE = 64, 0.5  # after so many images, a greater share of unusable ones ends the run early
+BANK_FILE_BYTES = 256 * 1024**2  # of a bank that is put together: so much of it is in memory at a time
 
 
 @dataclass(frozen=True)
@@ -43,169 +31,154 @@ class Found:
     Attributes:
         latents: ``[N, *latent_shape]``; or files, from which they are read when they are asked for.
         columns: The other columns.
-        errors: Of all chunks.
+        errors: Index to one line, of each image that could not be read.
     """
 
-    latents: Tensor | Parts
-    columns: dict[str, Tensor]
+    latents: Tensor | CodeFiles
+    columns: Tensors
     errors: dict[int, str]
 
 
-def join(chunks: Sequence[Chunk]) -> Found:
-    """The rows of chunks in memory."""
-    columns, errors = _join_columns(chunks)
-    return Found(torch.cat([chunk.columns["latents"] for chunk in chunks]), columns, errors)
+def pack(columns: Tensors, errors: dict[int, str]) -> Tensors:
+    """Columns of a bank, a row for each readable image by ascending source index, and the errors of the others."""
+    text = torch.tensor(list(json.dumps(errors).encode()), dtype=torch.uint8, device="cpu")
+    return {**columns, ERRORS: text} if errors else columns
 
 
-class ChunkFolder:
-    """One file a chunk, each written whole or not at all.
+def errors_of(chunk: Tensors) -> dict[int, str]:
+    """The errors of a chunk's images, by index."""
+    said = json.loads(bytes(chunk[ERRORS].tolist())) if ERRORS in chunk else {}
+    return {int(index): error for index, error in said.items()}
 
-    Args:
-        folder: Of the run.
-        facts: What decides the result; a run that resumes has to agree with the earlier one.
-        chunks: The indices of each chunk, ascending.
-        resume: Keep what is there.
+
+def folder_of_run(out: Path, facts: dict[str, Any], chunks: Sequence[Sequence[int]], resume: bool) -> ChunkFolder:
+    """The folder of a run whose chunks have these indices, ascending in each.
 
     Raises:
-        ValueError: The folder holds a run with other facts, or a bank and no run.
+        ValueError: The folder holds a run with other settings, or a bank and no run.
         OSError: The folder cannot be written to.
     """
 
-    def __init__(
-        self, folder: Path, facts: dict[str, Any], chunks: Sequence[Sequence[int]], *, resume: bool = True
-    ) -> None:
-        self.folder, self.chunks = folder, chunks
-        self._run = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        if resume and (folder / RUN_FILE).is_file():
-            self._agree(json.loads(json.dumps(facts)))
-        else:
-            self._start(facts, resume)
-
-    def _start(self, facts: dict[str, Any], resume: bool) -> None:
-        if resume and (self.folder / INDEX_FILE).exists():
-            raise ValueError(
-                f"{self.folder} holds a bank, but no run to go on with: choose another out=, "
-                "or resume=False to replace it"
-            )
-        for stale in () if resume else (self.folder / "chunks").glob("chunk-*.safetensors"):
-            stale.unlink(missing_ok=True)
-        try:
-            files.write_folder(self.folder, {RUN_FILE: (json.dumps(facts, indent=2) + "\n").encode()})
-        except OSError as cause:
-            raise OSError(f"cannot write into {self.folder}: {cause}; choose another out=") from cause
-
-    def _agree(self, facts: dict[str, Any]) -> None:
-        earlier = files.read_json(self.folder / RUN_FILE)
-        wrong = differences(earlier, facts)
-        if wrong:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({'; '.join(wrong)}): choose another out=, "
-                "or resume=False to start again"
-            )
-
-    def check_writable(self) -> None:
-        """Raise ``OSError`` where no chunk could be written; a run asks before its first step."""
-        try:
-            path = self._path(0).parent
-            path.mkdir(exist_ok=True)
-            with tempfile.TemporaryFile(dir=path) as file:
-                file.write(b"0")
-        except OSError as cause:
-            raise OSError(f"cannot write into {path}: {cause}; choose another out=") from cause
-
-    def read(self, number: int) -> Chunk | None:
-        """A finished chunk, mmapped; None where there is none, or one that has to be done again.
-
-        That is a broken one, and one of another run.
-        """
-        path = self._path(number)
-        try:
-            with safe_open(path, framework="pt") as opened:
-                if not self._is_ours(opened):
-                    return None
-                columns = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            said = json.loads(bytes(columns.pop(ERRORS, torch.empty(0)).tolist()) or b"{}")
-            chunk = Chunk(columns, {int(index): error for index, error in said.items()})
-        except (SafetensorError, OSError, ValueError, TypeError, AttributeError):
-            return None
-        if not columns.keys() >= COLUMNS or len({len(column) for column in columns.values()}) != 1:
-            return None
-        done = sorted([*columns["source_index"].tolist(), *chunk.errors])
-        return chunk if done == list(self.chunks[number]) else None
-
-    def write(self, number: int, chunk: Chunk) -> None:
-        """Write a chunk; a kill leaves it whole or absent.
-
-        Raises:
-            OSError: There is no room, or the folder cannot be written to.
-        """
-        path = self._path(number)
-        columns = dict(chunk.columns)
-        if chunk.errors:
-            columns[ERRORS] = torch.tensor(list(json.dumps(chunk.errors).encode()), dtype=torch.uint8)
-        files.write_folder(
-            path.parent, {path.name: lambda target: files.save_tensors(target, columns, {"run": self._run})}
-        )
-
-    def finished(self) -> int:
-        """How many chunks of this run are there, whoever wrote them, by the headers of their files."""
-        return sum(self._is_there(number) for number in range(len(self.chunks)))
-
-    def join(self, numbers: Iterable[int]) -> Found:
-        """The rows of some chunks, in order; codes stay in the files until they are asked for.
-
-        Raises:
-            ValueError: One of them is missing or broken.
-        """
-        chunks, paths, shape = [], [], torch.Size()
-        for number in numbers:
-            chunk = self.read(number)
-            if chunk is None:
-                raise ValueError(f"{self._path(number)} is broken: run it again, it does this chunk anew")
-            shape = chunk.columns["latents"].shape[1:]
-            chunks.append(Chunk(_without_codes(chunk), chunk.errors))
-            paths.append(self._path(number).absolute())
-        columns, errors = _join_columns(chunks)
-        rows = tuple(len(chunk.columns["source_index"]) for chunk in chunks)
-        return Found(Parts(tuple(paths), rows, tuple(shape), columns), columns, errors)
-
-    def sweep(self) -> None:
-        """Remove what killed processes left."""
-        for folder in (self.folder, self._path(0).parent):
-            files.sweep(folder)
-
-    def _is_there(self, number: int) -> bool:
-        try:
-            with safe_open(self._path(number), framework="pt") as opened:
-                return self._is_ours(opened)
-        except (SafetensorError, OSError):
+    def check(number: int, chunk: Tensors) -> bool:
+        columns = {name: column for name, column in chunk.items() if name != ERRORS}
+        if not columns.keys() >= REQUIRED or len({len(column) for column in columns.values()}) != 1:
             return False
+        return sorted([*columns["source_index"].tolist(), *errors_of(chunk)]) == list(chunks[number])
 
-    def _is_ours(self, opened: Any) -> bool:
-        return bool((opened.metadata() or {}).get("latent_mixup") == json.dumps({"run": self._run}))
-
-    def _path(self, number: int) -> Path:
-        return self.folder / "chunks" / f"chunk-{number:05d}.safetensors"
+    return ChunkFolder(out, facts, len(chunks), run_file=RUN_FILE, result_file=INDEX_FILE, resume=resume, check=check)
 
 
-def differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested settings differ, each as ``key: earlier there, now here``."""
-    found = []
-    for key in sorted(earlier.keys() | now.keys()):
-        old, new = earlier.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}: {old!r:.80} there, {new!r:.80} here")
-    return found
+def join(store: Chunks, numbers: Sequence[int]) -> Found:
+    """The rows of some finished chunks, in order; codes in a folder stay in their files until they are asked for.
+
+    Raises:
+        ValueError: A chunk is missing or broken.
+    """
+    codes: list[Tensor] = []
+    parts: list[Tensors] = []
+    errors: dict[int, str] = {}
+    shape = torch.Size()
+    for number in numbers:
+        chunk = store.read(number)
+        if chunk is None:
+            assert isinstance(store, ChunkFolder)
+            raise ValueError(f"{store.path(number)} is broken: run it again, it does this chunk anew")
+        errors |= errors_of(chunk)
+        shape = chunk["latents"].shape[1:]
+        if not isinstance(store, ChunkFolder):
+            codes.append(chunk["latents"])
+        # copies, so that the mmapped file can be closed
+        parts.append({name: column.clone() for name, column in chunk.items() if name not in ("latents", ERRORS)})
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if not isinstance(store, ChunkFolder):
+        return Found(torch.cat(codes), columns, errors)
+    paths = tuple(store.path(number).absolute() for number in numbers)
+    rows = tuple(len(part["source_index"]) for part in parts)
+    return Found(CodeFiles(paths, rows, tuple(shape), columns), columns, errors)
 
 
-def _join_columns(chunks: Sequence[Chunk]) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """The columns of chunks but for their codes, and their errors."""
-    columns = {name: torch.cat([chunk.columns[name] for chunk in chunks]) for name in _without_codes(chunks[0])}
-    return columns, {index: error for chunk in chunks for index, error in chunk.errors.items()}
+class CodeMeter(Meter):
+    """Counts what a run does, and shows images a second, the mean mse and the time left.
+
+    Args:
+        show: Show a bar on a terminal, elsewhere a line a minute.
+
+    Attributes:
+        images: Images of this shard that are done, with those of earlier runs.
+        solved: Images that this run did.
+        set_aside: Images that could not be used.
+        seconds: Duration of this run.
+    """
+
+    def __init__(self, show: bool = True) -> None:
+        super().__init__(show)
+        self.set_aside = 0
+        self._first_error: tuple[int, str] | None = None
+        self._mse_sum, self._mse_rows = 0.0, 0
+
+    def count(self, chunk: Tensors) -> None:
+        """One more finished chunk."""
+        mse, errors = chunk["mse"].double(), errors_of(chunk)
+        mse = mse[mse.isfinite()]
+        self._mse_sum += float(mse.sum())
+        self._mse_rows += len(mse)
+        self.set_aside += len(errors)
+        if errors:
+            self._first_error = min([*errors.items(), *([self._first_error] if self._first_error else [])])
+
+    def note(self) -> str:
+        """The mean mse; raises ``ValueError`` if most images so far could not be used."""
+        if self.images >= MIN_LOOKED_AT:
+            self.check()
+        return f"mean mse {self.mean_mse:.4f}" if self.images > self.set_aside else ""
+
+    def warn(self, consequence: str, stacklevel: int) -> None:
+        """Warn once of the images that were set aside, if there are any."""
+        if self._first_error:
+            warnings.warn(f"{self._unused()}; {consequence}", stacklevel=stacklevel + 1)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` if most images of this shard could not be used."""
+        if self._first_error and self.set_aside > MAX_SET_ASIDE * self.images:
+            raise ValueError(
+                f"{self._unused()}; these are more than {MAX_SET_ASIDE:.0%}: repair the data set, then run it again"
+            )
+
+    def _unused(self) -> str:
+        assert self._first_error
+        index, error = self._first_error
+        return f"{self.set_aside:,} of {self.images:,} images cannot be used; the first, image {index}: {error}"
+
+    @property
+    def mean_mse(self) -> float:
+        """Mean mse of the rows so far, of the finite ones; NaN if there is none."""
+        return self._mse_sum / self._mse_rows if self._mse_rows else float("nan")
 
 
-def _without_codes(chunk: Chunk) -> dict[str, Tensor]:
-    """Copies, so that the file of an mmapped chunk can be closed."""
-    return {name: column.clone() for name, column in chunk.columns.items() if name != "latents"}
+def save_bank(bank: LatentBank, store: ChunkFolder) -> LatentBank:
+    """Save the bank of a finished run in its folder, unless it is there already, and open it.
+
+    Raises:
+        OSError: The folder cannot be written to, or has no room; the chunks stay.
+    """
+    if not _holds(store.folder, bank):
+        with stoppable(store.what_is_done), store.saying_what_is_done():
+            bank.save_pretrained(store.folder, dtype=torch.float32, max_shard_bytes=BANK_FILE_BYTES)
+    store.sweep()
+    return LatentBank.from_pretrained(store.folder)
+
+
+def _holds(folder: Path, bank: LatentBank) -> bool:
+    """Whether a folder holds this bank whole: equal columns and metadata, except for versions and the command."""
+    if not (folder / "README.md").exists():  # written last
+        return False
+    try:
+        found = LatentBank.from_pretrained(folder)
+    except (BankFormatError, OSError):
+        return False
+    for name in COLUMN_DTYPES:
+        first, second = getattr(found, name), getattr(bank, name)
+        if first is not second and (first is None or second is None or not first.equal(second)):
+            return False
+    stated = [{k: v for k, v in b.metadata.items() if k not in ("versions", "command")} for b in (found, bank)]
+    return stated[0] == stated[1]

@@ -1,4 +1,4 @@
-"""The optimiser of codes: a batch whose images do not touch each other, and that is kept full."""
+"""The optimiser of codes: images in a batch that is kept full, each independent of the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_mixup.generators.base import Generator
 from latent_mixup.inversion.curvature import Curvature
@@ -17,7 +17,7 @@ from latent_mixup.sampling import keyed_generator
 
 Optimizer: TypeAlias = Literal["lbfgs", "adam"]
 
-HOP = 0.4  # length of a restart's jump, in standard deviations of a code's numbers
+HOP = 0.4  # length of a restart's jump, in standard deviations of the numbers of a code
 
 
 @torch.inference_mode(False)
@@ -42,36 +42,36 @@ def optimise_codes(
 ) -> tuple[Tensor, Tensor]:
     """Move each code so that its decode comes closer to its target; keep the best step of each image.
 
-    What becomes of an image does not depend on its batch, but for rounding: the losses are summed, each image has its
-    own step lengths, memory and end, and when it is done the next one that waits takes its place. A code is recorded
-    *before* it moves, with the loss that belongs to it. There is no weight decay, which would pull a code towards zero
-    by a factor of 0.3 in 4,000 steps of the paper's settings.
+    The result for an image does not depend on its batch, except for rounding: the losses are summed, each image has its
+    own step lengths, memory and end, and the next waiting image takes the place of one that is done. A code is recorded
+    *before* it moves, with its own loss. There is no weight decay, which would pull a code towards zero by a factor of
+    0.3 in 4,000 steps of the paper's settings.
 
     Args:
         generator: Decodes the codes.
         targets: Images ``[N, C, R, R]`` in [-1, 1].
         start: Codes ``[N, *latent_shape]`` to start from.
-        loss: ``(images, targets) -> [B]``; a :class:`~latent_mixup.inversion.losses.TargetLoss` sees each target once.
-        steps: Gradients an image, at most; 0 keeps ``start``.
+        loss: ``(images, targets) -> [B]``; a :class:`~latent_mixup.losses.base.TargetLoss` sees each target once.
+        steps: Maximum gradient steps per image; 0 keeps ``start``.
         lr: Length of an image's first step, in each number of its code.
-        betas: Adam's.
-        optimizer: ``"lbfgs"``, or ``"adam"`` with a rate that falls to zero along a half cosine: for losses that are
-            random.
-        target: An image whose loss is as low is done.
-        tolerance: With L-BFGS, an image has settled whose loss fell by less than this share in ten evaluations.
-        restarts: With L-BFGS, so often an image that has settled begins again beside its best code, where it may find a
-            lower place.
-        seed: Of the directions that restarts jump to: the same ones for all images.
+        betas: Betas of Adam.
+        optimizer: ``"lbfgs"``, or ``"adam"`` with a learning rate that falls to zero along a half cosine, for losses
+            that are random.
+        target: Loss at which an image is done.
+        tolerance: L-BFGS: an image has converged when its loss fell by less than this share in ten evaluations.
+        restarts: L-BFGS: random restarts per image after convergence, each beside its best code.
+        seed: Seed of the directions of restarts, which are the same for all images.
         batch_size: Images at a time; None: all.
-        curvature: Of the loss, for L-BFGS: see :func:`~latent_mixup.inversion.curvature.learn_curvature`.
-        advance: Told how many images are done, whenever some are.
+        curvature: Curvature of the loss, for L-BFGS: see
+            :func:`~latent_mixup.inversion.curvature.learn_curvature`.
+        advance: Called with a number of images whenever so many are done.
 
     Returns:
         The best codes ``[N, *latent_shape]`` and their losses ``[N]``, infinite where that of ``start`` was not finite.
 
     Raises:
-        ValueError: The loss is not one number an image, or has no gradient; a target has no code, or the batch no
-            place; there is no such optimizer.
+        ValueError: The loss is not one number per image, or has no gradient; there is not one code per target; the
+            optimizer is unknown.
 
     Reference: Latent-Mixup, section 2.1.1, does the same one image at a time with 1,000 steps of AdamW.
     """
@@ -80,7 +80,10 @@ def optimise_codes(
             "a code to start from is needed for each target, and batch_size >= 1: "
             f"got {len(start)} codes, {len(targets)} targets, batch_size={batch_size}"
         )
-    descent = _descent(optimizer, start[:batch_size].flatten(1), steps, lr, betas, tolerance, curvature)
+    check_optimizer(optimizer)
+    first = start[:batch_size].flatten(1)
+    adam = optimizer == "adam"
+    descent: Descent = Adam(first, max(1, steps), lr, betas) if adam else LBFGS(first, lr, tolerance, curvature)
     best, best_loss = start.clone(), start.new_full((len(start),), torch.inf)
     seen, jumps = torch.zeros(2, len(start), dtype=torch.int64, device=start.device)
     directions = _directions(restarts, start, seed)
@@ -88,10 +91,10 @@ def optimise_codes(
 
     while len(rows := batch.rows):
         codes = descent.points().view(-1, *start.shape[1:])
-        losses, slopes = batch.evaluate(generator, codes, slope=bool((seen[rows] < steps).any()))
+        losses, grads = batch.evaluate(generator, codes, grad=bool((seen[rows] < steps).any()))
         better = losses < best_loss[rows]
         best[rows[better]], best_loss[rows[better]] = codes[better], losses[better]
-        descent.tell(losses, slopes.flatten(1))
+        descent.tell(losses, grads.flatten(1))
         seen[rows] += 1
 
         over = (seen[rows] > steps) | (best_loss[rows] <= target) | best_loss[rows].isinf()
@@ -111,7 +114,7 @@ def optimise_codes(
 
 
 class _Batch:
-    """Images at work: which one each place has, and what its target came to. The others wait their turn."""
+    """The images that are optimised now: row and embedded target of each place. The others wait."""
 
     def __init__(self, targets: Tensor, start: Tensor, loss: TargetLoss, size: int | None) -> None:
         self.targets, self.start, self.loss = targets, start, loss
@@ -119,26 +122,23 @@ class _Batch:
         self.begun = len(self.rows)
         self.embedded = tuple(part.clone() for part in loss.embed(targets[:size])) if self.begun else ()
 
-    def evaluate(self, generator: Generator, codes: Tensor, *, slope: bool) -> tuple[Tensor, Tensor]:
-        """Losses ``[B]``, and their gradients of the shape of ``codes``; zeros where no slope is wanted.
-
-        A loss that is not finite is infinite.
-        """
-        codes = codes.detach().requires_grad_(slope)
-        with torch.set_grad_enabled(slope):
+    def evaluate(self, generator: Generator, codes: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
+        """Losses ``[B]``, infinite if not finite, and gradients like ``codes``; zeros without ``grad``."""
+        codes = codes.detach().requires_grad_(grad)
+        with torch.set_grad_enabled(grad):
             losses = self.loss.compare(generator.decode(codes), self.embedded)
         if losses.shape != codes.shape[:1]:
-            raise ValueError(f"loss needs one number an image, [{len(codes)}]: got {list(losses.shape)}")
-        if slope and not losses.requires_grad:
+            raise ValueError(f"loss needs one number per image, [{len(codes)}]: got {list(losses.shape)}")
+        if grad and not losses.requires_grad:
             raise ValueError(
                 "the loss has no gradient: decode and loss need to be differentiable, without torch.no_grad"
             )
-        (slopes,) = torch.autograd.grad(losses, codes, torch.ones_like(losses)) if slope else (torch.zeros_like(codes),)
+        (grads,) = torch.autograd.grad(losses, codes, torch.ones_like(losses)) if grad else (torch.zeros_like(codes),)
         losses = losses.detach().to(codes.dtype)
-        return torch.where(losses.isfinite(), losses, torch.inf), slopes
+        return torch.where(losses.isfinite(), losses, torch.inf), grads
 
     def replace(self, done: Tensor, descent: Descent) -> None:
-        """Give the places that are done, bool ``[B]``, to the next images; where none waits any more, close them."""
+        """Give the places that are done, bool ``[B]``, to waiting images; without any, close them."""
         places = done.nonzero()[:, 0][: len(self.start) - self.begun]
         if len(places):
             fresh = torch.arange(self.begun, self.begun + len(places), device=done.device)
@@ -153,48 +153,49 @@ class _Batch:
             descent.keep(stay)
 
 
-def _descent(
-    optimizer: Optimizer,
-    start: Tensor,
-    steps: int,
-    lr: float,
-    betas: tuple[float, float],
-    tolerance: float,
-    curvature: Curvature | None,
-) -> Descent:
-    if optimizer == "lbfgs":
-        return LBFGS(start, lr, tolerance, curvature)
-    if optimizer == "adam":
-        return Adam(start, max(1, steps), lr, betas)
-    raise ValueError(f"optimizer needs 'lbfgs' or 'adam': got {optimizer!r}")
-
-
 def optimizer_settings(
     optimizer: Optimizer, lr: float, betas: tuple[float, float], tolerance: float, draws: int
 ) -> dict[str, Any]:
-    """What decides an optimiser's steps, as metadata have it.
-
-    Raises:
-        ValueError: There is no such optimizer.
-    """
-    if optimizer not in get_args(Optimizer):
-        raise ValueError(f"optimizer needs one of {', '.join(get_args(Optimizer))}: got {optimizer!r}")
+    """Everything that determines an optimiser's steps, for metadata; raises as :func:`check_optimizer`."""
+    check_optimizer(optimizer)
     own: dict[str, Any] = {"betas": list(betas), "schedule": "cosine"}
     if optimizer == "lbfgs":
         own = {"tolerance": tolerance, "draws": draws}
     return {"optimizer": optimizer, "lr": lr, **own}
 
 
+def check_optimizer(optimizer: str) -> None:
+    """Raise ``ValueError`` if there is no such optimizer."""
+    if optimizer not in get_args(Optimizer):
+        raise ValueError(f"optimizer needs one of {', '.join(get_args(Optimizer))}: got {optimizer!r}")
+
+
 def _directions(n: int, start: Tensor, seed: int) -> Tensor:
-    """Standard normal rows ``[n, D]`` for codes of D numbers; the first are the same whatever ``n``."""
+    """Standard normal rows ``[n, D]`` for codes of D numbers; the first k are the same for any ``n``."""
     draw = keyed_generator("restart", seed)
-    directions = torch.empty(n, start.shape[1:].numel())
+    directions = torch.empty(n, start.shape[1:].numel(), dtype=torch.float32, device="cpu")
     for direction in directions:
         direction.normal_(generator=draw)
     return directions.to(start)
 
 
-def reconstruction_mse(generator: Generator, codes: Tensor, targets: Tensor) -> Tensor:
-    """Pixel MSE of each decoded code, ``[B]``, without a gradient."""
+def reconstruction_mse(generator: Generator, codes: Tensor, targets: Tensor, batch_size: int | None = None) -> Tensor:
+    """Pixel MSE of each decoded code, ``[B]``, without a gradient; ``batch_size`` at a time, or all."""
+    batches = zip(*(part.split(batch_size or max(1, len(codes))) for part in (codes, targets)), strict=True)
     with torch.no_grad():
-        return pixel_mse(generator.decode(codes), targets)
+        return torch.cat([pixel_mse(generator.decode(some), wanted) for some, wanted in batches])
+
+
+def leave_inference_mode(generator: Generator) -> Generator:
+    """A generator through which gradients can pass, also if it was made inside ``torch.inference_mode()``.
+
+    Call it outside of that mode. Tensors that were made inside are replaced by copies.
+    """
+    for module in generator.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and tensor.is_inference():
+                    copy = tensor.detach().clone()
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    store[name] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+    return generator

@@ -1,11 +1,10 @@
-"""``refine``: more gradient steps for a bank's worst codes; a code is only ever replaced by a better one."""
+"""``refine``: more gradient steps for a bank's worst codes; a code is only replaced by a better one."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,25 @@ from torch import Tensor
 
 from latent_mixup.bank import LatentBank, fingerprint
 from latent_mixup.generators.base import Generator
-from latent_mixup.inversion.chunks import Chunk, ChunkFolder, Found
+from latent_mixup.inversion.bank_images import BankImages
+from latent_mixup.inversion.chunks import CodeMeter, Found, errors_of, folder_of_run, join, pack, save_bank
 from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
+from latent_mixup.inversion.engine import CHUNK_BATCHES
 from latent_mixup.inversion.gains import STAGE_MSE, Stage, with_found
-from latent_mixup.inversion.optimise import Optimizer, optimise_codes, optimizer_settings, reconstruction_mse
-from latent_mixup.inversion.runs import Advance, Meter, check_shard, run_chunks, save_bank
-from latent_mixup.inversion.samples import SampleFormat, Samples, read_samples, stated_format
-from latent_mixup.losses.base import Loss, callable_id, chosen_loss
-from latent_mixup.quality.report import CHECKED_ROWS, compare_mse
+from latent_mixup.inversion.optimise import (
+    Optimizer,
+    leave_inference_mode,
+    optimise_codes,
+    optimizer_settings,
+    reconstruction_mse,
+)
+from latent_mixup.inversion.samples import check_arguments, stated_format
+from latent_mixup.losses.base import Loss, callable_id
+from latent_mixup.losses.chosen import LossName, chosen_loss
+from latent_mixup.runs import Advance, ChunkFolder, Chunks, Tensors, check_shard, run_chunks
 
 
+@torch.inference_mode(False)
 def refine(
     bank: LatentBank,
     dataset: Any,
@@ -31,7 +39,7 @@ def refine(
     *,
     above: float | Sequence[float] = 0.025,
     steps: int | Sequence[int] = 4000,
-    loss: Loss | None = None,
+    loss: Loss | LossName | None = None,
     restarts: int = 3,
     optimizer: Optimizer = "lbfgs",
     lr: float = 0.03,
@@ -44,52 +52,55 @@ def refine(
     device: torch.device | str | None = None,
     resume: bool = True,
     shard: tuple[int, int] = (0, 1),
-    progress: bool | Meter = True,
+    progress: bool | CodeMeter = True,
+    command: Sequence[str] | None = None,
 ) -> LatentBank:
-    """Give the worst codes of a bank more gradient steps, from where they are; keep the better of old and new.
+    """Give the worst codes of a bank more gradient steps from where they are; keep the better of old and new.
 
-    Better is a lower pixel ``mse``, whatever the loss: the steps minimise the loss, and of each row the code of the
-    lowest loss replaces the old one where its mse is lower. So a row's mse never rises, and a row below the
-    thresholds stays as it is.
+    Better is a lower pixel ``mse``, for any loss: the steps minimise the loss, and the code of a row's lowest loss
+    replaces the old one if its mse is lower. So a row's mse never rises, and rows below the thresholds stay as they
+    are. Codes are read a chunk at a time, so that a large bank stays on disk.
 
     Args:
-        bank: Its ``mse`` says which rows; where it has none, that of every row is computed first. It is not changed.
-        dataset: What the bank was made from, in its order; its samples are read as the bank says, or, where it does
-            not say, as :func:`latent_mixup.invert` would.
-        generator: What the bank was made with.
-        above: Rows with ``mse >= above`` get more steps. Several numbers are stages, each of which works on what the
-            one before left; the paper's are ``(0.025, 0.020)``.
-        steps: Gradients a row, at most; one number, or one for each stage.
-        loss: ``(images, targets) -> [B]``. None: as in :func:`latent_mixup.invert`; it may be another one than the
-            bank was made with.
-        restarts: So often a row that has settled looks for a lower place nearby.
+        bank: Its ``mse`` decides which rows are refined; if it has none, that of every row is computed first. It is not
+            changed.
+        dataset: The data set of the bank, in its order.
+        generator: The generator of the bank.
+        above: Rows with ``mse >= above`` get more steps. Several numbers are stages, each on the result of the one
+            before; the paper's are ``(0.025, 0.020)``.
+        steps: Maximum gradient steps per row; one number, or one for each stage.
+        loss: ``(images, targets) -> [B]``, a name, or None: as in :func:`latent_mixup.invert`; it may differ from the
+            loss that the bank was made with.
+        restarts: Random restarts per row after convergence.
         optimizer: ``"lbfgs"`` or ``"adam"``: see :func:`latent_mixup.inversion.optimise_codes`; each stage begins anew.
         lr: Length of the first step.
-        betas: Adam's. No weight decay.
-        tolerance: With L-BFGS, a row is done whose loss fell by less than this share in ten evaluations; 0: it takes
-            all steps.
-        draws: Images of the generator's own making to learn from how the loss bends.
-        seed: Of the draws, and of where restarts jump to.
-        batch_size: Rows at a time, and of a chunk. It does not change a row's result.
-        out: Folder for the finished chunks, from which a killed run resumes, and in the end for the new bank.
+        betas: Betas of Adam. No weight decay.
+        tolerance: L-BFGS: a row has converged when its loss fell by less than this share in ten evaluations; 0: it
+            takes all steps.
+        draws: Number of generated images used to learn how the loss curves.
+        seed: Seed of the draws and of the restarts.
+        batch_size: Rows at a time; a chunk has four times as many. It does not change a row's result.
+        out: Folder for the finished chunks, from which a killed run resumes, and finally for the new bank.
         device: Where to decode. None: where the generator is.
         resume: Use finished chunks in ``out``. False starts again.
-        shard: ``(i, n)``: do every n-th chunk from the i-th. Whoever completes ``out`` writes its bank, with all
+        shard: ``(i, n)``: do every n-th chunk from the i-th. The shard that completes ``out`` writes its bank, with all
             shards' codes; each returns a bank with its own.
-        progress: Whether to show a bar; or what counts and shows, as in :func:`latent_mixup.invert`.
+        progress: Show a bar; or a ``CodeMeter``, as in :func:`latent_mixup.invert`.
+        command: Command line to record in the bank's metadata.
 
     Returns:
-        A bank of the same rows in the same order, codes in float32. ``metadata["refined"]`` says of each stage how
-        many rows were tried and improved; and, before and after it, mean, median, 95 % quantile and the share from
-        ``above`` of the mse of all rows, and the mean of those tried (infinite ones count in the share alone). A row
-        with status 1 that gets a better code has status 0. The ``lpips`` of a replaced row is infinite: it was not
-        measured again.
+        A bank of the same rows in the same order, codes in float32. ``metadata["refined"]`` records for each stage
+        how many rows were tried and improved; and, before and after it, mean, median, 95 % quantile and the share
+        ``>= above`` of the mse of all rows, and the mean of those tried (infinite ones count in the share alone). A
+        row with status 1 that gets a better code has status 0. The ``lpips`` of a replaced row is infinite: it was
+        not measured again.
 
     Raises:
         ValueError: Bank, data set and generator do not belong together, by their labels, the generator's digest,
-            or a stored mse that is not what the codes decode to; or ``out`` is the bank's own folder, or holds
+            or a stored mse that is not the mse of the decoded codes; or ``out`` is the bank's own folder, or holds
             another run.
-        OSError: ``out`` cannot be written to, or has no room; what was done stays, as in
+        TypeError: An argument is something else.
+        OSError: ``out`` cannot be written to, or has no room; finished chunks stay, as in
             :func:`latent_mixup.invert`.
 
     Warns:
@@ -97,17 +108,32 @@ def refine(
 
     Reference: Latent-Mixup, section 2.1.2.2.
     """
+    if not isinstance(bank, LatentBank):
+        raise TypeError(f"the bank comes first, refine(bank, dataset, generator): got {type(bank).__name__}")
+    check_arguments(dataset, generator)
     stages = _stages(above, steps)
     check_shard(shard, resume)
-    _check_settings(lr, tolerance, batch_size)
-    _check_out(bank, out)
+    if batch_size < 1 or not lr > 0 or not tolerance >= 0 or draws < 1:
+        raise ValueError(
+            "batch_size >= 1, lr > 0, tolerance >= 0, draws >= 1 are needed: "
+            f"got {batch_size}, {lr}, {tolerance}, {draws}"
+        )
+    if (
+        out is not None
+        and bank.folder
+        and bank.folder.resolve() in (Path(out).resolve(), Path(out, "chunks").resolve())
+    ):
+        raise ValueError(f"{out} is the folder of the bank itself, which stays as it is: choose another out=")
     _check_belong(bank, dataset, generator)
-    generator = generator.to(device or generator.device)
+    generator = leave_inference_mode(generator.to(device or generator.device))
     objective = chosen_loss(generator, loss)
-    format = stated_format(bank.metadata.get("samples"), dataset, generator)
-    source = _Source(bank, dataset, generator, format)
-    mse = source.decoded_mse(torch.arange(len(bank)), batch_size) if bank.mse is None else bank.mse
-    worst = _worst_first(mse, min(stage.above for stage in stages))
+    source = BankImages(bank, dataset, generator, stated_format(bank.metadata.get("samples"), dataset, generator))
+    every = torch.arange(len(bank), device="cpu")
+    mse = source.decoded_mse(every, batch_size) if bank.mse is None else bank.mse
+    # the rows of one stage lie together
+    worst = mse.argsort(descending=True, stable=True)
+    least = min(stage.above for stage in stages)
+    worst = worst[mse[worst] >= least]
     if bank.mse is not None:
         source.check(worst, batch_size)
 
@@ -116,16 +142,18 @@ def refine(
         """Learnt when the first chunk needs it."""
         return learn_curvature(generator, objective, draws, seed) if optimizer == "lbfgs" else None
 
-    def solve(indices: Sequence[int], advance: Advance) -> Chunk:
-        samples = source.samples(bank.rows_of(indices))
+    def make(number: int, advance: Advance) -> Tensors:
+        samples = source.samples(bank.rows_of(chunks[number]))
         rows = bank.rows_of(samples.index)
         start, labels = bank[rows]
-        given = (samples.images, start.to(generator.device), mse[rows].to(generator.device))
         codes, after = refine_codes(
             generator,
-            *given,
+            samples.images,
+            start.to(generator.device),
+            mse[rows].to(generator.device),
             objective,
             stages,
+            batch_size=batch_size,
             restarts=restarts,
             optimizer=optimizer,
             lr=lr,
@@ -135,15 +163,13 @@ def refine(
             seed=seed,
         )
         after = after.T.cpu().contiguous()
-        status = torch.zeros(len(rows), dtype=torch.uint8)
+        status = torch.zeros(len(rows), dtype=torch.uint8, device="cpu")
         columns = {"labels": labels, "source_index": samples.index, "mse": after[:, -1].clone(), "status": status}
-        return Chunk({"latents": codes.cpu(), **columns, STAGE_MSE: after}, samples.errors)
+        return pack({"latents": codes.cpu(), **columns, STAGE_MSE: after}, samples.errors)
 
-    def readable_now(chunk: Chunk) -> bool:
-        return bool(len(source.samples(bank.rows_of(list(chunk.errors))).index))
-
-    def refined(found: Found | None) -> LatentBank:
-        return with_found(bank, mse, found, stages, settings)
+    def readable_now(chunk: Tensors) -> bool:
+        errors = errors_of(chunk)
+        return bool(errors) and bool(len(source.samples(bank.rows_of(list(errors))).index))
 
     settings = {
         "loss": callable_id(objective),
@@ -152,19 +178,39 @@ def refine(
         "batch_size": batch_size,
         "seed": seed,
     }
-    chunks = [bank.source_index[rows].sort().values.tolist() for rows in worst.split(batch_size) if len(rows)]
-    store = None if out is None else ChunkFolder(Path(out), _facts(source, stages, settings), chunks, resume=resume)
+    # what decides the result of a run: a resumed run has to agree with it
+    facts = {
+        "bank": bank.digest(),
+        "samples": source.format.to_dict(),
+        "generator": {"digest": generator.digest()},
+        "dataset": fingerprint(dataset),
+        "refine": {"above": [s.above for s in stages], "steps": [s.steps for s in stages], **settings},
+    }
+    if command:
+        settings = settings | {"command": [*command]}
+    some = CHUNK_BATCHES * batch_size
+    chunks = [bank.source_index[rows].sort().values.tolist() for rows in worst.split(some) if len(rows)]
+    store = Chunks(len(chunks)) if out is None else folder_of_run(Path(out), facts, chunks, resume)
     if not chunks:
-        _warn_of_nothing(mse, stages)
-    found = None
-    if shard[0] < len(chunks):
-        found = run_chunks(
-            solve, chunks, store=store, shard=shard, progress=progress, desc="refine", again=readable_now
+        warnings.warn(
+            f"no row has mse >= {least:g}, the largest is {float(mse.max()):.4g}: nothing to refine, the codes stay as "
+            "they are",
+            stacklevel=2,
         )
-    if store is None or store.finished() < len(chunks):
-        return refined(found)
-    whole = save_bank(refined(store.join(range(len(chunks))) if chunks else None), store)  # the chunks stay
-    return whole if shard[1] == 1 else refined(found)
+
+    def refined(numbers: range) -> LatentBank:
+        found: Found | None = join(store, numbers) if numbers else None
+        return with_found(bank, mse, found, stages, settings)
+
+    mine = range(shard[0], len(chunks), shard[1])
+    if mine:
+        meter = progress if isinstance(progress, CodeMeter) else CodeMeter(progress)
+        run_chunks(make, [*map(len, chunks)], store, shard=shard, meter=meter, desc="refine", again=readable_now)
+        meter.warn("their codes stay as they were", stacklevel=3)
+    if not isinstance(store, ChunkFolder) or store.finished() < len(chunks):
+        return refined(mine)
+    whole = save_bank(refined(range(len(chunks))), store)  # the chunks stay: they cost little
+    return whole if shard[1] == 1 else refined(mine)
 
 
 def refine_codes(
@@ -174,18 +220,21 @@ def refine_codes(
     mse: Tensor,
     loss: Loss,
     stages: Sequence[Stage],
+    *,
+    batch_size: int | None = None,
     **how: Any,
 ) -> tuple[Tensor, Tensor]:
-    """More steps for the codes whose mse is at a stage's threshold or above it; the better of old and new stays.
+    """More steps for codes with an mse at a stage's threshold or above; the better of old and new stays.
 
     Args:
         generator: Decodes the codes.
         targets: Images ``[B, C, R, R]`` in [-1, 1].
-        codes: ``[B, *latent_shape]``, to start from.
-        mse: Of each code, ``[B]``, as it is known; infinite: unknown.
+        codes: Codes to start from, ``[B, *latent_shape]``.
+        mse: Known mse of each code, ``[B]``; infinite: unknown.
         loss: ``(images, targets) -> [B]``.
-        stages: One after the other.
-        how: For :func:`optimise_codes`.
+        stages: Stages, one after the other.
+        batch_size: Images at a time; None: all.
+        how: Further arguments of :func:`optimise_codes`.
 
     Returns:
         The codes, and the mse of each after each stage, ``[num_stages, B]``: where it fell, the code was replaced.
@@ -195,19 +244,14 @@ def refine_codes(
         rows = (mse >= stage.above).nonzero()[:, 0]
         if len(rows):
             start, wanted = codes[rows], targets[rows]
-            found, _ = optimise_codes(generator, wanted, start, loss, steps=stage.steps, **how)
-            # Beside the mse as it is known also what the code decodes to here: rounding is no improvement.
-            best_known = torch.minimum(mse[rows], reconstruction_mse(generator, start, wanted))
-            found_mse = reconstruction_mse(generator, found, wanted)
+            found, _ = optimise_codes(generator, wanted, start, loss, steps=stage.steps, batch_size=batch_size, **how)
+            # compared with the stored mse and with what the code decodes to here: rounding is no improvement
+            best_known = torch.minimum(mse[rows], reconstruction_mse(generator, start, wanted, batch_size))
+            found_mse = reconstruction_mse(generator, found, wanted, batch_size)
             better = (found_mse < best_known) & found.flatten(1).isfinite().all(1)
             codes[rows[better]], mse[rows[better]] = found[better], found_mse[better]
         after.append(mse.clone())
     return codes, torch.stack(after)
-
-
-# --------------------------------------------------------------------------------------------------
-# What belongs together
-# --------------------------------------------------------------------------------------------------
 
 
 def _stages(above: float | Sequence[float], steps: int | Sequence[int]) -> list[Stage]:
@@ -221,21 +265,8 @@ def _stages(above: float | Sequence[float], steps: int | Sequence[int]) -> list[
     return [Stage(float(threshold), count) for threshold, count in zip(thresholds, counts, strict=True)]
 
 
-def _check_settings(lr: float, tolerance: float, batch_size: int) -> None:
-    if batch_size < 1 or not lr > 0 or not tolerance >= 0:
-        raise ValueError(f"batch_size >= 1, lr > 0, tolerance >= 0 are needed: got {batch_size}, {lr}, {tolerance}")
-
-
-def _check_out(bank: LatentBank, out: str | Path | None) -> None:
-    """Raise ``ValueError`` where the run would write into the bank's own folder."""
-    if out is None or bank.folder is None:
-        return
-    if bank.folder.resolve() in (Path(out).resolve(), Path(out, "chunks").resolve()):
-        raise ValueError(f"{out} is the folder of the bank itself, which stays as it is: choose another out=")
-
-
 def _check_belong(bank: LatentBank, dataset: Any, generator: Generator) -> None:
-    """Raise ``ValueError`` where the three do not belong together."""
+    """Raise ``ValueError`` if the three do not belong together."""
     bank.check(generator)
     bank.check(dataset)
     stated = bank.metadata.get("dataset")
@@ -246,67 +277,3 @@ def _check_belong(bank: LatentBank, dataset: Any, generator: Generator) -> None:
                 f"the bank was made from a data set with {name} {expected!r:.14}, this one has {found!r:.14}: "
                 "pass the data set the bank was made from, in its order"
             )
-
-
-def _facts(source: _Source, stages: Sequence[Stage], settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides the result of a run: what a resumed run has to agree with."""
-    bank = {"bank": source.bank.digest(), "samples": source.format.to_dict()}
-    plan = {"above": [stage.above for stage in stages], "steps": [stage.steps for stage in stages]}
-    belong = {"generator": {"digest": source.generator.digest()}, "dataset": fingerprint(source.dataset)}
-    return {**bank, **belong, "refine": {**plan, **settings}}
-
-
-def _worst_first(mse: Tensor, above: float) -> Tensor:
-    """Rows with ``mse >= above``, so that those which one stage takes lie together."""
-    order = mse.argsort(descending=True, stable=True)
-    return order[mse[order] >= above]
-
-
-def _warn_of_nothing(mse: Tensor, stages: Sequence[Stage]) -> None:
-    least = min(stage.above for stage in stages)
-    warnings.warn(
-        f"no row has mse >= {least:g}, the largest is {float(mse.max()):.4g}: nothing to refine, the codes stay as "
-        "they are",
-        stacklevel=3,
-    )
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What rows are read from."""
-
-    bank: LatentBank
-    dataset: Any
-    generator: Generator
-    format: SampleFormat
-
-    def samples(self, rows: Tensor) -> Samples:
-        """Images and labels of some rows."""
-        return read_samples(self.dataset, self.bank.source_index[rows].tolist(), self.generator, self.format)
-
-    def decoded_mse(self, rows: Tensor, batch_size: int) -> Tensor:
-        """What the codes of some rows decode to, ``[B]``; infinite where the image cannot be read, or is no number."""
-        found = torch.full((len(self.bank),), torch.inf)
-        for chunk in rows.split(batch_size):
-            samples = self.samples(chunk)
-            if len(samples.index):
-                read = self.bank.rows_of(samples.index)
-                codes = self.bank[read][0].to(self.generator.device)
-                found[read] = reconstruction_mse(self.generator, codes, samples.images).cpu().nan_to_num(nan=torch.inf)
-        return found[rows]
-
-    def check(self, rows: Tensor, batch_size: int) -> None:
-        """Raise ``ValueError`` where the finite ``mse`` of some of the rows is not what they decode to."""
-        assert self.bank.mse is not None
-        rows = rows[self.bank.mse[rows].isfinite()]
-        if not len(rows):
-            return
-        sample = rows[torch.linspace(0, len(rows) - 1, min(CHECKED_ROWS, len(rows))).long()]
-        decoded = self.decoded_mse(sample, batch_size)
-        if not decoded.isfinite().any():
-            said = next(iter(self.samples(sample[:1]).errors.values()), "its code decodes to no numbers")
-            raise ValueError(
-                f"none of {len(sample)} images can be compared with the bank's codes; image "
-                f"{int(self.bank.source_index[sample[0]])}: {said}"
-            )
-        compare_mse(self.bank.mse[sample][decoded.isfinite()], decoded[decoded.isfinite()])

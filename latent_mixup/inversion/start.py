@@ -1,4 +1,4 @@
-"""Where an inversion starts when there is no encoder: what a generator's own draws say about an image."""
+"""The start of an inversion without an encoder, from generated images."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.losses.base import pixel_mse
 from latent_mixup.sampling import keyed_generator
 
-COARSE = 32  # images are averaged down to so many pixels
+COARSE = 32  # pixels that larger images are averaged down to
 RIDGE = 0.1  # weight of the penalty, in mean squared norms of an image
 BATCH = 64  # images decoded at a time
-TINY = 1e-30  # where all draws give the same image, they say nothing
+TINY = 1e-30  # all draws may give the same image
 
 
 class DrawnStart:
-    """The nearer of two codes: that of the nearest of the draws, and a linear guess fitted to all of them.
+    """The better of two codes: the nearest of some draws, and a linear guess fitted to all of them.
 
-    The guess is ridge regression of the codes on the images. It is exact where the generator is linear, and far from
-    the draws it may be off: then the nearest draw is taken.
+    The guess is ridge regression of codes on images. It is exact for a linear generator, and may be off far from the
+    draws, where the nearest draw is taken.
 
     Args:
-        generator: Its mean code and prior are drawn from.
-        draws: How many.
-        seed: Of the draws; an image's start depends on nothing else.
+        generator: Gives its mean code and draws from its prior.
+        draws: Number of draws.
+        seed: Seed of the draws; an image's start depends on nothing else.
     """
 
     def __init__(self, generator: Generator, draws: int, seed: int) -> None:
@@ -38,13 +38,13 @@ class DrawnStart:
         self.weights = self._fit()
 
     def _fit(self) -> Tensor:
-        """Ridge regression in its dual form, ``[draws + 1, D]``: no matrix of pixels x pixels is needed."""
-        centred = (self.images - self.mean_image).double()
+        """Ridge regression in its dual form, ``[draws + 1, D]``; float64, so on the CPU, which every machine has."""
+        centred = (self.images - self.mean_image).cpu().double()
         gram = centred @ centred.T
         gram.diagonal().add_((RIDGE * gram.diagonal().mean()).clamp_min(TINY))
-        codes = (self.codes - self.mean_code).flatten(1).double()
+        codes = (self.codes - self.mean_code).flatten(1).cpu().double()
         weights: Tensor = torch.linalg.solve(gram, codes)
-        return weights.to(self.codes.dtype)
+        return weights.to(self.codes)
 
     @torch.no_grad()
     def __call__(self, targets: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class DrawnStart:
 
 
 def coarse(images: Tensor) -> Tensor:
-    """Images ``[B, C, R, R]``, averaged down to 32 px where they are larger, as rows."""
+    """Images ``[B, C, R, R]`` as rows; larger ones are averaged down to 32 px."""
     if images.shape[-1] > COARSE:
         images = F.interpolate(images, size=COARSE, mode="area")
     return images.flatten(1)

@@ -1,6 +1,7 @@
-"""Losses of an inversion: pixels, features, LPIPS."""
+"""Inversion losses: pixels, features, LPIPS."""
 
-from latent_mixup.losses.base import FeatureLoss, pixel_mse
+from latent_mixup.losses.base import pixel_mse
+from latent_mixup.losses.features import FeatureLoss
 from latent_mixup.losses.perceptual import LPIPS, PerceptualLoss
 
 __all__ = [

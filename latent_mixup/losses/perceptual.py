@@ -1,8 +1,8 @@
-"""LPIPS, the perceptual distance of RGB images, and the paper's loss, which mixes it with the pixel MSE.
+"""LPIPS, the perceptual distance of RGB images, and the paper's loss, LPIPS mixed with the pixel MSE.
 
-The heads are those of the ``lpips`` package, read from its files; the backbone is torchvision's, and its trained
-weights are a file that somebody has to download. The forward pass is ours: what it makes of the targets, which never
-change, is kept, and where features vanish the gradient is finite (that of ``lpips`` is NaN once their squares are 0).
+The heads are read from the files of the ``lpips`` package. The backbone is torchvision's; its trained weights are
+downloaded once. The forward pass is ours: the features of the targets, which never change, are computed once, and the
+gradient is finite where features vanish (that of ``lpips`` is NaN once their squares are 0).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of torchvision, and which of its features are compared.
+    """A network of torchvision, and the features that are compared.
 
     Attributes:
-        network: Its name in ``torchvision.models``.
-        taps: The layers of ``network.features`` whose outputs are compared.
-        min_size: Height and width from which each of them has at least one pixel.
+        network: Name in ``torchvision.models``.
+        taps: Layers of ``network.features`` whose outputs are compared.
+        min_size: Smallest height and width at which each of these outputs has a pixel.
     """
 
     network: str
@@ -58,18 +58,20 @@ BACKBONES: dict[BackboneName, Backbone] = {
 class LPIPS(nn.Module):
     """A perceptual distance of RGB images: weighted squared differences of a trained network's unit feature vectors.
 
-    Equal to ``lpips.LPIPS(net=backbone)``. A loss with targets that are embedded once: embedded, a target of 32 px
-    takes 0.5 MB of vgg's features, one of 256 px 32 MB.
+    Equal to ``lpips.LPIPS(net=backbone)``. Targets are embedded once; vgg's features of a target of 32 px take 0.5 MB,
+    of 256 px 32 MB.
 
     Args:
         backbone: ``"vgg"`` (images from 16 px), ``"alex"`` (31) or ``"squeeze"`` (17).
-        weights: Of the backbone, under torchvision's names (``features.0.weight``): a state dict, the path of one
-            (``.pth`` or ``.safetensors``), or a Hub repository ``org/repo[@revision]`` with a
+        weights: Weights of the backbone, under torchvision's names (``features.0.weight``): a state dict, the path of
+            one (``.pth`` or ``.safetensors``), or a Hub repository ``org/repo[@revision]`` with a
             ``model.safetensors``. None: torchvision's file in torch's cache. ``"random"``: untrained, for tests.
-        resize: Height and width that images are brought to first, bilinear with antialiasing; for images that are
-            too small, or to save time on large ones.
-        repeat_channels: Take images of one channel as well, as grey RGB images. The features know photographs.
-        seed: Of ``weights="random"``.
+        resize: Height and width to resize images to first, bilinear with antialiasing; for images that are too small,
+            or to save time on large ones.
+        repeat_channels: Accept images of one channel as well, as grey RGB images. The features know photographs.
+        download: With ``weights=None``: download torchvision's file if it is not in torch's cache (vgg16: 528 MB),
+            and check its SHA-256.
+        seed: Seed of ``weights="random"``.
 
     Raises:
         FileNotFoundError: There are no weights; the message names the file and where to get it.
@@ -95,6 +97,7 @@ class LPIPS(nn.Module):
         weights: Weights | None = None,
         resize: int | None = None,
         repeat_channels: bool = False,
+        download: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -105,7 +108,7 @@ class LPIPS(nn.Module):
             raise ValueError(f"LPIPS with {backbone} needs resize from {self.spec.min_size} px: got {resize}")
         self.backbone, self.resize, self.repeat_channels = backbone, resize, repeat_channels
         self.is_random = isinstance(weights, str) and weights == "random"
-        self.features = _load_features(self.spec, weights, seed if self.is_random else None)
+        self.features = _load_features(self.spec, weights, seed if self.is_random else None, download)
         heads = _read_heads(backbone)
         self.widths = [head.numel() for head in heads]
         self.register_buffer("heads", torch.cat(heads))
@@ -115,7 +118,7 @@ class LPIPS(nn.Module):
 
     @property
     def loss_name(self) -> str:
-        """What is compared, for a bank's metadata."""
+        """Name in a bank's metadata."""
         random = "random " if self.is_random else ""
         return f"{random}lpips {self.backbone}" + (f" at {self.resize} px" if self.resize else "")
 
@@ -129,7 +132,7 @@ class LPIPS(nn.Module):
             return self._unit_features(targets)
 
     def compare(self, images: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] against what :meth:`embed` gave: ``[B]``.
+        """Images ``[B, 3, H, W]`` in [-1, 1] against the result of :meth:`embed`: ``[B]``.
 
         Raises:
             ValueError: Images or targets are not RGB, too small, or not as many or as large as each other.
@@ -177,15 +180,15 @@ class LPIPS(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """The paper's loss of inversions: ``0.9 LPIPS + 0.1 MSE``, of RGB images in [-1, 1].
+    """The paper's inversion loss, ``0.9 LPIPS + 0.1 MSE``, for RGB images in [-1, 1].
 
     Args:
-        lpips_weight: Of LPIPS, from 0.
-        mse_weight: Of the pixel MSE, from 0.
-        lpips: With another backbone, or weights from elsewhere. None: vgg, from torch's cache.
+        lpips_weight: Weight of LPIPS, from 0.
+        mse_weight: Weight of the pixel MSE, from 0.
+        lpips: An :class:`LPIPS` with another backbone, or weights from elsewhere. None: vgg, from torch's cache.
 
     Raises:
-        FileNotFoundError: ``lpips`` is None, and torch's cache has no backbone; the message says where to get it.
+        FileNotFoundError: ``lpips`` is None, and torch's cache has no backbone; the message says how to get it.
         ValueError: A weight is negative.
 
     Reference: Latent-Mixup, section 2.1.2.1.
@@ -206,7 +209,7 @@ class PerceptualLoss(nn.Module):
 
     @property
     def loss_name(self) -> str:
-        """What is compared, for a bank's metadata."""
+        """Name in a bank's metadata."""
         return f"{self.lpips_weight:g} {self.lpips.loss_name} + {self.mse_weight:g} mse"
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -214,11 +217,11 @@ class PerceptualLoss(nn.Module):
         return self.compare(images, self.embed(targets))
 
     def embed(self, targets: Tensor) -> tuple[Tensor, ...]:
-        """The targets' features, and the targets."""
+        """Features of the targets, and the targets."""
         return *self.lpips.embed(targets), targets
 
     def compare(self, images: Tensor, embedded: tuple[Tensor, ...]) -> Tensor:
-        """Images ``[B, 3, H, W]`` against what :meth:`embed` gave: ``[B]``."""
+        """Images ``[B, 3, H, W]`` against the result of :meth:`embed`: ``[B]``."""
         *features, targets = embedded
         perceptual = self.lpips.compare(images, tuple(features))
         return self.lpips_weight * perceptual + self.mse_weight * pixel_mse(images, targets)
@@ -247,8 +250,8 @@ def _read_heads(backbone: BackboneName) -> list[Tensor]:
     return [heads[f"lin{number}.model.1.weight"].flatten() for number in range(len(BACKBONES[backbone].taps))]
 
 
-def _load_features(spec: Backbone, weights: Weights | None, random_seed: int | None) -> nn.Sequential:
-    """The layers up to the last tap, with weights; without a draw from the global random state."""
+def _load_features(spec: Backbone, weights: Weights | None, random_seed: int | None, download: bool) -> nn.Sequential:
+    """The layers up to the last tap, with weights; draws nothing from the global random state."""
     from torchvision import models
 
     with torch.device("meta"):  # no memory, no initialisation
@@ -260,7 +263,7 @@ def _load_features(spec: Backbone, weights: Weights | None, random_seed: int | N
     elif isinstance(weights, Mapping):
         tensors = _checked("the state dict", weights, shapes, spec)
     else:
-        path = _cached_file(spec) if weights is None else _weights_file(weights, spec)
+        path = _cached_file(spec, download) if weights is None else _weights_file(weights, spec)
         tensors = _checked(str(path), _read_tensors(path, spec), shapes, spec)
     features = features.to_empty(device="cpu")
     features.load_state_dict({name.removeprefix("features."): tensor for name, tensor in tensors.items()})
@@ -278,27 +281,34 @@ def _random_tensors(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Te
 
 
 def _official_url(spec: Backbone) -> str:
-    """Where torchvision downloads the weights from that ``lpips`` was made with."""
+    """Torchvision's address of the weights that ``lpips`` was trained with; the name holds 8 digits of their SHA-256."""
     from torchvision import models
 
     return str(models.get_model_weights(spec.network).IMAGENET1K_V1.url)
 
 
-def _cached_file(spec: Backbone) -> Path:
+def _cached_file(spec: Backbone, download: bool) -> Path:
     """Torchvision's file in torch's cache, which ``TORCH_HOME`` moves."""
     url = _official_url(spec)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if not path.is_file():
+    if path.is_file():
+        return path
+    if not download:
         raise FileNotFoundError(
-            f"LPIPS needs the trained backbone {path.name}, which is not in {path.parent}: download {url} into that "
-            f"folder, or name such a file, or a Hub repository org/repo with a {HUB_FILE}, in LPIPS(weights=) or "
-            "--lpips-weights"
+            f"LPIPS needs the trained backbone {path.name}, which is not in {path.parent}: pass LPIPS(download=True) "
+            f"(--download-lpips) to get it from {url}, name such a file or a Hub repository with a {HUB_FILE} in "
+            'LPIPS(weights=) (--lpips-weights), or pass loss="pixels" (--loss pixels)'
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+    except (OSError, RuntimeError) as cause:  # RuntimeError: another SHA-256
+        raise OSError(f"cannot download {url}: {cause}; download it into {path.parent} by hand") from cause
     return path
 
 
 def _weights_file(weights: str | Path, spec: Backbone) -> Path:
-    """A file, or ``model.safetensors`` of a folder or a Hub repository; a path to nothing is never a Hub id."""
+    """A file, or ``model.safetensors`` in a folder or a Hub repository; a missing path is never taken for a Hub id."""
     path = Path(os.path.expanduser(weights))
     is_name = isinstance(weights, str) and not weights.endswith(_FILE_SUFFIXES) and hub.is_hub_id(weights)
     if is_name and not os.path.exists(path):  # os.path, unlike pathlib, takes any string
@@ -314,7 +324,7 @@ def _weights_file(weights: str | Path, spec: Backbone) -> Path:
 
 
 def _read_tensors(path: Path, spec: Backbone) -> Mapping[str, Any]:
-    """What a file of tensors holds; one with torchvision's name must have the content that its name is made of."""
+    """The tensors of a file; one with torchvision's name must have the SHA-256 that its name holds."""
     url = _official_url(spec)
     if path.name == url.rsplit("/", 1)[1]:
         expected, found = path.stem.rsplit("-", 1)[1], files.sha256(path)
@@ -340,7 +350,7 @@ def _read_tensors(path: Path, spec: Backbone) -> Mapping[str, Any]:
 def _checked(
     source: str, tensors: Mapping[str, Any], shapes: Mapping[str, torch.Size], spec: Backbone
 ) -> dict[str, Tensor]:
-    """The tensors of these names, after their shapes and values were found to be right; others are left."""
+    """The tensors of these names, after a check of shapes and values; others are ignored."""
     for name, shape in shapes.items():
         tensor = tensors.get(name)
         problem = None

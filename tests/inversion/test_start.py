@@ -47,7 +47,9 @@ def test_the_start_of_a_linear_generator_is_exact(linear_generator, toy_dataset,
 def test_the_guess_is_ridge_regression(linear_generator, toy_dataset):
     """The dual form against the primal one, with its matrix of pixels x pixels."""
     start = DrawnStart(linear_generator, DRAWS, 0)
-    draws = torch.cat([torch.zeros(1, 16), linear_generator.sample_latents(DRAWS, keyed_generator("start", 0))]).double()
+    draws = torch.cat(
+        [torch.zeros(1, 16), linear_generator.sample_latents(DRAWS, keyed_generator("start", 0))]
+    ).double()
     images = linear_generator.decode(draws.float()).flatten(1).double()
     x, z = images - images.mean(0), draws - draws.mean(0)
     penalty = module.RIDGE * x.square().sum(1).mean()

@@ -23,7 +23,8 @@ from torchvision import models
 from latent_mixup import files, hub, invert
 from latent_mixup.generators import CompactGenerator
 from latent_mixup.losses import LPIPS, PerceptualLoss, perceptual, pixel_mse
-from latent_mixup.losses.base import TargetLoss, callable_id, default_loss
+from latent_mixup.losses.base import TargetLoss, callable_id
+from latent_mixup.losses.chosen import default_loss
 from latent_mixup.losses.perceptual import BACKBONES
 
 LPIPS_URL = "https://download.pytorch.org/models/"
@@ -270,10 +271,10 @@ def test_without_weights_the_error_names_the_file_its_folder_and_its_address(cac
     with pytest.raises(FileNotFoundError) as caught:
         LPIPS(backbone)
     message = str(caught.value)
-    assert message.startswith(f"LPIPS needs the trained backbone {file}.pth, which is not in {cache}: download ")
-    assert message.endswith(
-        f"{LPIPS_URL}{file}.pth into that folder, or name such a file, or a Hub repository org/repo with a "
-        "model.safetensors, in LPIPS(weights=) or --lpips-weights"
+    assert message == (
+        f"LPIPS needs the trained backbone {file}.pth, which is not in {cache}: pass LPIPS(download=True) "
+        f"(--download-lpips) to get it from {LPIPS_URL}{file}.pth, name such a file or a Hub repository with a "
+        'model.safetensors in LPIPS(weights=) (--lpips-weights), or pass loss="pixels" (--loss pixels)'
     )
     assert "\n" not in message
     assert not cache.exists()
@@ -327,6 +328,29 @@ def test_a_cached_file_that_changed_is_refused(cache, monkeypatch, squeezenet):
     for weights in (None, path):
         with pytest.raises(files.FormatError, match=expected):
             LPIPS("squeeze", weights=weights)
+
+
+def test_a_download_is_asked_for_and_its_sha256_is_checked(cache, monkeypatch, tmp_path, squeezenet):
+    torch.save(squeezenet, tmp_path / "net.pth")
+    content = (tmp_path / "net.pth").read_bytes()
+    name = put_into(cache, monkeypatch, content).name
+    (cache / name).unlink()
+    cache.rmdir()
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(perceptual, "_official_url", lambda spec: (tmp_path / name).as_uri())
+    with pytest.raises(FileNotFoundError, match="--download-lpips"):
+        LPIPS("squeeze")
+    loss = LPIPS("squeeze", download=True)
+    assert (cache / name).read_bytes() == content
+    assert callable_id(loss) == callable_id(LPIPS("squeeze", weights=squeezenet))
+    (cache / name).unlink()
+    (tmp_path / name).write_bytes(content[:-1])
+    with pytest.raises(OSError, match=r"cannot download .*: invalid hash value .*; download it into .* by hand"):
+        LPIPS("squeeze", download=True)
+    assert not list(cache.iterdir())
+    (tmp_path / name).unlink()
+    with pytest.raises(OSError, match="cannot download"):
+        LPIPS("squeeze", download=True)
 
 
 class Code:
@@ -451,7 +475,9 @@ def test_the_default_of_rgb_is_the_papers(cache, monkeypatch, tmp_path):
         invert(LabelledImages(pairs()[0], torch.arange(3)), rgb(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     loaded = perceptual._load_features
-    monkeypatch.setattr(perceptual, "_load_features", lambda spec, weights, seed: loaded(spec, "random", 0))
+    monkeypatch.setattr(
+        perceptual, "_load_features", lambda spec, weights, seed, download: loaded(spec, "random", 0, False)
+    )
     loss = default_loss(rgb())
     assert isinstance(loss, PerceptualLoss)
     generator = rgb()

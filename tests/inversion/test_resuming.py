@@ -1,4 +1,4 @@
-"""Runs that last: chunks that are whole or absent, the same bytes after any stop, and by any number of processes."""
+"""Inversions that last: the same bytes after any stop, and by any number of processes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Killer, LabelledImages, LinearGenerator
+from safetensors import safe_open
 from torch import nn
 
 from latent_mixup import LatentBank, files, invert
-from latent_mixup.bank.files import Parts
-from latent_mixup.inversion import FeatureLoss, pixel_mse, runs
-from latent_mixup.inversion.chunks import Chunk, ChunkFolder
+from latent_mixup.bank.files import CodeFiles
+from latent_mixup.inversion import FeatureLoss, pixel_mse
+from latent_mixup.inversion.chunks import CodeMeter
 from latent_mixup.inversion.engine import split_chunks
-from latent_mixup.inversion.runs import Meter, Stopped, run_chunks, stoppable
 from latent_mixup.inversion.samples import NUM_PROBES
+from latent_mixup.runs import Stopped
 
 QUICK = {"loss": pixel_mse, "steps": 5, "lr": 0.05, "batch_size": 2, "progress": False}
 SIZE = 8  # of a chunk of the 50 images
@@ -91,7 +92,7 @@ def watched(dataset: LabelledImages, at: int | None = None, action=None) -> Watc
 FORKING = f"""
 import json, os, sys
 sys.path[:0] = [{str(Path(__file__).parents[0])!r}, {str(Path(__file__).parents[1])!r}]
-from test_runs import *
+from test_resuming import *
 invert(killed_dataset(), LinearGenerator(), **FEW)  # what is slow the first time is done before any fork
 for line in sys.stdin:
     text, out, arguments = json.loads(line)
@@ -171,11 +172,11 @@ def test_a_shard_without_a_chunk_is_an_error(linear_generator, toy_dataset):
 
 def test_codes_in_several_files_are_rows_in_order(tmp_path):
     latents = torch.randn(7, 2, 3)
-    files = [tmp_path / f"{number}" for number in range(4)]
-    for path, rows in zip(files, latents.split([3, 0, 1, 3]), strict=True):
+    paths = [tmp_path / f"{number}" for number in range(4)]
+    for path, rows in zip(paths, latents.split([3, 0, 1, 3]), strict=True):
         files.save_tensors(path, {"latents": rows})
     columns = {"labels": torch.tensor([0, 1, 0, 1, 2, 0, 1]), "source_index": torch.arange(7)}
-    bank = LatentBank.from_parts(Parts(tuple(files), (3, 0, 1, 3), (2, 3), columns), {"a": 1})
+    bank = LatentBank.from_files(CodeFiles(tuple(paths), (3, 0, 1, 3), (2, 3), columns), {"a": 1})
     assert (len(bank), bank.latent_shape, bank.num_classes, bank.metadata) == (7, (2, 3), 3, {"a": 1})
     assert bank[:][0].equal(latents)
     for rows in ([6, 0, 3, 3, 2], [4], [], slice(5, 1, -2)):
@@ -183,7 +184,7 @@ def test_codes_in_several_files_are_rows_in_order(tmp_path):
     assert bank.subset([5, 2]).subset([1])[0][0].equal(latents[2])
     assert bank.digest() == LatentBank(latents, columns["labels"]).digest()
     with pytest.raises(ValueError, match="empty bank: no file has a row"):
-        LatentBank.from_parts(Parts((files[1],), (0,), (2, 3), {}), {})
+        LatentBank.from_files(CodeFiles((paths[1],), (0,), (2, 3), {}), {})
 
 
 def test_a_stopped_run_goes_on_where_it_was(linear_generator, toy_dataset, tmp_path):
@@ -270,7 +271,10 @@ def test_another_shards_broken_chunk_is_done_by_that_shard(linear_generator, toy
 
 def test_a_chunk_of_other_images_is_named(linear_generator, toy_dataset, tmp_path):
     invert(toy_dataset, linear_generator, **QUICK, out=tmp_path, shard=(0, 2))
-    shutil.copy(chunk_path(tmp_path, 2), chunk_path(tmp_path, 4))
+    with safe_open(chunk_path(tmp_path, 2), framework="pt") as chunk:
+        tensors = {name: chunk.get_tensor(name) for name in chunk.keys()}  # noqa: SIM118
+        said = json.loads(chunk.metadata()["latent_mixup"])
+    files.save_tensors(chunk_path(tmp_path, 4), tensors, {**said, "chunk": 4})
     with pytest.raises(ValueError, match=r"chunk-00004.safetensors is broken: run it again, it does this chunk anew"):
         invert(toy_dataset, linear_generator, **QUICK, out=tmp_path, shard=(1, 2))
 
@@ -331,7 +335,9 @@ def test_starting_again_by_shards_is_refused(linear_generator, toy_dataset, tmp_
 def test_a_bank_without_a_run_is_not_written_over(linear_generator, toy_dataset, toy_bank, tmp_path):
     toy_bank.save_pretrained(tmp_path)
     before = names(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a bank, but no run to go on with: choose another out=, or resume=Fal"):
+    with pytest.raises(
+        ValueError, match=r"holds bank.index.json but no run to resume: choose another out=, or resume=Fal"
+    ):
         invert(toy_dataset, linear_generator, **QUICK, out=tmp_path)
     assert names(tmp_path) == before
     bank = invert(toy_dataset, linear_generator, **QUICK, out=tmp_path, resume=False)
@@ -349,7 +355,8 @@ def test_the_first_look_does_not_depend_on_the_batch(linear_generator, toy_datas
     images = toy_dataset.images.clone()
     images[:30].clamp_(min=0)  # the first are in [0, 1], all of them in [-1, 1]
     dataset = LabelledImages(images, toy_dataset.labels)
-    said = [invert(dataset, linear_generator, **{**QUICK, "batch_size": size}).metadata for size in (1, 50)]
+    with pytest.warns(UserWarning, match="20 of 50 images cannot be used"):
+        said = [invert(dataset, linear_generator, **{**QUICK, "batch_size": size}).metadata for size in (1, 50)]
     assert said[0]["samples"] == said[1]["samples"]
     assert said[0]["dataset"] == said[1]["dataset"]
     assert said[0]["set_aside"].keys() == said[1]["set_aside"].keys() == {str(index) for index in range(30, 50)}
@@ -358,28 +365,37 @@ def test_the_first_look_does_not_depend_on_the_batch(linear_generator, toy_datas
 # ---- images that are set aside ---------------------------------------------------------------------
 
 
-def test_an_image_that_cannot_be_read_is_set_aside(linear_generator, toy_dataset, tmp_path):
-    damaged = Damaged(toy_dataset, [30])
-    bank = invert(damaged, linear_generator, **QUICK, out=tmp_path)
-    assert bank.metadata["set_aside"] == {"30": "OSError: image file is truncated"}
+def test_an_image_that_cannot_be_read_is_set_aside_with_one_warning(linear_generator, toy_dataset, tmp_path):
+    damaged = Damaged(toy_dataset, [30, 41])
+    message = (
+        "2 of 50 images cannot be used; the first, image 30: OSError: image file is truncated; they have no row in the "
+        "bank: repair them and run it again, or train on bank.usable(dataset)"
+    )
+    for _ in range(2):  # a finished run warns as well
+        with pytest.warns(UserWarning, match="cannot be used") as warned:
+            bank = invert(damaged, linear_generator, **QUICK, out=tmp_path)
+        assert [(str(one.message), one.filename) for one in warned] == [(message, __file__)]
+    assert bank.metadata["set_aside"] == dict.fromkeys(("30", "41"), "OSError: image file is truncated")
     whole = invert(toy_dataset, linear_generator, **QUICK)
-    others = [row for row in range(len(whole)) if row != 30]
+    others = [row for row in range(len(whole)) if row not in (30, 41)]
     assert bank.source_index.tolist() == others
     torch.testing.assert_close(bank[:][0], whole[others][0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:24 of 50 images:UserWarning")
 def test_a_chunk_without_a_readable_image(linear_generator, toy_dataset, tmp_path):
-    damaged = Damaged(toy_dataset, range(16, 50))
+    damaged = Damaged(toy_dataset, range(26, 50))
     banks = [invert(damaged, linear_generator, **QUICK, **out) for out in ({"out": tmp_path}, {})]
     for bank in banks:
-        assert bank.source_index.tolist() == list(range(16))
-        assert len(bank.metadata["set_aside"]) == 34
-    with pytest.raises(ValueError, match="empty bank: no file has a row"):
-        invert(damaged, linear_generator, **QUICK, out=tmp_path, shard=(3, 7))
+        assert bank.source_index.tolist() == list(range(26))
+        assert len(bank.metadata["set_aside"]) == 24
+    with pytest.raises(ValueError, match="8 of 8 images cannot be used; the first, image 40: "):
+        invert(damaged, linear_generator, **QUICK, out=tmp_path, shard=(5, 7))
 
 
+@pytest.mark.filterwarnings("ignore:. of 50 images cannot be used:UserWarning")
 def test_images_that_were_set_aside_are_tried_again(linear_generator, toy_dataset, tmp_path):
-    """A hiccup of a file system costs a chunk once more; an image that stays bad changes no byte."""
+    """A file system that failed for a moment costs a chunk once more; an image that stays bad changes no byte."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     invert(toy_dataset, linear_generator, **QUICK, out=good)
     invert(Damaged(toy_dataset, [30, 31, 49]), linear_generator, **QUICK, out=bad)
@@ -398,94 +414,46 @@ def many(bad, n: int = 100):
     return Damaged(LabelledImages(images, torch.zeros(n, dtype=torch.int64)), bad)
 
 
+@pytest.mark.filterwarnings("ignore:1 of 100 images cannot be used:UserWarning")
 def test_a_run_ends_when_most_images_cannot_be_used(linear_generator, tmp_path):
     message = (
-        r"^34 of 64 images cannot be used, more than 50%: mend them in the data set, then run it again; "
-        r"the first, image 30: OSError: image file is truncated$"
+        r"^34 of 64 images cannot be used; the first, image 30: OSError: image file is truncated; these are more than "
+        r"50%: repair the data set, then run it again$"
     )
     for _ in range(2):  # nor does it go on the next time
         with pytest.raises(ValueError, match=message):
             invert(many(range(30, 64)), linear_generator, **QUICK, out=tmp_path)
         assert not contents(tmp_path)
         assert len(list((tmp_path / "chunks").iterdir())) == 8
-    bank = invert(many([30]), linear_generator, **QUICK, out=tmp_path)  # what was mended is done again
+    bank = invert(many([30]), linear_generator, **QUICK, out=tmp_path)  # repaired images are done again
     assert (len(bank), bank.metadata["set_aside"].keys()) == (99, {"30"})
 
 
-@pytest.mark.parametrize(("bad", "n"), [(range(32, 64), 100), (range(16, 100), 63), (range(30, 63), 63)])
-def test_half_of_the_images_or_few_are_set_aside(linear_generator, bad, n):
-    bank = invert(many(bad, n), linear_generator, **QUICK)
-    assert len(bank) == n - len(range(n)[bad.start : bad.stop])
+@pytest.mark.parametrize(("bad", "n", "enough"), [
+    (range(32, 64), 100, True), (range(8, 16), 16, True), (range(1, 3), 4, True),
+    (range(16, 100), 100, False), (range(30, 63), 62, False), (range(4, 41), 41, False), (range(1, 3), 3, False),
+])  # fmt: skip
+def test_more_than_half_of_the_images_are_needed_however_few(linear_generator, bad, n, enough):
+    count = len(range(n)[bad.start : bad.stop])
+    if enough:
+        with pytest.warns(UserWarning, match=f"^{count} of {n} images cannot be used; the first, image {bad.start}: "):
+            assert len(invert(many(bad, n), linear_generator, **QUICK)) == n - count
+    else:
+        with pytest.raises(ValueError, match=f"images cannot be used; the first, image {bad.start}: .*more than 50%"):
+            invert(many(bad, n), linear_generator, **QUICK)
 
 
-# ---- the loop --------------------------------------------------------------------------------------
+# ---- counting ---------------------------------------------------------------------------------------
 
 
-def solved(indices, advance=None) -> Chunk:
-    index = torch.tensor(list(indices), dtype=torch.int64)
-    columns = {"latents": index[:, None].float(), "labels": index * 0, "source_index": index}
-    return Chunk({**columns, "mse": index / 100, "status": torch.zeros(len(index), dtype=torch.uint8)}, {})
-
-
-def test_the_loop_counts_images_and_their_mse(tmp_path):
-    store = ChunkFolder(tmp_path, {}, split_chunks(10, 1))
-    store.write(0, solved(range(4)))
-    meter = Meter(show=False)
-    found = run_chunks(solved, store.chunks, store=store, progress=meter)
-    assert found.columns["source_index"].tolist() == list(range(10))
-    assert (meter.images, meter.solved, meter.set_aside) == (10, 6, 0)
-    assert meter.mean_mse == pytest.approx(0.045)
+def test_a_run_counts_images_and_their_mse(linear_generator, toy_dataset, tmp_path):
+    invert(toy_dataset, linear_generator, **QUICK, out=tmp_path, shard=(1, 2))
+    meter = CodeMeter(show=False)
+    with pytest.warns(UserWarning, match="2 of 50 images cannot be used"):
+        bank = invert(Damaged(toy_dataset, [18, 34]), linear_generator, **{**QUICK, "progress": meter}, out=tmp_path)
+    assert (meter.images, meter.solved, meter.set_aside) == (50, 26, 2)
+    assert meter.mean_mse == pytest.approx(float(bank.mse.mean()))
     assert meter.seconds > 0
-
-
-def test_where_there_is_no_terminal_a_line_says_how_far_it_is(capsys, monkeypatch):
-    monkeypatch.setattr(runs, "LINE_EVERY", 0.0)
-    run_chunks(solved, split_chunks(1200, 150))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "invert: 0 of 1,200 images, 0.00 images/s, mean mse nan, ? left"
-    assert lines[1].startswith("invert: 600 of 1,200 images, ")
-    assert lines[1].endswith(f"mean mse {sum(range(600)) / 600 / 100:.4f}, 0:00:00 left")
-    assert len(lines) == 3
-    run_chunks(solved, split_chunks(1200, 150), progress=False)
-    assert not capsys.readouterr().err
-
-
-class Terminal:
-    """What tqdm takes for a terminal."""
-
-    encoding = "utf-8"
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> None:
-        self.text += text
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_on_a_terminal_a_bar_moves_within_a_chunk_and_ends_at_its_end(monkeypatch):
-    terminal, seen = Terminal(), []
-    monkeypatch.setattr(sys, "stderr", terminal)
-
-    def solve(indices, advance):
-        for _ in range(3):  # one more than there is
-            advance(len(indices) // 2)
-            seen.append(terminal.text.count("\r"))
-        return solved(indices)
-
-    monkeypatch.setattr(runs, "MIN_INTERVAL", 0.0)
-    run_chunks(solve, [range(100), range(100, 200)], desc="refine")
-    assert seen == sorted(set(seen))  # it moved each time
-    last = terminal.text.rstrip().rsplit("\r", 1)[-1]
-    assert last.startswith("refine: 100%")
-    assert "200/200" in last
-    assert "images/s" in last
-    assert "mse 0.9950" in last
 
 
 # ---- killed ----------------------------------------------------------------------------------------
@@ -566,18 +534,6 @@ def test_ctrl_c_says_what_is_done(linear_generator, toy_dataset, tmp_path):
         invert(dataset, linear_generator, **QUICK, out=tmp_path)
 
 
-def test_a_signal_that_was_swallowed_ends_the_run_after_the_chunk():
-    def solve(indices, advance):
-        with pytest.raises(Stopped):
-            send(signal.SIGTERM)
-        return solved(indices)
-
-    chunks = []
-    with pytest.raises(Stopped):
-        run_chunks(lambda indices, advance: chunks.append(indices) or solve(indices, advance), split_chunks(10, 1))
-    assert len(chunks) == 1
-
-
 def test_somebody_elses_handler_stays(linear_generator, toy_dataset):
     seen = []
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
@@ -594,11 +550,6 @@ def test_a_run_outside_the_main_thread(linear_generator, toy_dataset):
     thread.start()
     thread.join()
     assert len(banks[0]) == 50
-
-
-def test_an_error_inside_is_not_changed():
-    with pytest.raises(StopError), stoppable(lambda: "nothing"):
-        raise StopError
 
 
 # ---- folders that cannot be written ----------------------------------------------------------------
@@ -622,7 +573,7 @@ def test_a_read_only_folder_fails_before_any_step(script):
             if (folder / "chunks").exists():
                 os.chmod(folder / "chunks", 0o555)
         # The user that nobody is may be shut out of where the package lies: read before what is read late.
-        from importlib import metadata
+        from importlib import metadata, readers
         known = {name: metadata.version(name) for name in ("latent-mixup", "torch")}
         metadata.version = known.__getitem__
         if os.geteuid() == 0:
