@@ -195,7 +195,7 @@ def refine(
         warnings.warn(
             f"no row has mse >= {least:g}, the largest is {float(mse.max()):.4g}: nothing to refine, the codes stay as "
             "they are",
-            stacklevel=2,
+            stacklevel=3,  # beyond inference_mode's own frame
         )
 
     def refined(numbers: range) -> LatentBank:

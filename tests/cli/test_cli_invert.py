@@ -19,7 +19,7 @@ from latent_mixup.cli import shared
 from latent_mixup.cli.inversion import say_what_was_done
 from latent_mixup.cli.shared import Part, part_of, torchvision_dataset
 from latent_mixup.encoders import MLPEncoder
-from latent_mixup.inversion.runs import Meter
+from latent_mixup.inversion.chunks import CodeMeter
 
 QUICK = ("--steps", 2, "--draws", 16, "--batch-size", 4)  # 3 chunks of the 40 images
 
@@ -47,6 +47,8 @@ def test_invert_writes_a_bank_and_resumes(tmp_path, data_root):
     )
     bank.check(load_generator("fashion-mnist"))
     assert bank.metadata["classes"][7] == "Sneaker"
+    words = ["latent-mixup", "invert", "fashion-mnist", "--dataset", "fashion-mnist", *map(str, QUICK)]
+    assert bank.metadata["command"] == words  # without folders and devices, which do not change the bank
     before = contents(out)
     assert call(*command(data_root), "--out", out) == (0, f"nothing was left to do\n{second}\n")
     code, output = call(*command(data_root), "--steps", 6, "--out", out)
@@ -65,7 +67,7 @@ def test_shards_give_the_same_bank_and_say_what_they_did(tmp_path, data_root):
     assert said[0] == ["shard 3/4 has nothing to do: there are 3 chunks"]
     assert said[1][0].startswith("shard 1/4: 16 images in ")
     assert said[1][1].startswith("shard 1/4: 16 codes, mse mean ")
-    assert said[1][2] == "0 failed; the bank is written by the shard that is last"
+    assert said[1][2] == "0 failed; the last shard writes the bank"
     assert said[2][1].startswith("shard 2/4: 8 codes")
     assert said[3][0].startswith("shard 0/4: 16 images in ")
     assert said[3][1].startswith(f"{tmp_path / 'shared'}: 40 codes")
@@ -160,7 +162,7 @@ def test_a_folder_of_images(tmp_path):
     assert bank.labels.tolist() == [0] * 6 + [1] * 6
     assert bank.metadata["classes"] == ["bag", "coat"]
     code, output = call(*arguments, "--out", tmp_path / "other", "--test")
-    assert (code, "of a folder of images pass the folder itself" in output) == (1, True)
+    assert (code, "for a folder of images pass the folder itself" in output) == (1, True)
     code, output = call(*arguments[:5], tmp_path / "bank", "--out", tmp_path / "other")
     assert code == 1
     assert "Found no valid file for the classes chunks" in output
@@ -172,19 +174,17 @@ def failed_bank(tmp_path: Path) -> LatentBank:
         torch.zeros(4, dtype=torch.int64),
         mse=[0.1, 0.01, 0.03, float("inf")],
         status=[0, 0, 0, 1],
-        metadata={"set_aside": {"7": "OSError: truncated", "9": "other"}},
     )
 
 
-def test_the_summary_counts_what_failed_and_was_set_aside(tmp_path, capsys):
+def test_the_summary_counts_what_failed(tmp_path, capsys):
     """A row without a finite code is an error of the finished bank; a shard of several ends well."""
-    bank, meter = failed_bank(tmp_path), Meter(show=False)
+    bank, meter = failed_bank(tmp_path), CodeMeter(show=False)
     say_what_was_done(bank, tmp_path, (1, 3), meter)
     assert capsys.readouterr().out.splitlines() == [
         "shard 1/3: nothing was left to do",
         "shard 1/3: 4 codes, mse mean 0.0467, median 0.0300, 95 % below 0.0930, 66.7% at 0.025 or above",
-        "2 images could not be used and have no row; image 7: OSError: truncated",
-        "1 failed; the bank is written by the shard that is last",
+        "1 failed; the last shard writes the bank",
     ]
     bank.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"1 images have no finite code: their rows have status 1 in {tmp_path}"):
