@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from latent_mixup import cards, hub
 from latent_mixup.networks import SavedNetwork, network_facts
 
+SUM_TOLERANCE = 1e-2  # probabilities in half precision still count as such
+
 
 class PaperCNN(nn.Module):
     """Conv 1-16, ReLU, conv 16-32, max-pool 2, ReLU; dropout 0.5 between fc 4608-128 and fc 128-10.
@@ -157,6 +159,14 @@ def logits_of_output(output: object, num_images: int, num_classes: int | None = 
         bad = int((~logits.isfinite()).any(1).sum())
         raise ValueError(f"the classifier returns NaN or infinite logits for {bad} of {num_images} images")
     return logits
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether every row of a classifier's output is a distribution, as after a softmax, and not all are one-hot."""
+    rows = logits.detach().float()
+    if (rows < 0).any() or ((rows.sum(1) - 1).abs() > SUM_TOLERANCE).any():
+        return False
+    return not bool(((rows == 0) | (rows == 1)).all())
 
 
 def _described(output: object) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.policies.settings import Setting
+from latent_mixup.classifiers import are_probabilities, logits_of_output
+from latent_mixup.networks import eval_mode
+from latent_mixup.policies.settings import Setting, checked
 
 
 @dataclass(frozen=True)
 class Curve(Setting):
     """Label weights as a piecewise-linear curve of the code's weights: a code half-way need not look half-way.
 
-    With more than two sources, the curve of each weight is divided by their sum.
+    With more than two sources, the curve of each weight is divided by their sum. Where the curve is 0 for all of them,
+    the label weights are the code's.
 
     Args:
         points: Label weights at equally spaced ``lam`` from 0 to 1: the first is 0, the last is 1, and none falls.
@@ -39,7 +43,7 @@ class Curve(Setting):
     def at(self, lam: Tensor) -> Tensor:
         """The curve at each ``lam`` in [0, 1]."""
         points = torch.tensor(self.points, dtype=lam.dtype, device=lam.device)
-        place = lam * (len(points) - 1)
+        place = lam.clamp(0, 1) * (len(points) - 1)
         left = place.long().clamp_max(len(points) - 2)
         return torch.lerp(points[left], points[left + 1], place - left)
 
@@ -49,18 +53,21 @@ class Curve(Setting):
             own = self.at(weights[:, :1])
             return torch.cat([own, 1 - own], 1)
         curved = self.at(weights)
-        return curved / curved.sum(1, keepdim=True)
+        sums = curved.sum(1, keepdim=True)
+        return torch.where(sums > 0, curved / sums, weights)
 
 
 class Teacher:
     """Soft labels from a frozen classifier for decoded mixes; a code of weight 1 keeps its own label.
 
     Args:
-        model: Images ``[k, C, H, W]`` in [-1, 1] to logits ``[k, num_classes]``; on the generator's device. It is put
-            in eval mode and frozen.
+        model: Images ``[k, C, H, W]`` in [-1, 1] to logits ``[k, num_classes]``, or an object that holds them: see
+            :func:`latent_mixup.classifiers.logits_of_output`. On the generator's device; it is put in eval mode and
+            frozen.
         temperature: Divides the logits; above 0.
 
     Raises:
+        TypeError: ``model`` is not a module.
         ValueError: ``temperature`` is not above 0.
 
     Reference: Hinton et al. 2015 (arXiv 1503.02531), equation 1.
@@ -71,13 +78,28 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
-        if not temperature > 0:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Teacher needs a classifier, a torch.nn.Module: got {model!r:.80}")
+        self.temperature = checked(float, temperature, "Teacher.temperature")
+        if self.temperature <= 0:
             raise ValueError(f"temperature needs to be above 0: got {temperature}")
         self.model = model.eval().requires_grad_(False)
-        self.temperature = temperature
+        self._checked = False
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images ``[k, C, H, W]`` to soft labels ``[k, num_classes]``."""
-        probabilities: Tensor = torch.softmax(self.model(images) / self.temperature, 1)
-        return probabilities
+    def __call__(self, images: Tensor, num_classes: int | None = None) -> Tensor:
+        """Images ``[k, C, H, W]`` to soft labels ``[k, num_classes]``, in eval mode whatever the model's owner does.
+
+        Raises:
+            ValueError: The model does not return ``num_classes`` finite logits for each image (None: any number).
+        """
+        with eval_mode(self.model):
+            logits = logits_of_output(self.model(images), len(images), num_classes)
+        if not self._checked and are_probabilities(logits):
+            warnings.warn(
+                "the teacher returns probabilities (from 0, each row sums to 1) in the place of logits, so its labels "
+                "are far too soft: leave out the softmax at its end",
+                stacklevel=2,
+            )
+        self._checked = True
+        return torch.softmax(logits.float() / self.temperature, 1)

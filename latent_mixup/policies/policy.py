@@ -210,7 +210,7 @@ class Policy(Setting):
         if isinstance(self.labels, Teacher):
             assert images is not None
             is_one = draw.label_weights.amax(1).to(soft) == 1
-            soft = torch.where(is_one[:, None], soft, self.labels(images).to(soft))
+            soft = torch.where(is_one[:, None], soft, self.labels(images, num_classes).to(soft))
         return soft, soft, torch.ones(len(draw), dtype=torch.float32, device=soft.device)
 
 

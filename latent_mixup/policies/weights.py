@@ -213,4 +213,4 @@ class Scheduled(Setting):
     def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
         """``[k, num_sources]``; draws from the stream what ``weights`` draws."""
         scaled = self.strength(epoch) * self.weights.draw(k, generator, epoch)[:, 1:]
-        return torch.cat([1 - scaled.sum(1, keepdim=True), scaled], 1)
+        return torch.cat([(1 - scaled.sum(1, keepdim=True)).clamp_min(0), scaled], 1)
