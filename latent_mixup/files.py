@@ -195,9 +195,7 @@ def open_tensors(
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > at_most:
-        raise error(
-            f"{path} is not a safetensors file of ours: its header has {header} bytes, at most {at_most} expected"
-        )
+        raise error(f"{path} has a header of {header} bytes: expected a safetensors file, with at most {at_most}")
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened

@@ -1,12 +1,15 @@
 """The promise: networks that were saved once are read for ever, to the same images, codes and features.
 
-``python tests/test_golden.py FOLDER`` writes ``golden/networks`` anew; those of 0.1.0 were written by 0.1.0.
+``python tests/test_golden.py FOLDER`` writes ``golden/networks`` anew. Those whose config has format version 1 were
+written by 0.1.0 or as it did.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from latent_mixup.classifiers import PaperFeatures
 from latent_mixup.encoders import MLPEncoder, ReStyleEncoder, load_encoder
+from latent_mixup.files import FileEntry
 from latent_mixup.generators import DCGAN, VAE, CompactGenerator, StyleGAN2, load_generator
 from latent_mixup.networks import SavedNetwork
 
@@ -52,8 +56,9 @@ NETWORKS: dict[str, Callable[[], SavedNetwork]] = {
     "mlp": lambda: filled(MLPEncoder(compact(), (5,))),
     "restyle": lambda: filled(ReStyleEncoder(compact(), passes=2, channels=(2, 2, 2, 2), layers=(1, 1, 1, 1))),
     "features": lambda: filled(PaperFeatures()),
+    "compact-format-2": compact,
 }
-HALF = {"compact-0.1.0", "mlp", "restyle", "features"}  # stored in float16
+HALF = {"compact-0.1.0", "compact-format-2", "mlp", "restyle", "features"}  # stored in float16
 LOAD: dict[str, Callable[[Path], SavedNetwork]] = {
     "mlp": lambda folder: load_encoder(folder, compact()),
     "restyle": lambda folder: load_encoder(folder, compact()),
@@ -108,8 +113,12 @@ def test_golden_networks_say_the_same_for_ever(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_golden_networks_are_written_the_same_for_ever(name, tmp_path):
     write(name, tmp_path)
-    for file in ("config.json", "model.safetensors"):
-        assert (tmp_path / name / file).read_bytes() == (GOLDEN / name / file).read_bytes()
+    weights, config = ((tmp_path / name / file).read_bytes() for file in ("model.safetensors", "config.json"))
+    assert weights == (GOLDEN / name / "model.safetensors").read_bytes()
+    golden = json.loads((GOLDEN / name / "config.json").read_bytes())
+    if golden["format_version"] == 1:
+        golden |= {"format_version": 2, "weights": asdict(FileEntry.of(GOLDEN / name / "model.safetensors"))}
+    assert config == (json.dumps(golden, indent=2) + "\n").encode()
 
 
 def test_every_architecture_has_a_golden_one():

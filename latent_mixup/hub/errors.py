@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 _CREDENTIALS = re.compile(r"(\w://)[^/?#\s]*@")
-_TOKEN = re.compile(r"\bhf_\w{6,}")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 
 
 class HubError(RuntimeError):

@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 import shlex
-from dataclasses import replace
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_golden import NETWORKS
 
-from latent_mixup import LatentBank, cards, hub, load_generator, training
+from latent_mixup import LatentBank, cards, hub, load_generator
 from latent_mixup.bank import fingerprint
 from latent_mixup.cli import main
+from latent_mixup.cli.shared import typed_command
 from latent_mixup.convert.nvidia import NVIDIA_LICENCE
-from latent_mixup.generators import DCGAN, VAE, CompactGenerator, StyleGAN2
-from latent_mixup.hub.commands import bank_command, encoder_command, generator_command
+from latent_mixup.generators import CompactGenerator
 from latent_mixup.hub.terms import DATA_SETS, known_data_set
+from latent_mixup.hub.upload import sealed, unsealed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content=.*:DeprecationWarning")  # the client's own upload
 
@@ -52,7 +53,7 @@ def tiny_bank(generator: CompactGenerator, **metadata: object) -> LatentBank:
 def test_a_model_card_is_read_by_the_hubs_client(name):
     network = NETWORKS[name]()
     network.metadata["dataset"] = FASHION
-    data = ModelCard(cards.card_of(network)).data
+    data = ModelCard(cards.card(network.describe())).data
     assert data.library_name == "latent-mixup"
     assert data.license == "mit"
     assert data.datasets == ["zalando-datasets/fashion_mnist"]
@@ -62,7 +63,7 @@ def test_a_model_card_is_read_by_the_hubs_client(name):
 
 def test_a_data_set_card_is_read_by_the_hubs_client():
     bank = tiny_bank(tiny(), dataset={**FASHION, "length": 6})
-    data = DatasetCard(cards.card_of(bank)).data
+    data = DatasetCard(cards.card(bank.describe())).data
     assert data.license == "mit"
     assert data.source_datasets == ["zalando-datasets/fashion_mnist"]
     assert data.size_categories == ["n<1K"]
@@ -84,14 +85,14 @@ def test_a_data_set_card_is_read_by_the_hubs_client():
     ],
 )
 def test_the_licence_follows_the_source(metadata, licence, phrase):
-    card = cards.generator_card(tiny(metadata))
+    card = cards.card(tiny(metadata).describe())
     assert ModelCard(card).data.license == licence
     assert phrase in card.partition("## Licence\n")[2]
 
 
 def test_the_terms_of_codes_stand_beside_those_of_the_network():
     bank = tiny_bank(tiny(), licence=NVIDIA_LICENCE, inversion={"licence": "Ask the authors."})
-    terms = cards.bank_card(bank).partition("## Licence\n")[2]
+    terms = cards.card(bank.describe()).partition("## Licence\n")[2]
     assert "for non-commercial use only" in terms
     assert "Ask the authors." in terms
 
@@ -107,7 +108,7 @@ def test_known_data_sets_are_known_by_their_labels_first(data_root):
 
 def test_a_generator_card_says_what_it_is():
     generator = load_generator("fashion-mnist")
-    card = cards.generator_card(generator)
+    card = cards.card(generator.describe())
     assert "Trained on the 60,000 training images of [Fashion-MNIST]" in card
     assert "| latent codes | [128] in z, mixed by slerp |" in card
     assert "| images | 28 x 28, grey |" in card
@@ -117,7 +118,7 @@ def test_a_generator_card_says_what_it_is():
 
 
 def test_a_bank_card_says_how_good_the_codes_are():
-    card = cards.bank_card(tiny_bank(tiny(), dataset={**FASHION, "length": 60000}), dtype=torch.float16)
+    card = cards.card(tiny_bank(tiny(), dataset={**FASHION, "length": 60000}).describe(dtype=torch.float16))
     assert "| mean | 0.0350 |" in card
     assert "| median | 0.0350 |" in card
     assert "| 95 % | 0.0575 |" in card
@@ -129,7 +130,7 @@ def test_a_bank_card_says_how_good_the_codes_are():
 
 
 def test_what_a_bank_lacks_is_not_made_up():
-    card = cards.bank_card(LatentBank(torch.ones(2, 3), [-1, -1]))
+    card = cards.card(LatentBank(torch.ones(2, 3), [-1, -1]).describe())
     assert "## Quality" not in card
     assert "## Data" not in card
     assert "## How it was made" not in card
@@ -141,7 +142,7 @@ def test_measured_pictures_and_commands_stand_in_the_card():
     extras = cards.Extras(
         commands=["make it"], measured={"test MSE": "0.01"}, pictures={"samples.png": "Samples, and * more"}
     )
-    card = cards.generator_card(tiny(), extras)
+    card = cards.card(tiny().describe(), extras)
     assert "| test MSE | 0.01 |" in card
     assert "![Samples, and \\* more](samples.png)" in card
     assert fenced("bash", card) == ["make it\n"]
@@ -178,110 +179,53 @@ def test_the_example_runs_beside_the_files(name, tmp_path, monkeypatch):
         assert list(found[variable].shape) == json.loads(shape)
 
 
-def command_words(command: str) -> list[str]:
-    program, *words = shlex.split(command.replace("\\\n", ""))
-    assert program == "latent-mixup"
-    return words
+# --- the command that made it
 
 
-TRAINED = {
-    "compact": (CompactGenerator(6), training.CompactRecipe(steps=7, seed=3)),
-    "dcgan": (DCGAN(16), training.DCGANRecipe(epochs=2, batch_size=9)),
-    "vae": (VAE(5), training.VAERecipe(steps=11)),
-    "stylegan2": (
-        StyleGAN2(8, 8, 10, 32, 1, channel_base=64, channel_max=4),
-        training.StyleGAN2Recipe(steps=5, ada_target=0.6),
-    ),
-}
+COMMAND = ["latent-mixup", "invert", "my gan", "--dataset", "fashion-mnist", "--data-root", "data", "--out", "bank"]
 
 
-@pytest.mark.parametrize("arch", TRAINED)
-def test_the_command_of_a_generator_is_exact(arch, data_root, monkeypatch):
-    """Run, it calls for the network and the recipe that the card was made from."""
-    generator, recipe = TRAINED[arch]
-    generator.metadata = {"dataset": FASHION, "recipe": vars(recipe)}
-    asked = {}
-
-    def train(*args, **given):
-        asked.update(given)
-        return replaced
-
-    replaced = tiny({"name": "x"})
-    monkeypatch.setattr(training, f"train_{arch}", train)
-    monkeypatch.chdir(data_root.parent)
-    found = CliRunner().invoke(main, command_words(generator_command(generator)))
-    assert found.exit_code == 0, found.output
-    assert asked["recipe"] == recipe
-    network = {"z_dim": asked["z_dim"]} if arch == "compact" else asked["network"]
-    made = type(generator)(**network, img_channels=1, img_resolution=generator.img_resolution)
-    assert made.arguments() == generator.arguments()
+def test_the_command_is_shown_as_it_was_typed():
+    bank = tiny_bank(tiny(), command=COMMAND, refined=[{"steps": 3, "command": ["latent-mixup", "refine", "bank"]}])
+    (shown,) = fenced("bash", cards.card(bank.describe()))
+    first, second = shown.replace("\\\n", "").splitlines()
+    assert shlex.split(first) == COMMAND
+    assert shlex.split(second) == ["latent-mixup", "refine", "bank"]
+    assert "command" not in re.sub(r"```.*?```", "", cards.card(bank.describe()), flags=re.DOTALL)
 
 
-def test_there_is_no_command_where_the_command_line_cannot_say_it():
-    recipe = training.CompactRecipe(steps=7)
-    for metadata in (
-        {"dataset": FASHION, "recipe": vars(replace(recipe, noise=0.5))},
-        {"dataset": {"name": "mine"}, "recipe": vars(recipe)},
-        {"dataset": FASHION, "recipe": {"steps": 7}},
-        {"dataset": FASHION},
-    ):
-        generator = CompactGenerator(6)
-        generator.metadata = metadata
-        assert generator_command(generator) is None
-        assert not fenced("bash", cards.generator_card(generator))
-    sized = CompactGenerator(6, decoder_widths=(8,))
-    sized.metadata = {"dataset": FASHION, "recipe": vars(recipe)}
-    assert generator_command(sized) is None
-    wrong = StyleGAN2(8, 4, 0, 8, 1, channel_base=8, channel_max=1)
-    wrong.metadata = {"dataset": FASHION, "recipe": vars(training.StyleGAN2Recipe())}
-    assert generator_command(wrong) is None
+def test_a_long_command_breaks_before_an_option():
+    typed = [*COMMAND, *(word for number in range(9) for word in (f"--option-{number}", "value"))]
+    (shown,) = fenced("bash", cards.card(tiny({"command": typed}).describe()))
+    assert all(line.startswith("    --") for line in shown.splitlines()[1:])
+    assert max(map(len, shown.splitlines())) <= 110
+    assert shlex.split(shown.replace("\\\n", "")) == typed
 
 
-def test_the_command_of_something_converted():
-    generator = tiny({"source": {"file": "my net's.pkl", "sha256": "ab" * 32}, "licence": NVIDIA_LICENCE})
-    assert command_words(generator_command(generator)) == ["convert", "my net's.pkl", "generator"]
-    assert "ab" * 32 in cards.generator_card(generator)
-    assert generator_command(tiny({"source": {"file": "a\nrm x"}})) is None
+@pytest.mark.parametrize("command", [None, [], "rm -rf /", [1], ["a\nb"], {"a": 1}])
+def test_what_is_no_command_is_not_shown(command):
+    assert not fenced("bash", cards.card(tiny({"command": command}).describe()))
 
 
-def test_the_command_of_a_bank_makes_the_same_bank(tmp_path, data_root, monkeypatch):
-    generator = generator_folder(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    words = ["invert", "generator", "--dataset", "fashion-mnist", "--data-root", "data", "--test", "--out", "first"]
-    words += ["--loss", "pixels", "--steps", "3", "--restarts", "0", "--draws", "16", "--batch-size", "7"]
-    assert CliRunner().invoke(main, words).exit_code == 0
-    bank = LatentBank.from_pretrained("first")
-    bank.metadata["dataset"]["labels"] = DATA_SETS["fashion-mnist"].test  # here are but 20 of its images
-    command = bank_command(bank, "generator")
-    assert command in cards.bank_card(bank, cards.Extras(generator="generator"))
-    found = CliRunner().invoke(main, command_words(command))
-    assert found.exit_code == 0, found.output
-    again = LatentBank.from_pretrained("bank")
-    assert again.digest() == bank.digest()
-    assert again.metadata["inversion"] == bank.metadata["inversion"]
-    bank.metadata["inversion"]["target"] = 0.1
-    assert bank_command(bank, "generator") is None
-    assert bank_command(tiny_bank(generator), "generator") is None
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (["gan", "--out", "runs/bank"], ["gan", "--out", "runs/bank"]),
+        (["/home/me/gan", "--out=/tmp/bank", "--data-root", "/data"], ["gan", "--out=bank", "--data-root", "data"]),
+    ],
+)
+def test_the_typed_command_holds_no_folders_of_this_machine(typed, kept):
+    seen = []
 
+    @click.command("show", context_settings={"ignore_unknown_options": True})
+    @click.argument("words", nargs=-1)
+    def show(words: tuple[str, ...]) -> None:
+        seen.append(typed_command())
 
-@pytest.mark.parametrize("arch", ["mlp", "restyle"])
-def test_the_command_of_an_encoder_makes_the_same_encoder(arch, tmp_path, data_root, monkeypatch):
-    generator_folder(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    words = ["train-encoder", "generator", "--arch", arch, "--dataset", "fashion-mnist", "--data-root", "data"]
-    words += ["--out", "first", "--steps", "2", "--batch-size", "4"]
-    words += ["--channels", "2,2,2,2", "--layers", "1,1,1,1", "--passes", "2"] if arch == "restyle" else []
-    found = CliRunner().invoke(main, words)
-    assert found.exit_code == 0, found.output
-    from latent_mixup.encoders import load_encoder
-
-    generator = load_generator("generator")
-    first = load_encoder("first", generator)
-    assert encoder_command(first, "generator") is None or first.metadata["dataset"]["name"] == "fashion-mnist"
-    command = encoder_command(first, "generator")
-    found = CliRunner().invoke(main, command_words(command))
-    assert found.exit_code == 0, found.output
-    assert load_encoder("encoder", generator).digest() == first.digest()
+    assert typed_command() == []
+    group = type(main)("latent-mixup", commands=[show])
+    assert CliRunner().invoke(group, ["show", *typed]).exit_code == 0
+    assert seen == [["latent-mixup", "show", *kept]]
 
 
 # --- the file
@@ -340,23 +284,24 @@ def test_the_digest_is_that_of_the_stored_weights(tmp_path):
     assert f"`{load_generator(tmp_path).digest()}`" in (tmp_path / "README.md").read_text()
 
 
-def test_a_placed_card_loads_the_repository(tmp_path):
-    thing = NETWORKS["mlp"]()
-    content = cards.sealed(cards.card_of(thing))
-    there = cards.placed(content, "org/enc")
-    assert b'load_encoder("org/enc", generator)' in there
-    assert cards.placed(there, "other/name") == there  # it has a name
-    (tmp_path / "README.md").write_bytes(there)
-    assert cards.is_ours(tmp_path / "README.md")
-    edited = content.replace(b"# golden", b"# mine")
-    assert cards.placed(edited, "org/enc") == edited
-    for text in (cards.card_of(tiny()), cards.card_of(tiny_bank(tiny()))):
-        assert b'("org/x")' in cards.placed(cards.sealed(text), "org/x")
-        assert b'(".")' not in cards.placed(cards.sealed(text), "org/x")
+@pytest.mark.parametrize("kind", ["generator", "encoder", "bank"])
+def test_a_pushed_card_loads_the_repository_and_the_folders_own_the_folder(tmp_path, hub_server, kind):
+    thing = {"generator": tiny, "encoder": NETWORKS["mlp"], "bank": lambda: tiny_bank(tiny())}[kind]()
+    thing.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert '(".")' in card or '(".", generator)' in card
+    pushed = hub.files_to_push(tmp_path, "org/x", kind)["README.md"]
+    assert ('("org/x", generator)' if kind == "encoder" else '("org/x")') in pushed.decode()
+    assert '(".' not in pushed.decode()
+    (tmp_path / "README.md").write_bytes(pushed)
+    assert unsealed(tmp_path / "README.md") is not None
+    assert hub.files_to_push(tmp_path, "other/name", kind)["README.md"] == pushed  # it has a name
+    (tmp_path / "README.md").write_text(card.replace("latent-mixup", "mine"))
+    assert hub.files_to_push(tmp_path, "org/x", kind)["README.md"] == (tmp_path / "README.md").resolve()
 
 
 def test_a_card_is_the_same_for_equal_facts():
-    one, two = cards.sealed(cards.card_of(tiny())), cards.sealed(cards.card_of(tiny()))
+    one, two = (sealed(cards.card(tiny().describe())) for _ in range(2))
     assert one == two
     body, _, seal = one.decode().rpartition("\n<!--")
     assert hashlib.sha256(body.encode()).hexdigest() in seal
@@ -378,7 +323,7 @@ def test_what_a_stranger_writes_stays_text():
             "versions": {"torch": EVIL},
         }
     )
-    card = cards.generator_card(generator)
+    card = cards.card(generator.describe())
     assert "<script>" not in re.sub(r"`[^`\n]*`", "", card)
     assert "](http://evil)" not in re.sub(r"`[^`\n]*`", "", card).replace("\\]", "")
     assert card.count("\n---\n") == 1  # after the header's first line
@@ -395,7 +340,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 KEYS = ["name", "dataset", "recipe", "source", "licence", "versions", "refined", "filtered", "inversion", "classes"]
-KEYS += ["hub", "set_aside", "num_classes"]
+KEYS += ["hub", "set_aside", "num_classes", "command"]
 metadata_of_any_kind = st.dictionaries(
     st.sampled_from(KEYS),
     json_values
@@ -407,19 +352,10 @@ metadata_of_any_kind = st.dictionaries(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_fuzz_whatever_metadata_say_there_is_a_card(metadata):
     generator = tiny(metadata)
-    assert ModelCard(cards.sealed(cards.generator_card(generator, digest="0" * 64)).decode()).data.license
+    assert ModelCard(sealed(cards.card(generator.describe(digest="0" * 64))).decode()).data.license
     bank = tiny_bank(tiny())
     bank.metadata = {**bank.metadata, **metadata}
-    assert DatasetCard(cards.bank_card(bank)).data.license
-
-
-def test_a_pushed_card_names_the_repository(tmp_path, hub_server):
-    tiny({"dataset": FASHION}).save_pretrained(tmp_path / "gan")
-    hub.push_folder(tmp_path / "gan", "org/gan", "generator", token="hf_writer")
-    repo = hub_server.repos["model", "org/gan"]
-    pushed = repo.commits[repo.find("main")]["README.md"].decode()
-    assert 'load_generator("org/gan")' in pushed
-    assert 'load_generator(".")' in (tmp_path / "gan" / "README.md").read_text()
+    assert DatasetCard(cards.card(bank.describe())).data.license
 
 
 def test_the_fingerprint_is_the_one_that_banks_keep(data_root):

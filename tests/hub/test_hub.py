@@ -27,10 +27,39 @@ def assets(tmp_path, monkeypatch):
 # --- names
 
 
-def test_a_folder_comes_before_a_bundled_name(assets, tmp_path):
-    assert hub.locate("toy", "bank") == assets / "toy" / "bank"
+def test_a_local_folder_hides_a_bundled_name_only_where_it_holds_our_files(assets, tmp_path):
+    bundled = assets / "toy" / "bank"
+    assert hub.locate("toy", "bank") == bundled
+    (tmp_path / "toy").touch()
+    assert hub.locate("toy", "bank") == bundled
+    (tmp_path / "toy").unlink()
     (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "config.json").touch()  # a generator's
+    assert hub.locate("toy", "bank") == bundled
+    (tmp_path / "toy" / "bank.index.json").touch()
     assert hub.locate("toy", "bank") == Path("toy")
+
+
+def test_a_path_is_never_a_bundled_name(assets, tmp_path):
+    (tmp_path / "toy").mkdir()
+    assert hub.locate(Path("toy"), "bank") == Path("toy")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "message"),
+    [
+        ("generator", "run", "bank.index.json", r"run/config.json is missing: .* it holds a bank"),
+        ("bank", "run", "config.json", r"run/bank.index.json is missing: .* it holds a network"),
+        ("generator", "run", "ada.pkl", r"it holds ada.pkl, of which latent-mixup convert run/ada.pkl OUT makes such"),
+        ("bank", "run", "projected_w.npz", r"it holds projected_w.npz, of which latent-mixup convert"),
+        ("bank", "org/repo", "notes.txt", r"for the Hub's repository of this name write org/repo@main"),
+    ],
+)
+def test_a_folder_that_holds_something_else_says_what_to_do(assets, kind, name, content, message):
+    Path(name).mkdir(parents=True)
+    (Path(name) / content).touch()
+    with pytest.raises(FileNotFoundError, match=message):
+        hub.locate(name, kind)
 
 
 def test_bundled_names_are_those_of_the_kind(assets):
@@ -54,10 +83,14 @@ def test_a_path_is_never_a_hub_id(assets):
         hub.locate(Path("org/repo"), "bank")
 
 
-def test_a_file_is_not_a_folder(tmp_path):
-    (tmp_path / "bank.pt").touch()
-    with pytest.raises(NotADirectoryError, match=r"a bank is a folder with bank.index.json in it"):
-        hub.locate(tmp_path / "bank.pt", "bank")
+@pytest.mark.parametrize("name", ["bank.pt", "projected_w.npz", "stylegan2.pkl"])
+def test_a_file_is_not_a_folder(assets, name):
+    Path(name).touch()
+    message = (
+        rf"a bank is a folder with bank.index.json in it: '{name}' is a file; latent-mixup convert {name} OUT makes"
+    )
+    with pytest.raises(NotADirectoryError, match=message):
+        hub.locate(name, "bank")
 
 
 # --- Hub ids

@@ -140,6 +140,28 @@ def test_what_was_downloaded_here_is_found_by_the_client(hub_server, bank_commit
     assert huggingface_hub.snapshot_download("org/repo", repo_type="dataset", local_files_only=True) == str(folder)
 
 
+@pytest.mark.parametrize("format_version", [1, 2])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_file_that_was_changed_in_the_cache_is_refused(hub_server, tmp_path, file, format_version):
+    make_generator().save_pretrained(tmp_path / "generator")
+    config = tmp_path / "generator" / "config.json"
+    if format_version == 1:
+        said = json.loads(config.read_text()) | {"format_version": 1}
+        config.write_text(json.dumps({name: value for name, value in said.items() if name != "weights"}))
+    commit = hub_server.push(tmp_path / "generator")
+    assert load_generator("org/repo").digest() == make_generator().digest()
+    path = tmp_path / "home/hub/models--org--repo/snapshots" / commit / file
+    content = path.read_bytes()
+    path.resolve().write_bytes(content.replace(b"[", b"[ ", 1) if file == "config.json" else flip(content))
+    with pytest.raises(files.FormatError, match=rf"{file} (was changed since it was downloaded|is damaged)"):
+        load_generator("org/repo")
+    assert load_generator("org/repo", verify=False).arguments() == make_generator().arguments()
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def test_one_file_of_a_repository(hub_server, generator_commit, tmp_path):
     for _ in range(2):
         path = hub.download_file("org/repo@main", "model.safetensors")
@@ -188,7 +210,7 @@ def test_networks_come_back_as_they_were_pushed(hub_server, writer, make, tmp_pa
         assert not loaded.training
         assert not any(weight.requires_grad for weight in loaded.parameters())
         assert loaded.metadata == {"recipe": {"steps": 3}, "hub": {"repo": "org/net", "commit": pushed.oid}}
-    with pytest.raises(files.FormatError, match="field 'architecture' needs one of CompactGenerator: found"):
+    with pytest.raises(files.FormatError, match="field 'architecture' needs one of CompactGenerator, found"):
         CompactGenerator.from_pretrained("org/net")
 
 
@@ -356,28 +378,58 @@ def test_a_pull_request_has_no_branch(hub_server):
         make_generator().push_to_hub("org/new", branch="dev", create_pr=True)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_half_a_folder_is_not_pushed(hub_server, tmp_path, missing):
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("config.json", "config.json is missing: expected a folder that save_pretrained wrote"),
+        ("model.safetensors", "model.safetensors is missing: config.json names it, get it again"),
+    ],
+)
+def test_half_a_folder_is_not_pushed(hub_server, tmp_path, missing, message):
     make_generator().save_pretrained(tmp_path)
     (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{missing} is missing: expected a folder that save_pretrained wrote"):
+    with pytest.raises(FileNotFoundError, match=message):
         hub.push_folder(tmp_path, "org/new", "generator")
     assert hub_server.requests == []
 
 
-def test_a_damaged_bank_is_not_pushed(hub_server, tmp_path):
-    make_bank().save_pretrained(tmp_path)
-    shard = tmp_path / "bank-00000-of-00001.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+@pytest.mark.parametrize("kind", ["bank", "generator"])
+def test_what_is_damaged_is_not_pushed(hub_server, tmp_path, kind):
+    (make_bank() if kind == "bank" else make_generator()).save_pretrained(tmp_path)
+    (part,) = tmp_path.glob("*.safetensors")
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
     with pytest.raises(files.FormatError, match="is damaged: expected sha256"):
-        hub.push_folder(tmp_path, "org/new", "bank")
-    (tmp_path / "bank.index.json").write_text('{"files": [{"name": "../x", "sha256": ""}]}')
-    with pytest.raises(files.FormatError, match=r"names a file '\.\./x': expected a plain file name"):
-        hub.push_folder(tmp_path, "org/new", "bank")
-    (tmp_path / "bank.index.json").write_text('{"files": 3}')
-    with pytest.raises(files.FormatError, match="field 'files' needs a list of files, found 3"):
+        hub.push_folder(tmp_path, "org/new", kind)
+    assert hub_server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            '{"files": [{"name": "../x", "size": 1, "sha256": ""}]}',
+            r"names a file '\.\./x': expected a plain file name",
+        ),
+        ('{"files": [{"name": "x", "sha256": ""}]}', r"field 'files\[0\]' needs name, size and sha256"),
+        ('{"files": 3}', "field 'files' needs a list of files, found 3"),
+    ],
+)
+def test_an_index_that_is_not_right_is_not_pushed(hub_server, tmp_path, index, message):
+    (tmp_path / "bank.index.json").write_text(index)
+    with pytest.raises(files.FormatError, match=message):
         hub.push_folder(tmp_path, "org/new", "bank")
     assert hub_server.requests == []
+
+
+def test_what_a_killed_save_left_under_another_name_is_pushed_under_its_own(hub_server, writer, tmp_path):
+    make_generator().save_pretrained(tmp_path)
+    entry = files.FileEntry.of(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / entry.interim)
+    (tmp_path / "model.safetensors").write_bytes(b"an older one")
+    pushed = hub.push_folder(tmp_path, "org/new", "generator")
+    names = {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert set(hub_server.repo("model", "org/new").commits[pushed.oid]) == names
+    assert load_generator("org/new").digest() == load_generator(tmp_path).digest() == make_generator().digest()
 
 
 def test_a_link_out_of_the_folder_is_not_pushed(hub_server, tmp_path):

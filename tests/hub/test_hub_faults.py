@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from loopback_hub import READER, WRITER, Answer, Handler, LoopbackHub, answers, 
 from latent_mixup import files, hub
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators import CompactGenerator, load_generator
+from latent_mixup.hub.download import Repository
 
 # the client, of the library below it
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content=.*:DeprecationWarning")
@@ -459,6 +461,43 @@ def test_a_given_token_is_the_one_that_is_sent_and_is_not_logged(server, caplog)
     load_generator(NAME, token="hf_given")
     assert {request.headers.get("authorization") for request in server.requests} == {"Bearer hf_given"}
     assert "hf_given" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "play",
+    [stop, fault(INFO, GATED), fault(INFO, answers(500)), fault(INFO, answers(200, b"<html>")), fault(CONFIG, GATED)],
+    ids=["gone", "gated", "500", "no Hub", "a gated file"],
+)
+@pytest.mark.parametrize("push", [False, True])
+def test_no_error_shows_the_password_of_an_endpoint_or_a_token(server, tmp_path, monkeypatch, caplog, play, push):
+    monkeypatch.setattr(constants, "ENDPOINT", server.url.replace("://", "://me:s3cret@"))
+    play(server)
+    token = "hf_" + "x" * 34
+    call = (hub.push_folder, tmp_path / "generator", "org/repo", "generator") if push else (load_generator, NAME)
+    with pytest.raises(hub.HubError) as caught:
+        call[0](*call[1:], token=token)
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "s3cret" not in shown
+    assert token not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:pw@host:80/x failed", "http://***@host:80/x failed"),
+        ("https://token@host", "https://***@host"),
+        ("a https://u:p@ss@h and socks5://x:y@z", "a https://***@h and socks5://***@z"),
+        ("Bearer hf_abcdefghijklmn", "Bearer hf_***"),
+        ("https://host/org/repo@main, hf_hub_download", "https://host/org/repo@main, hf_hub_download"),
+    ],
+)
+def test_secrets_in_a_text(text, shown):
+    assert hub.errors.without_secrets(text) == shown
+
+
+def test_what_a_repository_shows_of_itself_is_not_its_token():
+    asked = Repository("me/gen", "model", None, cache_dir=None, token="hf_secret", local_files_only=False, instead="")
+    assert "hf_secret" not in repr(asked)
 
 
 def test_no_token_is_sent_where_none_may_be(server):
