@@ -22,12 +22,18 @@ RESULTS = Path(__file__).parent / "results"
 SEARCHED = "fashion-mnist"  # the data set that a policy was searched on, for all
 SEARCH_FILE, LABEL_TRUTH = "search.json", "label-truth.json"  # in the folder of a data set's results
 
+
+def _set_threads(_context: click.Context, _parameter: click.Parameter, threads: int | None) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
 data_option = click.option("--data-root", type=FOLDER, required=True, help="Folder with torchvision's files.")
 out_option = click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file.")
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1),
-    callback=lambda _context, _parameter, threads: threads and torch.set_num_threads(threads),
+    callback=_set_threads,
     expose_value=False,
     help="CPU threads; default: all cores.",
 )

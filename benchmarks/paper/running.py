@@ -41,9 +41,10 @@ class Order:
 
 
 BenchmarkOf: TypeAlias = Callable[..., Benchmark]
+Decorate: TypeAlias = Callable[[BenchmarkOf], click.Command]
 
 
-def command(dataset: str, presets: Sequence[str], *, default: str, methods: str, seeds: str, help: str) -> Any:
+def command(dataset: str, presets: Sequence[str], *, default: str, methods: str, seeds: str, help: str) -> Decorate:
     """Decorates ``(order, **further options) -> Benchmark``: gives the command line that runs it."""
     options = several(
         data_option,
@@ -85,7 +86,8 @@ def command(dataset: str, presets: Sequence[str], *, default: str, methods: str,
 
         main.__doc__ = help
         main.__dict__.update(getattr(benchmark_of, "__dict__", {}))  # the further options
-        return click.command()(options(one_sentence(main)))
+        made: click.Command = click.command()(options(one_sentence(main)))
+        return made
 
     return decorate
 

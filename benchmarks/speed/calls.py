@@ -12,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import click
@@ -32,7 +32,7 @@ def count_calls(loader: lm.LatentMixupLoader) -> dict[str, Counter[str]]:
     def note(frame: FrameType, event: str, _: Any) -> None:
         path = Path(frame.f_code.co_filename)
         if event == "call" and path.is_relative_to(PACKAGE):
-            found.setdefault(str(path.relative_to(PACKAGE)), Counter())[frame.f_code.co_qualname] += 1
+            found.setdefault(str(path.relative_to(PACKAGE)), Counter())[_name(frame.f_code)] += 1
 
     sys.setprofile(note)
     try:
@@ -40,6 +40,10 @@ def count_calls(loader: lm.LatentMixupLoader) -> dict[str, Counter[str]]:
     finally:
         sys.setprofile(None)
     return found
+
+
+def _name(code: CodeType) -> str:
+    return getattr(code, "co_qualname", code.co_name)  # the first from Python 3.11 on
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
