@@ -74,6 +74,8 @@ POLICIES = [
     *(Policy(Dirichlet(1.0, 3), blend=blend) for blend in BLENDS),
     *(Policy(labels=labels) for labels in LABELS),
     Policy(Dirichlet(1.0, 3), labels=LABELS[0]),
+    Policy(Dirichlet(5.0, 3), labels=Curve((0.0, 0.0, 1.0))),  # flat at 0 for all three, often
+    Policy(Scheduled(Dirichlet(0.1, 4), (0,), (1.0,))),
     Policy(unmixed=0.5),
     Policy(path="slerp"),
     Policy(Dirichlet(0.7, 3), SameClass(), Channels(), unmixed=0.3, labels=LABELS[0]),
@@ -321,6 +323,32 @@ def test_partners_that_a_bank_has_not():
         Policy().draw(3, BankView(one.bank, torch.arange(0)), keyed_generator("test", 0))
 
 
+@pytest.mark.parametrize("partners", PARTNERS, ids=str)
+def test_a_view_of_some_rows_gives_no_others(partners, bank):
+    some = torch.arange(60).reshape(20, 3)[::2].flatten()  # ten of each class
+    view, policy = BankView(bank, some), Policy(Dirichlet(1.0, 3), partners)
+    policy.check(view)
+    draw = drawn(policy, view, 400)
+    assert torch.isin(draw.sources, some).all()
+    assert set(draw.sources.flatten().tolist()) == set(some.tolist())
+    assert view.class_counts.tolist() == [10, 10, 10]
+    alone = BankView(bank.subset(some))
+    assert torch.equal(view.mean, alone.mean)
+    assert torch.equal(view.spread, alone.spread)
+    assert torch.equal(some[drawn(policy, alone, 400).sources], draw.sources)  # as of a bank of these rows
+
+
+@pytest.mark.parametrize("some", [[3, 2], [2, 2], [-1, 0], [0, 60]])
+def test_a_view_needs_rows_of_the_bank(some, bank):
+    with pytest.raises(ValueError, match="rows needs rows of a bank of 60, ascending and each once"):
+        BankView(bank, torch.tensor(some))
+
+
+def test_a_view_without_a_second_class_is_refused(bank):
+    with pytest.raises(ValueError, match="at least two classes: got one"):
+        Policy(partners=OtherClass()).check(BankView(bank, torch.tensor([0, 3])))
+
+
 def test_soft_labels_are_of_their_likeliest_class(toy_bank):
     hard, soft_ = BankView(toy_bank), BankView(one_hot_bank(toy_bank))
     for partners in (SameClass(), OtherClass()):
@@ -436,7 +464,151 @@ def test_a_teacher_labels_mixes_and_no_others(rows):
         to_config(policy)
 
 
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class Returns(nn.Module):
+    """A classifier whose forward returns ``make(logits)``."""
+
+    def __init__(self, make, num_classes=CLASSES):
+        super().__init__()
+        self.net, self.make = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, num_classes)), make
+
+    def forward(self, images):
+        return self.make(self.net(images))
+
+
+IMAGES = torch.linspace(-1, 1, 80).view(5, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: x, Output, lambda x: {"logits": x}, lambda x: (x,), lambda x: [Output(x)], lambda x: x.half()],
+)
+def test_a_teacher_reads_the_logits_of_whatever_its_model_returns(make):
+    model = Returns(make)
+    found = Teacher(model)(IMAGES, CLASSES)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, model.net(IMAGES).softmax(1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: (x, x), "needs to return logits, a tensor .B, K.: got a tuple of 2"),
+        (lambda x: {"out": x}, "got a dict with 'out'"),
+        (lambda x: None, "got NoneType"),
+        (lambda x: x[:, :2], r"logits \[5, 3\]: got \[5, 2\]"),
+        (lambda x: x[:4], r"logits \[5, 3\]: got \[4, 3\]"),
+        (lambda x: x[..., None, None], r"got \[5, 3, 1, 1\]"),
+        (lambda x: x * math.nan, "NaN or infinite logits for 5 of 5 images"),
+    ],
+)
+def test_outputs_that_are_no_logits_of_the_classes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(Returns(make))(IMAGES, CLASSES)
+
+
+def test_a_teachers_labels_stay_when_its_owner_trains_on():
+    model = Returns(lambda x: x)
+    teacher = Teacher(model)
+    before = teacher(IMAGES)
+    nn.ModuleList([model]).train()
+    assert torch.equal(teacher(IMAGES), before)
+    assert model.training  # as its owner left it
+
+
+def test_probabilities_in_the_place_of_logits_are_told_once():
+    teacher = Teacher(Returns(lambda x: x.softmax(1)))
+    with pytest.warns(UserWarning, match="the teacher returns probabilities") as caught:
+        teacher(IMAGES), teacher(IMAGES)
+    assert len(caught) == 1
+
+
 # ---- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "message"),
+    [
+        (Beta, "alpha", "0.4", "Beta.alpha needs to be a finite number: got '0.4'"),
+        (Beta, "alpha", True, "needs to be a finite number: got True"),
+        (Beta, "alpha", None, "needs to be a finite number: got None"),
+        (Beta, "alpha", math.inf, "needs to be a finite number: got inf"),
+        (Beta, "alpha", 10**400, "needs to be a finite number"),
+        (Beta, "alpha", [0.4], r"needs to be a finite number: got \[0.4\]"),
+        (Beta, "mode", ["elem"], 'Beta.mode needs to be "elem" or "batch"'),
+        (Uniform, "low", {}, "needs to be a finite number: got {}"),
+        (Dirichlet, "num_sources", 2.5, "Dirichlet.num_sources needs to be an integer: got 2.5"),
+        (Dirichlet, "num_sources", 10**30, "num_sources needs to be an integer"),
+        (Dirichlet, "num_sources", 2**40, "num_sources needs to be in"),
+        (Scheduled, "weights", 1, "Scheduled.weights needs to be Beta, Uniform, NearEnds or Dirichlet: got 1"),
+        (Scheduled, "epochs", 5, "Scheduled.epochs needs a list: got 5"),
+        (Scheduled, "epochs", (0, 1.5), r"Scheduled.epochs\[1\] needs to be an integer: got 1.5"),
+        (Scheduled, "strengths", "01", "Scheduled.strengths needs a list: got '01'"),
+        (Nearest, "candidates", 2.5, "Nearest.candidates needs to be an integer: got 2.5"),
+        (Nearest, "among", Nearest(2), "Nearest.among needs to be Anyone, SameClass, OtherClass or ClassPairs"),
+        (Farthest, "among", Anyone, "got <class .*make one, .*Anyone"),
+        (ClassPairs, "matrix", ((1, None),), r"ClassPairs.matrix\[0\]\[1\] needs to be a finite number: got None"),
+        (ClassPairs, "matrix", (1, 2), r"ClassPairs.matrix\[0\] needs a list: got 1"),
+        (Layers, "coarse", 2.0, "Layers.coarse needs to be an integer"),
+        (Noise, "scale", "a", "Noise.scale needs to be a finite number"),
+        (Curve, "points", None, "Curve.points needs a list: got None"),
+        (Policy, "weights", None, "Policy.weights needs to be Beta, .* or Scheduled: got None"),
+        (Policy, "weights", Beta, "Policy.weights needs to be .*make one"),
+        (Policy, "partners", "nearest", "Policy.partners needs to be .*: got 'nearest'"),
+        (Policy, "path", 1, 'Policy.path needs to be "lerp" or "slerp": got 1'),
+        (Policy, "low_pass", 1.0, "Policy.low_pass needs to be LowPass: got 1.0"),
+        (Policy, "unmixed", "half", "Policy.unmixed needs to be a finite number"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(kind, field, value, message):
+    required = {Scheduled: {"weights": Beta()}, Layers: {"coarse": 2}}.get(kind, {})
+    with pytest.raises(ValueError, match=message):
+        kind(**{**required, field: value})
+
+
+def test_numbers_of_other_libraries_are_plain_numbers_afterwards():
+    assert Beta(np.float32(0.5)) == Beta(0.5) == Beta(torch.tensor(0.5))
+    assert Nearest(np.int64(3)).candidates == 3
+    assert ClassPairs(torch.eye(2)) == ClassPairs(np.eye(2)) == ClassPairs([[1, 0], [0, 1]])
+    json.dumps(to_config(Policy(Uniform(np.float64(0.5), 1), ClassPairs(np.ones((3, 3))))))
+
+
+def nested(depth, innermost, wrap):
+    for _ in range(depth):
+        innermost = wrap(innermost)
+    return innermost
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"partners": nested(2000, {"kind": "Anyone"}, lambda inner: {"kind": "Nearest", "among": inner})},
+        {"weights": nested(2000, {"kind": "Beta"}, lambda inner: {"kind": "Scheduled", "weights": inner})},
+        {"labels": {"kind": "Curve", "points": nested(2000, [], lambda inner: [inner])}},
+        {"weights": None},
+        {"weights": {"kind": ["Beta"]}},
+        {"weights": {"kind": "Beta", "alpha": 10**400}},
+        {"weights": {"kind": "Beta", "num_sources": 2}},
+        {"partners": {"kind": "Nearest", "candidates": 2.5}},
+        {"partners": {"kind": "Anyone", "kind ": 1}},
+        {"labels": {"kind": "Teacher", "model": {}}},
+        {"blend": []},
+        {1: 2},
+        None,
+        "robust",
+    ],
+    ids=lambda config: str(config)[:40] if not isinstance(config, dict) else next(iter(config)),
+)
+def test_whatever_json_holds_the_error_is_a_short_value_error(config):
+    with pytest.raises(ValueError, match=r".") as caught:
+        from_config(config)
+    assert type(caught.value) is ValueError
+    assert len(str(caught.value)) < 300
+    assert "not supported between" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -509,11 +681,12 @@ def test_bad_settings(make, message):
 def test_the_three_entry_points_follow_it(policy, target_format, linear_generator, toy_bank, toy_dataset):
     settings = {"policy": policy, "prob": 0.5, "seed": 0, "target_format": target_format}
     dataset = lm.LatentMixupDataset(toy_dataset, linear_generator, toy_bank, **settings)
-    collate = lm.LatentMixupCollate(linear_generator, toy_bank, **settings)
+    collate = lm.LatentMixupCollate(linear_generator, toy_bank, dataset=toy_dataset, **settings)
     plain = torch.utils.data.DataLoader(toy_dataset, 10)
     loader = lm.LatentMixupLoader(plain, linear_generator, toy_bank, **settings)
     one_by_one = [dataset[i] for i in range(len(dataset))]
-    together = dataset.__getitems__(list(range(len(dataset))))
+    again = lm.LatentMixupDataset(toy_dataset, linear_generator, toy_bank, **settings)
+    together = again.__getitems__(list(range(len(again))))
     for (image, target), (same, also) in zip(one_by_one, together, strict=True):
         torch.testing.assert_close(image, same)
         torch.testing.assert_close(target, also)
