@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.robustness.shared import Loader, batches, device_of, scored
+from latent_mixup.robustness.classifier import device_of, scored
+from latent_mixup.robustness.shared import Loader, batches
 
 
 def accuracy(model: nn.Module, loader: Loader, *, device: torch.device | str | None = None) -> float:
@@ -22,8 +23,9 @@ def accuracy(model: nn.Module, loader: Loader, *, device: torch.device | str | N
         Accuracy in [0, 1]; the same for any batch size.
 
     Raises:
-        ValueError: No image came, images are not a finite float batch, labels are not class indices, or the model
+        ValueError: No image came, images are not a finite float batch, labels are not classes of the model, or it
             does not return finite logits ``[B, K]``.
+        TypeError: ``model`` is not a module, or ``loader`` not a loader.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
@@ -59,7 +61,7 @@ def logits_of(
     logits, labels = [], []
     with scored(model) as classifier:
         for images, own in batches(loader, device=device_of(model, device)):
-            logits.append(classifier.logits(images if see is None else see(images)).cpu())
+            logits.append(classifier.logits(images if see is None else see(images), own).cpu())
             labels.append(own)
     return torch.cat(logits), torch.cat(labels)
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.robustness.classifier import scored
 from latent_mixup.robustness.pgd import Norm
-from latent_mixup.robustness.shared import (
-    Bounds,
-    check_eps,
-    check_images,
-    check_inside,
-    class_indices,
-    from_unit,
-    per_image,
-    scored,
-    to_unit,
-)
+from latent_mixup.robustness.ranges import Bounds, FromUnit, Range
+from latent_mixup.robustness.shared import check_eps, check_images, check_list, class_indices, per_image
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-TARGETED, LEAST_CLASSES = {"apgd-t", "fab-t"}, 10  # they aim at nine other classes
+# The classes that an attack needs: the loss of apgd-dlr has a third logit, the targeted ones aim at nine other classes.
+LEAST_CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "fab": 2, "square": 2, "apgd-t": 10, "fab-t": 10}
 
 
 def autoattack(
@@ -43,13 +38,14 @@ def autoattack(
         model: Images to logits ``[B, K]``, differentiable; on the device of ``images``.
         images: Float ``[B, C, H, W]`` within ``bounds``.
         labels: Class indices ``[B]``.
-        bounds: The values of black and white in ``images``; AutoAttack itself sees [0, 1].
+        bounds: The values of black and white in ``images``: ``(-1, 1)``, or two lists with a number per channel, all of
+            one width. AutoAttack itself sees [0, 1].
         eps: Radius of the ball, in the units of ``images``: 8/255 of images in [0, 1] is 16/255 in [-1, 1].
         norm: ``"linf"`` or ``"l2"``.
         attacks: Which of ``"apgd-ce"``, ``"apgd-dlr"``, ``"fab"``, ``"square"``, ``"apgd-t"`` and ``"fab-t"``; None:
-            the standard ensemble. The targeted ones, whose names end in ``t``, need ten classes.
+            the standard ensemble. The targeted ones, whose names end in ``t``, need ten classes, ``"apgd-dlr"`` three.
         batch_size: Images at once.
-        seed: Seed of all draws; the random state of the caller is left as it was.
+        seed: Seed of all draws; the random states of the CPU and of the device of ``images`` are left as they were.
 
     Returns:
         ``[B, C, H, W]`` within ``bounds``; the image itself where nothing fooled.
@@ -72,42 +68,46 @@ def autoattack(
 
     check_eps(eps, norm)
     check_images(images)
-    check_inside(images, bounds)
-    labels = class_indices(labels, len(images)).to(images.device)
-    with scored(model, gradient=True) as classifier, torch.random.fork_rng():
-        classifier.logits(images[:1])
+    span = Range.of(bounds, images)
+    labels = class_indices(labels, len(images))
+    if attacks is not None:
+        check_list("attacks", attacks)
+    with scored(model, gradient=True) as classifier, _forked(images.device):
+        with torch.no_grad():
+            for part, own in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+                classifier.logits(part, own)
         _check_classes(classifier.num_classes or 0, STANDARD if attacks is None else attacks)
         attack = AutoAttack(
-            _FromUnit(model, bounds, images.dtype),
+            FromUnit(model, span, images.dtype),
             attacks=None if attacks is None else list(attacks),
             version="standard" if attacks is None else "custom",
             norm=NORMS[norm],
-            eps=eps / (bounds[1] - bounds[0]),
+            eps=eps / span.width(),
             seed=seed,
             device=images.device,
         )
-        unit = to_unit(images.detach(), bounds).float().clamp(0, 1)
-        found: Tensor = attack.run_standard_evaluation(unit, labels, batch_size=batch_size)[0]
-    return torch.where(per_image((found != unit).flatten(1).any(dim=1)), from_unit(found, bounds).to(images), images)
+        unit = span.to_unit(images.detach()).float().clamp(0, 1)
+        found: Tensor = attack.run_standard_evaluation(unit, labels.to(images.device), batch_size=batch_size)[0]
+    return torch.where(per_image((found != unit).flatten(1).any(dim=1)), span.from_unit(found).to(images), images)
+
+
+def _forked(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The random states of the CPU and of ``device`` as they were, afterwards; no other device is touched."""
+    if device.type in ("cpu", "mps"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def _check_classes(num_classes: int, attacks: Sequence[str]) -> None:
-    """Raise ``ValueError`` where a targeted attack lacks classes."""
-    targeted = sorted(TARGETED.intersection(attacks))
-    if targeted and num_classes < LEAST_CLASSES:
-        raise ValueError(
-            f"the targeted attacks {', '.join(targeted)} need {LEAST_CLASSES} classes: got {num_classes} logits; "
-            'pass attacks=["apgd-ce", "apgd-dlr", "fab", "square"]'
-        )
-
-
-class _FromUnit(nn.Module):
-    """The model behind a conversion of float32 images in [0, 1] to its own range and type."""
-
-    def __init__(self, model: nn.Module, bounds: Bounds, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.bounds, self.dtype = model, bounds, dtype
-
-    def forward(self, unit: Tensor) -> Tensor:
-        logits: Tensor = self.model(from_unit(unit.to(self.dtype), self.bounds)).float()
-        return logits
+    """Raise ``ValueError`` where an attack is unknown or needs more classes."""
+    for name in attacks:
+        if name not in LEAST_CLASSES:
+            raise ValueError(f"no attack {name!r}: choose from {', '.join(LEAST_CLASSES)}")
+    possible = [name for name, least in LEAST_CLASSES.items() if least <= num_classes]
+    for least, kind in ((10, "the targeted attacks"), (3, "the attack")):
+        lacking = sorted(name for name in attacks if name not in possible and LEAST_CLASSES[name] == least)
+        if lacking:
+            raise ValueError(
+                f"{kind} {', '.join(lacking)} need {least} classes: got {num_classes} logits; pass attacks="
+                + json.dumps(possible)
+            )

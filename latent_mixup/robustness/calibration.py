@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_mixup.robustness.shared import class_indices, describe
+from latent_mixup.robustness.classifier import warn_of_probabilities
+from latent_mixup.robustness.shared import check_classes, class_indices, describe
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> float:
@@ -23,7 +24,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 1
         A number in [0, 1]; 0 is calibrated.
 
     Raises:
-        ValueError: ``logits`` are not finite floats ``[N, K]``, ``labels`` are not class indices for them, or
+        ValueError: ``logits`` are not finite floats ``[N, K]``, ``labels`` are not classes of them, or
             ``num_bins`` is below 1.
 
     Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3; 15 bins.
@@ -38,7 +39,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 1
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     right = (predicted == labels).double()
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gaps = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, right - confidence)
+    gaps = torch.zeros(num_bins, dtype=torch.float64, device="cpu").index_add(0, bins, right - confidence)
     return gaps.abs().sum().item() / len(labels)
 
 
@@ -85,10 +86,9 @@ def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"logits must be a float tensor [N, K]: got {describe(logits)}")
     if not logits.isfinite().all():
         raise ValueError(f"logits must be finite: got {int((~logits.isfinite()).sum())} nan or inf numbers")
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits must be of two classes or more: got {describe(logits)}; of one logit z pass [-z, z]")
     labels = class_indices(labels, len(logits))
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels must be in [0, {logits.shape[1]}), the logits' classes: "
-            f"got {int(labels.min())} to {int(labels.max())}"
-        )
+    check_classes(labels, logits.shape[1])
+    warn_of_probabilities(logits)
     return logits.cpu().double(), labels

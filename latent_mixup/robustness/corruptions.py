@@ -20,17 +20,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from latent_mixup.robustness.shared import (
-    Bounds,
-    Loader,
-    batches,
-    check_images,
-    check_inside,
-    device_of,
-    from_unit,
-    scored,
-    to_unit,
-)
+from latent_mixup.robustness.classifier import device_of, scored
+from latent_mixup.robustness.ranges import Bounds, Range
+from latent_mixup.robustness.shared import FLOAT32, Loader, batches, check_images, check_list
 from latent_mixup.sampling import keyed_generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -58,7 +50,7 @@ def corrupt(
         images: Float ``[B, C, H, W]`` within ``bounds``, of 3x3 pixels at least; one or three channels.
         name: One of :func:`corruption_names`.
         severity: From 1 to 5.
-        bounds: The values of black and white in ``images``, e.g. ``(-1, 1)``.
+        bounds: The values of black and white in ``images``: ``(-1, 1)``, or two lists with a number per channel.
         seed: Seed of the noise.
         first_index: Index of the first image in the data set; the others follow it.
 
@@ -77,7 +69,7 @@ def corrupt(
         torch.Size([5, 1, 28, 28])
     """
     check_images(images)
-    check_inside(images, bounds)
+    span = Range.of(bounds, images)
     _check_what(images, [name], [severity])
     corruption = CORRUPTIONS[name]
     named = int.from_bytes(name.encode(), "big")
@@ -85,9 +77,9 @@ def corrupt(
     draws = (
         [keyed_generator("corruption", seed, index, named, severity) for index in indices] if corruption.random else []
     )
-    unit = to_unit(images.detach(), bounds).float().clamp(0, 1)
-    corrupted = corruption.apply(unit, corruption.strengths[severity - 1], draws)
-    return from_unit(corrupted.clamp(0, 1), bounds).to(images)
+    unit = span.to_unit(images.detach()).float().clamp(0, 1)
+    corrupted = corruption.apply(unit, corruption.strengths[int(severity) - 1], draws)
+    return span.from_unit(corrupted.clamp(0, 1)).to(images)
 
 
 def corruption_names(img_channels: int) -> tuple[str, ...]:
@@ -138,12 +130,14 @@ def corruption_accuracy(
         on, title = device_of(model, device), progress and "corruptions"
         for images, labels in batches(loader, limit=max_images, progress=title):
             names = corruption_names(images.shape[1]) if names is None else names
+            check_list("names", names)
+            check_list("severities", severities)
             _check_what(images, names, severities)
             for name in names:
                 found = right.setdefault(name, [0] * len(severities))
                 for i, severity in enumerate(severities):
                     seen = corrupt(images, name, severity, bounds=bounds, seed=seed, first_index=count)
-                    predicted = classifier.logits(seen.to(on)).argmax(dim=1)
+                    predicted = classifier.logits(seen.to(on), labels).argmax(dim=1)
                     found[i] += int((predicted.cpu() == labels).sum())
             count += len(images)
     return {name: [n / count for n in found] for name, found in right.items()}
@@ -165,7 +159,7 @@ def _shot_noise(images: Tensor, photons: float, draws: Draws) -> Tensor:
 
 def _impulse_noise(images: Tensor, share: float, draws: Draws) -> Tensor:
     """Each number becomes black or white with probability ``share / 2`` each."""
-    toss = torch.stack([torch.rand(images.shape[1:], generator=draw) for draw in draws]).to(images)
+    toss = torch.stack([torch.rand(images.shape[1:], generator=draw, **FLOAT32) for draw in draws]).to(images)
     return images.masked_fill(toss < share, 1.0).masked_fill(toss < share / 2, 0.0)
 
 
@@ -182,7 +176,7 @@ def _defocus_blur(images: Tensor, lens: tuple[float, float], draws: Draws) -> Te
     """A disk of pixels, softened by a Gaussian of 3x3 pixels; the border is mirrored."""
     radius, softness = lens
     reach = math.floor(radius) + 1
-    offset = torch.arange(-reach, reach + 1)
+    offset = torch.arange(-reach, reach + 1, device="cpu")
     disk = (offset[:, None] ** 2 + offset**2 <= radius**2).float()
     soft = F.conv2d(disk[None, None], _gaussian(softness, 1)[None, None], padding=1)[0, 0]
     return _filtered(images, soft / disk.sum(), "reflect")
@@ -254,12 +248,12 @@ CORRUPTIONS: dict[str, _Corruption] = {
 
 
 def _normal(images: Tensor, draws: Draws) -> Tensor:
-    return torch.stack([torch.randn(images.shape[1:], generator=draw) for draw in draws]).to(images)
+    return torch.stack([torch.randn(images.shape[1:], generator=draw, **FLOAT32) for draw in draws]).to(images)
 
 
 def _gaussian(sigma: float, reach: int) -> Tensor:
     """A kernel ``[2 * reach + 1, 2 * reach + 1]`` of sum 1."""
-    line = torch.exp(-(torch.arange(-reach, reach + 1).square()) / (2 * sigma**2))
+    line = torch.exp(-(torch.arange(-reach, reach + 1, **FLOAT32).square()) / (2 * sigma**2))
     return torch.outer(line, line) / line.sum() ** 2
 
 
@@ -292,4 +286,4 @@ def _check_what(images: Tensor, names: Sequence[str], severities: Sequence[int])
             raise ValueError(f"no corruption {name!r} for {channels} channels: choose from {', '.join(possible)}")
     for severity in severities:
         if severity not in SEVERITIES:
-            raise ValueError(f"severity must be from 1 to 5: got {severity}")
+            raise ValueError(f"severity must be from 1 to 5: got {severity!r}")

@@ -8,20 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.robustness.shared import (
-    Bounds,
-    Classifier,
-    Loader,
-    batches,
-    check_images,
-    check_range,
-    chunks,
-    device_of,
-    l2_norms,
-    no_gradient,
-    per_image,
-    scored,
-)
+from latent_mixup.robustness.classifier import Classifier, device_of, no_gradient, scored
+from latent_mixup.robustness.ranges import Bounds, Range, assumed_bounds
+from latent_mixup.robustness.shared import Loader, batches, check_classes, check_images, chunks, l2_norms, per_image
 
 STEP_MARGIN = 1e-4  # added to each step's length, so that it ends behind the boundary and not on it
 
@@ -58,6 +47,7 @@ class DeepFoolScore:
         mean_iterations: Mean number of steps.
         input_size: ``(C, H, W)`` of the images.
         n_correct: Correctly classified images.
+        input_range: Least and largest value of the images.
     """
 
     score: float
@@ -68,21 +58,29 @@ class DeepFoolScore:
     mean_iterations: float
     input_size: tuple[int, int, int]
     n_correct: int
+    input_range: tuple[float, float]
 
     def __float__(self) -> float:
         return self.score
 
-    def in_unit_range(self, bounds: Bounds = (-1.0, 1.0)) -> DeepFoolScore:
+    def in_unit_range(self, bounds: Bounds | None = None) -> DeepFoolScore:
         """The same scores in the units of images in [0, 1]: those of images in [-1, 1] are halved.
 
         A run of DeepFool in [0, 1] differs a little: the margin of 1e-4 of its steps has no unit.
 
         Args:
-            bounds: The values of black and white in the images that were scored.
+            bounds: The values of black and white in the images that were scored; None: ``(-1, 1)``.
+
+        Raises:
+            ValueError: ``bounds`` are no two finite numbers, rising; the images left them; or they were not given,
+                and no image had a value below 0.
         """
-        check_range(bounds)
-        width = bounds[1] - bounds[0]
-        return replace(self, score=self.score / width, score_correct=self.score_correct / width)
+        ends = torch.tensor(self.input_range, dtype=torch.float64, device="cpu")
+        span = Range.of(assumed_bounds(*self.input_range) if bounds is None else bounds, ends[None, None, None])
+        width = span.width()
+        least, most = span.to_unit(ends).tolist()
+        unit = {"score": self.score / width, "score_correct": self.score_correct / width}
+        return replace(self, **unit, input_range=(least, most))
 
 
 def deepfool(
@@ -173,7 +171,7 @@ def deepfool_score(
         >>> deepfool_score(net, torch.rand(5, 3, 2, 2)).input_size
         (3, 2, 2)
     """
-    results, correct = [], []
+    results, correct, ranges = [], [], []
     sizes: set[tuple[int, int, int]] = set()
     with scored(model, gradient=True) as classifier:
         on, title = device_of(model, device), progress and "DeepFool"
@@ -183,9 +181,13 @@ def deepfool_score(
                 raise ValueError(f"a score needs images of one size: got {sorted(sizes)}")
             result = _deepfool(classifier, images, num_classes, overshoot, max_iter)
             correct.append(result.labels.cpu() == labels)
+            if not isinstance(loader, Tensor):
+                check_classes(labels, classifier.num_classes or 0)
+            ranges.append(torch.stack(images.aminmax()).cpu())
             results.append((result.norms.cpu().double(), result.iterations.cpu(), result.fooled.cpu()))
     right = torch.cat(correct)
     norms, iterations, fooled = (torch.cat(column) for column in zip(*results, strict=True))
+    least, most = torch.stack(ranges).aminmax()
     return DeepFoolScore(
         score=norms.mean().item(),
         score_correct=norms[right].mean().item() if right.any() else math.nan,
@@ -195,6 +197,7 @@ def deepfool_score(
         mean_iterations=iterations.double().mean().item(),
         input_size=sizes.pop(),
         n_correct=int(right.sum()),
+        input_range=(float(least), float(most)),
     )
 
 
@@ -207,7 +210,10 @@ def _deepfool(
         raise ValueError(f"overshoot must be a finite share of at least 0: got {overshoot}")
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1: got {max_iter}")
-    parts = [_deepfool_chunk(classifier, chunk, num_classes, 1 + overshoot, max_iter) for chunk in chunks(images)]
+    parts = [
+        _deepfool_chunk(classifier, chunk.detach().clone(), num_classes, 1 + overshoot, max_iter)
+        for chunk in chunks(images)
+    ]
     perturbations, iterations, fooled, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return DeepFoolResult(perturbations, l2_norms(perturbations), iterations, fooled, labels)
 
@@ -216,7 +222,6 @@ def _deepfool_chunk(
     classifier: Classifier, start: Tensor, num_classes: int, scale: float, max_iter: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Algorithm 2 on ``start`` ``[B, C, H, W]``: perturbations, steps, success, start labels."""
-    start = start.detach().clone()
     total = torch.zeros_like(start)
     iterations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     fooled = torch.zeros_like(iterations, dtype=torch.bool)

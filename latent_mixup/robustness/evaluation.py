@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from latent_mixup.robustness.accuracy import logits_of, share_right
 from latent_mixup.robustness.blur import SIGMAS, blur_sweep
 from latent_mixup.robustness.calibration import brier_score, expected_calibration_error, negative_log_likelihood
+from latent_mixup.robustness.classifier import check_model, device_of, warning_once
 from latent_mixup.robustness.corruptions import SEVERITIES, corruption_accuracy
 from latent_mixup.robustness.deepfool import deepfool_score
 from latent_mixup.robustness.pgd import Norm, pgd_accuracy
-from latent_mixup.robustness.shared import Bounds, check_images, check_inside, class_indices, device_of
+from latent_mixup.robustness.ranges import Bounds, FromUnit, Range, assumed_bounds
+from latent_mixup.robustness.shared import Loader, batches, check_eps, check_images, check_list, class_indices
 
 BATCH = 128  # on a CPU core a small CNN takes half the time for 128 images that it takes for batches of 500
 BATCH_ELSEWHERE = 2048
@@ -32,10 +34,10 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def evaluate(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Tensor | Loader,
+    labels: Tensor | None = None,
     *,
-    bounds: Bounds = (-1.0, 1.0),
+    bounds: Bounds | None = None,
     deepfool_images: int = 5000,
     sigmas: Sequence[float] = SIGMAS,
     pgd_images: int = 1000,
@@ -54,9 +56,11 @@ def evaluate(
 
     Args:
         model: Images to logits ``[B, K]``; stays on its device.
-        images: Float ``[N, C, H, W]`` within ``bounds``.
-        labels: Class indices ``[N]``.
-        bounds: The values of black and white in ``images``.
+        images: Float ``[N, C, H, W]`` within ``bounds``; or a loader of ``(images, labels)``, which is read once.
+        labels: Class indices ``[N]``; None with a loader.
+        bounds: The values of black and white in ``images``, such as ``(0, 1)``; where the model takes images with
+            another mean and deviation for each channel, two lists with a number per channel. None: ``(-1, 1)``; refused
+            where no value is below 0.
         deepfool_images: Number of images for DeepFool (the paper: 5,000), over the 10 likeliest classes.
         sigmas: Widths for the blur sweep, in pixels; empty: no sweep.
         pgd_images: Number of images for PGD, in both norms, from one random start.
@@ -70,51 +74,66 @@ def evaluate(
         progress: Show a progress bar for each part.
 
     Returns:
-        ``accuracy``, ``blurred_accuracy`` (kernel 5, sigma 5), ``deepfool_score`` (in units of ``bounds``), and beside
+        ``accuracy``, ``blurred_accuracy`` (kernel 5, sigma 5), ``deepfool_score`` (in units of ``bounds``; of images in
+        [0, 1] where ``bounds`` are per channel), and beside
         them ``calibration``, ``blur_sweep``, ``deepfool`` (in both units, over all and over correctly classified
         images, with counts), ``pgd``, ``corruptions``, the number of images and the ``seconds`` of each. A mean over
         no image is None.
 
     Raises:
         ValueError: ``images`` are not a finite float batch within ``bounds``, ``labels`` are not class indices for
-            them, or a score refuses its settings.
+            them, ``bounds`` are missing for images without a value below 0, or a score refuses its settings.
+        TypeError: ``model`` is not a module.
+
+    Warns:
+        UserWarning: The model returns probabilities in the place of logits.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
-        >>> found = evaluate(net, torch.rand(5, 3, 4, 4), torch.arange(5), corruption_images=0)
+        >>> found = evaluate(net, torch.rand(5, 3, 4, 4), torch.arange(5), bounds=(0, 1), corruption_images=0)
         >>> sorted(found)[:4]
         ['accuracy', 'blur_sweep', 'blurred_accuracy', 'bounds']
     """
+    check_model(model)
+    if labels is None:
+        images, labels = (torch.cat(column) for column in zip(*batches(images), strict=True))
     check_images(images)
-    check_inside(images, bounds)
     labels = class_indices(labels, len(images))
+    span = Range.of(assumed_bounds(*map(float, images.aminmax())) if bounds is None else bounds, images)
     counts = {"deepfool_images": deepfool_images, "pgd_images": pgd_images, "corruption_images": corruption_images}
     for name, count in counts.items():
         if count < 0:
             raise ValueError(f"{name} must be at least 0: got {count}")
+    if corruption_images:
+        check_list("severities", severities)
+    radii: dict[Norm, float] = {"linf": linf_eps, "l2": l2_eps}
+    for norm, eps in radii.items():
+        check_eps(eps, norm)
+    found: dict[str, Any] = {"test_images": len(images), "bounds": span.to_list()}
+    if isinstance(span.low, Tensor):
+        model, images, span = FromUnit(model, span, images.dtype), span.to_unit(images).clamp(0, 1), Range(0.0, 1.0)
     size = BATCH if torch.device(device_of(model, device)).type == "cpu" else BATCH_ELSEWHERE
 
     def first(count: int) -> Batches:
         return list(zip(images[:count].split(size), labels[:count].split(size), strict=True))
 
-    radii: dict[Norm, float] = {"linf": linf_eps, "l2": l2_eps}
-    how: dict[str, Any] = {"bounds": bounds, "seed": seed, "device": device, "progress": progress}
+    how: dict[str, Any] = {"bounds": (span.low, span.high), "seed": seed, "device": device, "progress": progress}
     attack = partial(_pgd, model, radii=radii, steps=pgd_steps, **how)
     corrupted = partial(_corruptions, model, severities=severities, **how)
     parts: dict[str, tuple[int, Callable[[Batches], dict[str, Any]]]] = {
         "accuracy": (len(images), partial(_clean, model, device=device)),
         "blur": (len(images), partial(_blur, model, sigmas=sigmas, device=device)),
-        "deepfool": (deepfool_images, partial(_deepfool, model, bounds=bounds, device=device, progress=progress)),
+        "deepfool": (deepfool_images, partial(_deepfool, model, span=span, device=device, progress=progress)),
         "pgd": (pgd_images, attack),
         "corruptions": (corruption_images, corrupted),
     }
-    found: dict[str, Any] = {"test_images": len(images), "bounds": list(bounds)}
     seconds = {}
-    for name, (count, part) in parts.items():
-        if count > 0:
-            started = time.perf_counter()
-            found.update(part(first(count)))
-            seconds[name] = round(time.perf_counter() - started, 2)
+    with warning_once():
+        for name, (count, part) in parts.items():
+            if count > 0:
+                started = time.perf_counter()
+                found.update(part(first(count)))
+                seconds[name] = round(time.perf_counter() - started, 2)
     return {**found, "seconds": seconds}
 
 
@@ -136,12 +155,12 @@ def _blur(model: nn.Module, test: Batches, *, sigmas: Sequence[float], device: A
     return {"blurred_accuracy": by_sigma[SIGMA], **({"blur_sweep": sweep} if sigmas else {})}
 
 
-def _deepfool(model: nn.Module, test: Batches, *, bounds: Bounds, device: Any, progress: bool) -> dict[str, Any]:
+def _deepfool(model: nn.Module, test: Batches, *, span: Range, device: Any, progress: bool) -> dict[str, Any]:
     num_classes = logits_of(model, [(test[0][0][:1], test[0][1][:1])], device=device)[0].shape[1]
     score = deepfool_score(
         model, test, num_classes=min(DEEPFOOL_CLASSES, num_classes), device=device, progress=progress
     )
-    unit = score.in_unit_range(bounds)
+    unit = score.in_unit_range((span.low, span.high))
     scores = {
         "score_correct": score.score_correct,
         "score_unit_range": unit.score,
@@ -150,19 +169,28 @@ def _deepfool(model: nn.Module, test: Batches, *, bounds: Bounds, device: Any, p
     record = {
         **asdict(score),
         "input_size": list(score.input_size),
+        "input_range": list(score.input_range),
         **{name: value if math.isfinite(value) else None for name, value in scores.items()},
-        "units": f"[{bounds[0]:g}, {bounds[1]:g}]",
+        "units": f"[{span.low:g}, {span.high:g}]",
     }
     return {"deepfool_score": score.score, "deepfool": record}
 
 
 def _pgd(
-    model: nn.Module, test: Batches, *, radii: dict[Norm, float], steps: int, bounds: Bounds, seed: int, **how: Any
+    model: nn.Module,
+    test: Batches,
+    *,
+    radii: dict[Norm, float],
+    steps: int,
+    bounds: tuple[float, float],
+    seed: int,
+    **how: Any,
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"n_images": _num_images(test), "steps": steps, "restarts": 1, "seed": seed}
     for norm, eps in radii.items():
-        eps_here = eps * (bounds[1] - bounds[0])
-        accuracy = pgd_accuracy(model, test, bounds=bounds, eps=eps_here, norm=norm, steps=steps, seed=seed, **how)
+        accuracy = pgd_accuracy(
+            model, test, bounds=bounds, eps=eps * (bounds[1] - bounds[0]), norm=norm, steps=steps, seed=seed, **how
+        )
         record[norm] = {"eps_unit_range": eps, "accuracy": accuracy}
     return {"pgd": record}
 

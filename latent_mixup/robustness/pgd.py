@@ -9,22 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_mixup.robustness.classifier import Classifier, device_of, no_gradient, scored
+from latent_mixup.robustness.ranges import Bounds, Range
 from latent_mixup.robustness.shared import (
-    Bounds,
-    Classifier,
+    FLOAT32,
     Loader,
     batches,
     check_eps,
     check_images,
-    check_inside,
     check_length,
     chunks,
     class_indices,
-    device_of,
     l2_norms,
-    no_gradient,
     per_image,
-    scored,
 )
 from latent_mixup.sampling import keyed_generator
 
@@ -99,7 +96,7 @@ def pgd(
         model: Images to logits ``[B, K]``, differentiable; on the device of ``images``.
         images: Float ``[B, C, H, W]`` within ``bounds``. Any number: work is done in chunks.
         labels: Class indices ``[B]``.
-        bounds: The values of black and white in ``images``, e.g. ``(-1, 1)``.
+        bounds: The values of black and white in ``images``: ``(-1, 1)``, or two lists with a number per channel.
         eps: Radius of the ball, in the units of ``images``: 8/255 of images in [0, 1] is 16/255 in [-1, 1].
         norm: ``"linf"``, the largest change of a number, or ``"l2"``, the Euclidean length of the change.
         step_size: Length of a step; None: ``2.5 * eps / steps``.
@@ -188,23 +185,23 @@ def _step(step_size: float | None, eps: float, steps: int) -> float:
 
 
 def _pgd(classifier: Classifier, images: Tensor, labels: Tensor, attack: _Attack, first_index: int) -> PGDResult:
-    check_inside(images, attack.bounds)
+    span = Range.of(attack.bounds, images)
     parts, index = [], first_index
     for chunk in chunks(images):
         own = labels[index - first_index :][: len(chunk)].to(images.device)
-        parts.append(_attack_chunk(classifier, chunk.detach().clone(), own, attack, index))
+        parts.append(_attack_chunk(classifier, chunk.detach().clone(), own, attack, span, index))
         index += len(chunk)
     perturbations, iterations, fooled = (torch.cat(column) for column in zip(*parts, strict=True))
     return PGDResult(perturbations, iterations, fooled)
 
 
 def _attack_chunk(
-    classifier: Classifier, images: Tensor, labels: Tensor, attack: _Attack, first_index: int
+    classifier: Classifier, images: Tensor, labels: Tensor, attack: _Attack, span: Range, first_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Start after start for those not yet fooled: perturbations, steps, success."""
     total = torch.zeros_like(images)
     iterations = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    fooled = classifier.with_gradient(images)[1].argmax(dim=1) != labels
+    fooled = classifier.with_gradient(images, labels)[1].argmax(dim=1) != labels
     for restart in range(attack.restarts):
         rows = (~fooled).nonzero()[:, 0]
         if len(rows) == 0:
@@ -212,14 +209,14 @@ def _attack_chunk(
         begin = torch.zeros_like(images[rows])
         if attack.random_start:
             starts = [_random_start(images.shape[1:], attack, first_index + row, restart) for row in rows.tolist()]
-            begin = _inside(torch.stack(starts).to(images), images[rows], attack)
-        total[rows], taken, fooled[rows] = _walk(classifier, images[rows], labels[rows], begin, attack)
+            begin = _inside(torch.stack(starts).to(images), images[rows], attack, span)
+        total[rows], taken, fooled[rows] = _walk(classifier, images[rows], labels[rows], begin, attack, span)
         iterations[rows] += taken
     return total, iterations, fooled
 
 
 def _walk(
-    classifier: Classifier, images: Tensor, labels: Tensor, begin: Tensor, attack: _Attack
+    classifier: Classifier, images: Tensor, labels: Tensor, begin: Tensor, attack: _Attack, span: Range
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From ``begin`` until it fools, ``steps`` at most: perturbations, steps, success."""
     total = begin.clone()
@@ -238,7 +235,7 @@ def _walk(
             raise no_gradient()
         rows = rows[~changed]
         moved = total[rows] + attack.step_size * _upwards(gradient[~changed], attack.norm)
-        total[rows] = _inside(moved, images[rows], attack)
+        total[rows] = _inside(moved, images[rows], attack, span)
         iterations[rows] += 1
     return total, iterations, fooled
 
@@ -250,9 +247,9 @@ def _upwards(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / per_image(l2_norms(gradient).clamp_min(LEAST_NORM))
 
 
-def _inside(perturbations: Tensor, images: Tensor, attack: _Attack) -> Tensor:
+def _inside(perturbations: Tensor, images: Tensor, attack: _Attack, span: Range) -> Tensor:
     """The nearest perturbations of norm ``eps`` at most, then the nearest of those that keep to the bounds."""
-    low, high = attack.bounds
+    low, high = span.ends(images)
     if attack.norm == "linf":
         perturbations = perturbations.clamp(-attack.eps, attack.eps)
     else:
@@ -265,8 +262,8 @@ def _random_start(shape: torch.Size, attack: _Attack, index: int, restart: int) 
     """A point that is uniform in the ball of radius ``eps``."""
     draw = keyed_generator("pgd-start", attack.seed, index, restart)
     if attack.norm == "linf":
-        return attack.eps * (2 * torch.rand(shape, generator=draw) - 1)
-    direction = torch.randn(shape, generator=draw)
-    share: float = torch.rand((), generator=draw).item() ** (1 / direction.numel())
+        return attack.eps * (2 * torch.rand(shape, generator=draw, **FLOAT32) - 1)
+    direction = torch.randn(shape, generator=draw, **FLOAT32)
+    share: float = torch.rand((), generator=draw, **FLOAT32).item() ** (1 / direction.numel())
     unit: Tensor = direction / torch.linalg.vector_norm(direction).clamp_min(LEAST_NORM)
     return attack.eps * share * unit

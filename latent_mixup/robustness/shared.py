@@ -1,85 +1,25 @@
-"""What the scores share: the classifier behind its checks, batches, chunks, and the range of images."""
+"""Batches and chunks of images, and the checks of arguments that the scores share."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from itertools import chain
-from typing import Literal, TypeAlias
+from numbers import Real
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
-from latent_mixup.classifiers import logits_of_output
-from latent_mixup.networks import eval_mode
-
 Loader: TypeAlias = Iterable[Sequence[Tensor]]
-Bounds: TypeAlias = tuple[float, float]  # the values of black and white
 
 CHUNK_IMAGES = 64  # images that one attack holds at most; on a CPU core 32 to 128 are alike
 CHUNK_ELSEWHERE = 2048  # the same on a GPU
 CHUNK_NUMBERS = 2**22  # the same in numbers (channels x pixels), for large images
-BEYOND = 1e-5  # share of the range by which rounding may take an image out of it
-
-
-class Classifier:
-    """A model as the scores call it: in eval mode, its output checked.
-
-    Attributes:
-        num_classes: Logits of an image; None before the first call.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.num_classes: int | None = None
-
-    def logits(self, images: Tensor, *, finite: bool = True) -> Tensor:
-        """Logits ``[B, K]`` of images ``[B, C, H, W]``.
-
-        Args:
-            images: Stay as they are.
-            finite: Refuse NaN and infinity.
-
-        Raises:
-            ValueError: What the model returns are no such logits.
-        """
-        logits = logits_of_output(self.model(images), len(images), self.num_classes, finite=finite)
-        self.num_classes = logits.shape[1]
-        return logits
-
-    def with_gradient(self, images: Tensor, *, finite: bool = True) -> tuple[Tensor, Tensor]:
-        """The images as a leaf of the graph, and their :meth:`logits`.
-
-        Raises:
-            ValueError: As :meth:`logits`; or there is no gradient back to the images.
-        """
-        images = images.detach().requires_grad_()
-        logits = self.logits(images, finite=finite)
-        if not logits.requires_grad:
-            raise no_gradient()
-        return images, logits
-
-
-@contextlib.contextmanager
-def scored(model: nn.Module, *, gradient: bool = False) -> Iterator[Classifier]:
-    """The model in eval mode, with gradients or without them, whatever mode the caller is in; as it was afterwards."""
-    with eval_mode(model), torch.inference_mode(False), torch.set_grad_enabled(gradient):
-        yield Classifier(model)
-
-
-def no_gradient() -> ValueError:
-    """The error for logits that do not depend on the images, as far as autograd knows."""
-    return ValueError("the model's logits carry no gradient back to the images: remove a torch.no_grad or detach in it")
-
-
-def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device | str:
-    """``device``, or where None that of the model's parameters and buffers."""
-    if device is not None:
-        return device
-    first = next(chain(model.parameters(), model.buffers()), None)
-    return "cpu" if first is None else first.device
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # of draws, whatever the defaults are
 
 
 def batches(
@@ -107,6 +47,7 @@ def batches(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"max_images must be at least 1, or None for all: got {limit}")
+    check_loader(loader)
     if labelled and isinstance(loader, Tensor):
         raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
     source = loader if isinstance(loader, Tensor) else getattr(loader, "dataset", None)
@@ -119,7 +60,9 @@ def batches(
                 raise ValueError(f"the loader must give (images, labels): got {describe(pair)}")
             images, labels = pair
             check_images(images)
-            labels = torch.full((len(images),), -1) if labels is None else class_indices(labels, len(images))
+            labels = (
+                torch.full((len(images),), -1, device="cpu") if labels is None else class_indices(labels, len(images))
+            )
             n = len(images) if limit is None else min(limit - count, len(images))
             yield images[:n].to(device), labels[:n]
             bar.update(n)
@@ -147,41 +90,19 @@ def per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def to_unit(images: Tensor, bounds: Bounds) -> Tensor:
-    """From ``bounds`` to [0, 1]."""
-    low, high = bounds
-    return (images - low) / (high - low)
-
-
-def from_unit(images: Tensor, bounds: Bounds) -> Tensor:
-    """From [0, 1] to ``bounds``."""
-    low, high = bounds
-    return low + (high - low) * images
-
-
 # --------------------------------------------------------------------------------------------------
 # Checks
 # --------------------------------------------------------------------------------------------------
 
 
-def check_range(bounds: Bounds) -> None:
-    """Raise ``ValueError`` unless ``bounds`` are two finite numbers, rising."""
-    low, high = bounds
-    if not (math.isfinite(high - low) and low < high):
-        raise ValueError(f"bounds must be two finite numbers, the values of black and white: got {bounds}")
-
-
-def check_inside(images: Tensor, bounds: Bounds) -> None:
-    """Raise ``ValueError`` unless ``bounds`` are a range and ``images`` keep to it."""
-    check_range(bounds)
-    low, high = bounds
-    least, most = (float(end) for end in images.aminmax())
-    beyond = BEYOND * (high - low)
-    if least < low - beyond or most > high + beyond:
-        raise ValueError(
-            f"images must keep to bounds={bounds}: got values from {least:.4g} to {most:.4g}; "
-            "pass the range that the model takes"
+def check_loader(loader: object) -> None:
+    """Raise ``TypeError`` unless this gives batches."""
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"a loader of batches is needed, got the data set {type(loader).__name__}: pass DataLoader(dataset, 128)"
         )
+    if isinstance(loader, str) or not isinstance(loader, Iterable):
+        raise TypeError(f"a loader of (images, labels) is needed: got {describe(loader)}")
 
 
 def check_images(images: Tensor) -> None:
@@ -200,9 +121,30 @@ def class_indices(labels: Tensor, num_images: int) -> Tensor:
     Raises:
         ValueError: They are no integers ``[num_images]``.
     """
+    if isinstance(labels, list | tuple | np.ndarray):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            labels = torch.as_tensor(labels, device="cpu")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (num_images,):
         raise ValueError(f"labels must be class indices [{num_images}]: got {describe(labels)}")
     return labels.cpu().long()
+
+
+def check_classes(labels: Tensor, num_classes: int) -> None:
+    """Raise ``ValueError`` unless the labels are in ``[0, num_classes)``."""
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= num_classes:
+        advice = "pass a model of these classes"
+        if least < 0:
+            advice = "leave images without a label out"
+        elif least == 1 and most == num_classes:
+            advice = "they count from 1, pass labels - 1"
+        raise ValueError(f"labels must be in [0, {num_classes}), the logits' classes: got {least} to {most}; {advice}")
+
+
+def check_list(name: str, values: object) -> None:
+    """Raise ``ValueError`` unless ``values`` are several, in a list or another sequence."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray | Tensor) or not len(values):
+        raise ValueError(f"{name} must be a list with an entry at least: got {values!r:.100}")
 
 
 def check_eps(eps: float, norm: str) -> None:
@@ -214,12 +156,12 @@ def check_eps(eps: float, norm: str) -> None:
 
 def check_length(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is positive and finite."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive length in the units of the images: got {value}")
+    if not isinstance(value, Real) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive length in the units of the images: got {value!r}")
 
 
 def describe(value: object) -> str:
-    """The type and shape of a wrong argument, for its error."""
+    """Type and shape of a wrong argument, for its error."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, list | tuple):
