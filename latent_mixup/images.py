@@ -45,7 +45,8 @@ def from_uint8(images_uint8: Tensor) -> Tensor:
 
 def from_uint16(images_uint16: Tensor, bits: int = 16) -> Tensor:
     """uint16 in [0, 2**bits - 1] to float32 in [-1, 1]; of 16 bits, ``257 * v`` becomes what ``v`` is in 8 bits."""
-    return images_uint16.float() / ((2**bits - 1) / 2) - 1
+    half = float(2**bits - 1) / 2
+    return images_uint16.float() / half - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ def moments_of(normalize: tuple[Moments, Moments]) -> ImageFormat:
     """
     if not isinstance(normalize, tuple | list) or len(normalize) != 2:
         raise ValueError(f"normalize needs to be (mean, std): got {normalize!r:.100}")
-    return ImageFormat(*normalize)
+    return ImageFormat(normalize[0], normalize[1])  # type: ignore[arg-type]  # it makes tuples of all numbers
 
 
 UNIT, SIGNED = ImageFormat((0.0,), (1.0,)), ImageFormat((0.5,), (0.5,))  # images in [0, 1], and in [-1, 1]
@@ -494,9 +495,9 @@ def open_image(path: str | Path) -> Image.Image:
     Example:
         >>> ImageFolder("photos", loader=open_image)  # doctest: +SKIP
     """
-    with Image.open(path) as image:
-        image.load()
-        return image.copy()
+    with Image.open(path) as file:
+        image: Image.Image = file.copy()  # reads it
+    return image
 
 
 def check_loader(dataset: Any, index: int) -> None:

@@ -10,12 +10,6 @@ from latent_mixup.inversion.optimise import optimise_codes
 from latent_mixup.inversion.refine import refine
 from latent_mixup.losses import LPIPS, FeatureLoss, PerceptualLoss, pixel_mse
 
-_ABOVE = {  # built on inversion, and offered here
-    "report": "latent_mixup.quality.report",
-    "self_test": "latent_mixup.quality.self_test",
-    "train_encoder": "latent_mixup.training.encoder",
-}
-
 __all__ = [
     "LPIPS",
     "FeatureLoss",
@@ -32,6 +26,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Names from the packages above, imported when they are first asked for."""
-    if name in _ABOVE:
-        return getattr(import_module(_ABOVE[name]), name)
+    above = {"report": "quality.report", "self_test": "quality.self_test", "train_encoder": "training.encoder"}
+    if name in above:
+        return getattr(import_module(f"latent_mixup.{above[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

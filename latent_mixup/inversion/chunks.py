@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latent_mixup.bank import LatentBank
-from latent_mixup.bank.files import COLUMN_DTYPES, INDEX_FILE, BankFormatError, CodeFiles
+from latent_mixup.bank.files import INDEX_FILE, BankFormatError, CodeFiles
 from latent_mixup.runs import ChunkFolder, Chunks, Meter, Tensors, stoppable
 
 RUN_FILE = "inversion.json"
@@ -176,7 +176,7 @@ def _holds(folder: Path, bank: LatentBank) -> bool:
         found = LatentBank.from_pretrained(folder)
     except (BankFormatError, OSError):
         return False
-    for name in COLUMN_DTYPES:
+    for name in ("labels", "source_index", "mse", "lpips", "status"):
         first, second = getattr(found, name), getattr(bank, name)
         if first is not second and (first is None or second is None or not first.equal(second)):
             return False

@@ -32,7 +32,7 @@ from latent_mixup.inversion.start import DrawnStart
 from latent_mixup.labels import Key
 from latent_mixup.losses.base import Loss, callable_id, pixel_mse
 from latent_mixup.losses.chosen import LossName, chosen_loss
-from latent_mixup.runs import Advance, Chunks, Tensors, check_shard, run_chunks
+from latent_mixup.runs import Advance, ChunkFolder, Chunks, Tensors, check_shard, run_chunks
 
 CHUNK_BATCHES = 4  # batches in a chunk: within one, the optimiser refills its batch
 
@@ -209,7 +209,7 @@ def invert(
         "batch_size": batch_size,
         "seed": seed,
     }
-    facts = {
+    facts: dict[str, Any] = {
         "classes": classes,
         "samples": format.to_dict(),
         "latent_space": generator.latent_space,
@@ -231,7 +231,7 @@ def invert(
     if command:
         stated["command"] = [*command]
     mine = _as_bank(join(store, range(shard[0], len(chunks), shard[1])), stated)
-    if out is None or store.finished() < len(chunks):
+    if not isinstance(store, ChunkFolder) or store.finished() < len(chunks):
         return mine
     whole = save_bank(_as_bank(join(store, range(len(chunks))), stated), store)  # the chunks stay: they cost little
     return whole if shard[1] == 1 else mine

@@ -192,10 +192,9 @@ def leave_inference_mode(generator: Generator) -> Generator:
     Call it outside of that mode. Tensors that were made inside are replaced by copies.
     """
     for module in generator.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None and tensor.is_inference():
-                    copy = tensor.detach().clone()
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    store[name] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.is_inference():
+                copy = tensor.detach().clone()
+                is_parameter = isinstance(tensor, nn.Parameter)
+                setattr(module, name, nn.Parameter(copy, requires_grad=False) if is_parameter else copy)
     return generator

@@ -186,10 +186,9 @@ def read_samples(
         images.append(image)
         labels.append(label)
         read.append(index)
-    soft = format.num_classes is not None
-    none = torch.empty(
-        (0, format.num_classes) if soft else (0,), dtype=torch.float32 if soft else torch.int64, device="cpu"
-    )
+    none = torch.empty(0, dtype=torch.int64, device="cpu")
+    if format.num_classes is not None:
+        none = torch.empty(0, format.num_classes, dtype=torch.float32, device="cpu")
     return Samples(
         images=(torch.stack(images) if images else torch.empty(0, *size, dtype=torch.float32)).to(generator.device),
         labels=torch.stack(labels) if labels else none,
