@@ -9,101 +9,131 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from latent_mixup.cli.inversion import PLACE
 from latent_mixup.cli.shared import (
     FOLDER,
     TORCHVISION_CLASSES,
     given,
     loss_for,
+    lpips_options,
     one_sentence,
+    several,
     torchvision_dataset,
+    typed_command,
     uint8_images,
 )
 
 ARCHITECTURES = ["compact", "dcgan", "stylegan2", "vae"]
 STYLEGAN2_OPTIONS = ("channel_base", "channel_max", "conditional", "ada")  # of train-generator
-RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss")  # of train-encoder
+RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss", "lpips_weights", "download_lpips")
+
+run_options = several(
+    click.option("--data-root", type=FOLDER, help="Folder where torchvision finds the data set."),
+    click.option("--out", type=FOLDER, required=True, help="Folder of the run; started again, it resumes."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first weights and the draws."),
+    click.option("--device", default="cpu", show_default=True, help="Where to train, e.g. cuda."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
+)
 
 
 @click.command("train-generator")
 @click.option("--arch", type=click.Choice(ARCHITECTURES), default="compact", show_default=True)
-@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="What to train on.")
-@click.option("--data-root", type=FOLDER, required=True, help="Where torchvision finds the data set.")
-@click.option("--out", type=FOLDER, required=True, help="Folder of the run; started again, it resumes.")
+@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="Data set to train on.")
+@run_options
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Default: 20,000; for stylegan2 25,000, vae 10,000, dcgan what --epochs makes.",
+    help="Training steps. Default: 20,000; stylegan2: 25,000; vae: 10,000; dcgan: see --epochs.",
 )
-@click.option("--epochs", type=click.IntRange(1), help="dcgan: passes over the images.  [default: 80]")
+@click.option("--epochs", type=click.IntRange(1), help="dcgan: passes over the images. Default: 80.")
 @click.option(
     "--z-dim",
     type=click.IntRange(2),
-    help="Numbers in a code z, and in a w. Default: 128; for vae 32, and 1024 for dcgan.",
+    help="Numbers in a code z, and in a code w. Default: 128; vae: 32; dcgan: 1024.",
 )
-@click.option("--channel-base", type=click.IntRange(8), default=512, show_default=True, help="stylegan2: see below.")
-@click.option("--channel-max", type=click.IntRange(1), default=64, show_default=True, help="stylegan2: see below.")
-@click.option("--conditional", is_flag=True, help="stylegan2: with classes.")
-@click.option("--ada", is_flag=True, help="stylegan2: adaptive augmentation, for fewer than some 50,000 images.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images a step. Default: 128; for stylegan2 32.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Where to train, e.g. cuda.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@click.option(
+    "--channel-base",
+    type=click.IntRange(8),
+    default=512,
+    show_default=True,
+    help="stylegan2: width of its layers, see above.",
+)
+@click.option(
+    "--channel-max",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="stylegan2: width of its layers, see above.",
+)
+@click.option("--conditional", is_flag=True, help="stylegan2: train with classes.")
+@click.option("--ada", is_flag=True, help="stylegan2: adaptive augmentation, for fewer than about 50,000 images.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step. Default: 128; stylegan2: 32.")
 @one_sentence
-def train_generator(arch: str, dataset: str, data_root: Path, out: Path, threads: int | None, **settings: Any) -> None:
-    """Train a generator, with sample sheets; resumable.
+def train_generator(arch: str, dataset: str, data_root: Path | None, out: Path, device: str, **settings: Any) -> None:
+    """Train a generator, with sheets of samples; resumable.
 
-    compact: an autoencoder with a critic for 28x28 grey images. vae: a variational autoencoder, of which nothing but
-    a good likelihood is asked. dcgan: the paper's GAN for images of up to 32 px. stylegan2: for images of any size;
-    they get a black border up to the next power of two. Its layers have min(channel-base / resolution, channel-max)
-    channels; the network that NVIDIA published for CIFAR-10 has --channel-base 32768 --channel-max 512 --z-dim 512.
+    compact: an autoencoder with a critic, for small images. vae: a variational autoencoder, trained on the evidence
+    lower bound alone. dcgan: the paper's GAN, for images up to 32 px. stylegan2: for images of any size, which get a
+    black border up to the next power of two. Its layers have min(channel-base / resolution, channel-max) channels; the
+    network that NVIDIA published for CIFAR-10 has --channel-base 32768 --channel-max 512 --z-dim 512.
     """
-    import torch
-
-    from latent_mixup.bank import fingerprint
+    from latent_mixup import training
 
     _refuse_options(STYLEGAN2_OPTIONS, "stylegan2", arch)
     _refuse_options(("epochs",), "dcgan", arch)
     if arch == "dcgan" and settings["steps"]:
         raise ValueError("dcgan is trained for whole epochs: pass --epochs instead of --steps")
-    if threads:
-        torch.set_num_threads(threads)
-    data = torchvision_dataset(dataset, data_root, train=True)
-    images = uint8_images(data)
-    facts = {"name": dataset, "dataset": {"name": dataset, **fingerprint(data)}}
+    images, labels, facts = _training_images(dataset, data_root, settings["threads"])
     started = time.perf_counter()
-    train = {"compact": _train_compact, "dcgan": _train_dcgan, "stylegan2": _train_stylegan2, "vae": _train_vae}[arch]
-    generator = train(images, torch.as_tensor(data.targets), out, facts, **settings)
+    length = "epochs" if arch == "dcgan" else "steps"
+    recipe = given(**{name: settings[name] for name in (length, "batch_size", "seed")})
+    network: dict[str, Any] = given(z_dim=settings["z_dim"])
+    options: Any = {"facts": {"name": dataset, **facts}, "device": device}
+    if arch == "compact":
+        compact = training.CompactRecipe(**recipe)
+        generator: Any = training.train_compact(images, labels, out, recipe=compact, **network, **options)
+    elif arch == "dcgan":
+        generator = training.train_dcgan(images, out, network=network, recipe=training.DCGANRecipe(**recipe), **options)
+    elif arch == "vae":
+        if images.shape[1] == 3:
+            network["channels"] = (32, 64)  # the paper's VAE for CIFAR-10 has convolutions
+        generator = training.train_vae(images, out, network=network, recipe=training.VAERecipe(**recipe), **options)
+    else:
+        padded = training.pad_to_power_of_two(images)
+        border = (padded.shape[-1] - images.shape[-1]) // 2
+        if border:
+            click.echo(f"images get a black border of {border} px: {images.shape[-1]} px become {padded.shape[-1]}")
+        options["facts"]["border"] = border
+        network = {"z_dim": 128, **network, "c_dim": int(labels.max()) + 1 if settings["conditional"] else 0}
+        network |= {"w_dim": network["z_dim"], **{name: settings[name] for name in ("channel_base", "channel_max")}}
+        stylegan2 = training.StyleGAN2Recipe(**recipe, ada_target=0.6 if settings["ada"] else None)
+        generator = training.train_stylegan2(padded, labels, out, network=network, recipe=stylegan2, **options)
     click.echo(f"{out}: {generator.metadata['name']}, digest {generator.digest()[:12]}")
     click.echo(f"this call took {(time.perf_counter() - started) / 60:.1f} minutes")
-
-
-def _refuse_options(options: tuple[str, ...], owner: str, arch: str) -> None:
-    """Raise ``ValueError`` where an option of the architecture ``owner`` was given that ``arch`` has no use for."""
-    source = click.get_current_context().get_parameter_source
-    given = [f"--{name.replace('_', '-')}" for name in options if source(name) is ParameterSource.COMMANDLINE]
-    if given and arch != owner:
-        raise ValueError(f"{arch} has no {' and no '.join(given)}: leave out, or pass --arch {owner}")
 
 
 @click.command("train-encoder")
 @click.argument("generator")
 @click.option("--arch", type=click.Choice(["mlp", "restyle"]), default="mlp", show_default=True)
-@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), help="Real images; default: generated ones.")
-@click.option("--data-root", type=FOLDER, help="Where torchvision finds the data set.")
-@click.option("--out", type=FOLDER, required=True, help="Folder of the run; started again, it resumes.")
+@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), help="Real images. Default: generated images.")
+@run_options
 @click.option("--steps", type=click.IntRange(1), default=3000, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images a step.")
-@click.option("--lr", type=float, default=1e-3, show_default=True)
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
 @click.option("--passes", type=click.IntRange(1), default=3, show_default=True, help="restyle: corrections of a code.")
 @click.option("--backbone", default="resnet18", show_default=True, help="restyle: a ResNet of timm.")
 @click.option(
-    "--channels", metavar="A,B,C,D", help="restyle: of the backbone's four stages, e.g. 32,64,128,256 for a CPU."
+    "--channels", metavar="A,B,C,D", help="restyle: channels of the four stages, e.g. 32,64,128,256 for a CPU."
 )
 @click.option("--layers", metavar="A,B,C,D", help="restyle: blocks of the four stages, e.g. 1,1,1,1 for a CPU.")
-@click.option("--loss", type=click.Choice(["pixels", "features"]), default="pixels", show_default=True, help="restyle.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Where to train, e.g. cuda.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@click.option(
+    "--loss",
+    type=click.Choice(["lpips", "features", "pixels"]),
+    default="pixels",
+    show_default=True,
+    help="restyle: loss. lpips: 0.9 LPIPS + 0.1 MSE; features: the generator's features + MSE; pixels: MSE.",
+)
+@lpips_options
 @one_sentence
 def train_encoder_command(
     generator: str,
@@ -112,30 +142,27 @@ def train_encoder_command(
     data_root: Path | None,
     out: Path,
     threads: int | None,
-    loss: str,
     device: str,
     **settings: Any,
 ) -> None:
     """Train an encoder for GENERATOR (folder, bundled name or Hub id), with sheets; resumable.
 
     mlp: from pixels to a code, learnt from generated images. restyle: a ResNet that corrects a code in a few passes,
-    learnt from real images, or from generated ones where no --dataset is given. Images smaller than the generator's
-    get the black border that it was trained with.
+    learnt from real images, or from generated ones without --dataset. Images smaller than the generator's get the
+    black border that it was trained with.
     """
-    import torch
+    import torch.nn.functional as F
 
     from latent_mixup import load_generator
     from latent_mixup.training import EncoderRecipe, train_encoder
 
     _refuse_options(RESTYLE_OPTIONS, "restyle", arch)
-    if threads:
-        torch.set_num_threads(threads)
     decoder = load_generator(generator)
-    images, facts = None, dict[str, Any]()
-    if dataset is not None:
-        if data_root is None:
-            raise ValueError("--dataset needs --data-root, the folder where torchvision finds it")
-        images, facts = _images_for(decoder, dataset, data_root)
+    images, _, facts = _training_images(dataset, data_root, threads)
+    border = decoder.metadata.get("border", 0)
+    if images is not None and border and images.shape[-1] + 2 * border == decoder.img_resolution:
+        images = F.pad(images, (border,) * 4)
+        click.echo(f"images get a black border of {border} px, as in the generator's training")
     network: dict[str, Any] = {}
     if arch == "restyle":
         network = {"backbone": settings["backbone"], "passes": settings["passes"]}
@@ -147,26 +174,38 @@ def train_encoder_command(
         images_uint8=images,
         network=network,
         recipe=EncoderRecipe(**{name: settings[name] for name in ("steps", "batch_size", "lr", "seed")}),
-        loss=loss_for(decoder, loss, None) if loss == "features" else None,
+        loss=loss_for(decoder, *(settings[name] for name in ("loss", "lpips_weights", "download_lpips"))),
         facts=facts,
         device=device,
     )
-    click.echo(f"{out}: {type(encoder).__name__} for {decoder.metadata.get('name')}, digest {encoder.digest()[:12]}")
+    name = decoder.metadata.get("name") or generator
+    click.echo(f"{out}: {type(encoder).__name__} for {name}, digest {encoder.digest()[:12]}")
 
 
-def _images_for(generator: Any, name: str, root: Path) -> tuple[Any, dict[str, Any]]:
-    """The training images ``[N, C, R, R]`` uint8, with the border that the generator was trained with, and facts."""
-    import torch.nn.functional as F
+def _refuse_options(options: tuple[str, ...], owner: str, arch: str) -> None:
+    """Raise ``ValueError`` for an option of the architecture ``owner`` where ``arch`` is another one."""
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name.replace('_', '-')}" for name in options if source(name) is ParameterSource.COMMANDLINE]
+    if given and arch != owner:
+        raise ValueError(f"{arch} has no {' and no '.join(given)}: leave out, or pass --arch {owner}")
+
+
+def _training_images(name: str | None, root: Path | None, threads: int | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Images ``[N, C, R, R]`` uint8 and labels ``[N]`` of a data set, if there is one, and facts for the metadata."""
+    import torch
 
     from latent_mixup.bank import fingerprint
 
+    if threads:
+        torch.set_num_threads(threads)
+    facts: dict[str, Any] = {"command": typed_command(without=PLACE)}
+    if name is None:
+        return None, None, facts
+    if root is None:
+        raise ValueError("--dataset needs --data-root, the folder where torchvision finds it")
     data = torchvision_dataset(name, root, train=True)
-    images = uint8_images(data)
-    border = generator.metadata.get("border", 0)
-    if border and images.shape[-1] + 2 * border == generator.img_resolution:
-        images = F.pad(images, (border,) * 4)
-        click.echo(f"images get a black border of {border} px, as in the generator's training")
-    return images, {"dataset": {"name": name, **fingerprint(data)}}
+    facts["dataset"] = {"name": name, **fingerprint(data)}
+    return uint8_images(data), torch.as_tensor(data.targets), facts
 
 
 def _integers(name: str, text: str) -> list[int]:
@@ -174,57 +213,3 @@ def _integers(name: str, text: str) -> list[int]:
     if not all(part.strip().isdigit() for part in parts):
         raise ValueError(f"--{name} needs integers with commas between them, such as 32,64,128,256: got {text!r}")
     return [int(part) for part in parts]
-
-
-def _train_compact(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
-    from latent_mixup.training import CompactRecipe, train_compact
-
-    chosen = {name: settings[name] for name in ("steps", "batch_size", "seed")}
-    z_dim = given(z_dim=settings["z_dim"])
-    return train_compact(
-        images, labels, out, recipe=CompactRecipe(**given(**chosen)), **z_dim, facts=facts, device=settings["device"]
-    )
-
-
-def _train_dcgan(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
-    from latent_mixup.training import DCGANRecipe, train_dcgan
-
-    chosen = given(**{name: settings[name] for name in ("epochs", "batch_size", "seed")})
-    network = given(z_dim=settings["z_dim"])
-    return train_dcgan(
-        images, out, network=network, recipe=DCGANRecipe(**chosen), facts=facts, device=settings["device"]
-    )
-
-
-def _train_vae(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
-    from latent_mixup.training import VAERecipe, train_vae
-
-    chosen = given(**{name: settings[name] for name in ("steps", "batch_size", "seed")})
-    network = given(z_dim=settings["z_dim"])
-    if images.shape[1] == 3:
-        network["channels"] = (32, 64)  # the paper's VAE for CIFAR-10 has convolutions
-    return train_vae(images, out, network=network, recipe=VAERecipe(**chosen), facts=facts, device=settings["device"])
-
-
-def _train_stylegan2(images: Any, labels: Any, out: Path, facts: dict[str, Any], **settings: Any) -> Any:
-    from latent_mixup.training import StyleGAN2Recipe, pad_to_power_of_two, train_stylegan2
-
-    padded = pad_to_power_of_two(images)
-    border = (padded.shape[-1] - images.shape[-1]) // 2
-    if border:
-        click.echo(f"images get a black border of {border} px: {images.shape[-1]} px become {padded.shape[-1]}")
-    chosen = {name: settings[name] for name in ("steps", "batch_size", "seed")}
-    width = settings["z_dim"] or 128
-    network = {"z_dim": width, "w_dim": width, **{name: settings[name] for name in ("channel_base", "channel_max")}}
-    return train_stylegan2(
-        padded,
-        labels,
-        out,
-        network={
-            **network,
-            "c_dim": int(labels.max()) + 1 if settings["conditional"] else 0,
-        },
-        recipe=StyleGAN2Recipe(**given(**chosen, ada_target=0.6 if settings["ada"] else None)),
-        facts={**facts, "border": border},
-        device=settings["device"],
-    )

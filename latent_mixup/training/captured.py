@@ -1,4 +1,4 @@
-"""Training steps of a small network on a GPU, captured once and replayed: launching kernels costs more than they do."""
+"""Training steps of a small network on a GPU, captured once and replayed: launching kernels takes most of the time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 Step: TypeAlias = Callable[[int, tuple[Tensor, ...]], None]
-"""A step of a variant of the loss on its tensors, without a look at their values from Python."""
+"""One step: the number of a variant of the loss, and its tensors, whose values Python does not look at."""
 
-EAGER_STEPS = 3  # of each kind, before it is captured: what is made lazily has then been made
+EAGER_STEPS = 3  # steps of each kind before it is captured, in which lazy initialisation happens
 
 
 class CapturedSteps:
-    """Calls a step; from the fourth of a kind on, replays it with new inputs.
+    """Calls a step; from the fourth call of a kind on, replays it with new inputs.
 
-    A kind is a variant with the shapes and types of its tensors. Everything has to happen inside :meth:`stream`.
+    A kind is a variant with the shapes and types of its tensors. All calls have to be inside :meth:`stream`. Other
+    threads may use the device meanwhile, as a loader does that decodes ahead: a capture records its own thread alone.
 
     Args:
-        step: What is captured. Its optimiser needs ``capturable=True`` and a learning rate on the device.
-        device: A CUDA device, where the step's tensors are moved to.
+        step: The step. Its optimiser needs ``capturable=True`` and a learning rate on the device.
+        device: A CUDA device; the step's tensors are moved there.
     """
 
     def __init__(self, step: Step, device: torch.device) -> None:
@@ -34,7 +35,7 @@ class CapturedSteps:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """The stream that steps are captured on."""
+        """Use the stream that steps are captured on."""
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             yield
@@ -50,14 +51,10 @@ class CapturedSteps:
         if kind not in self._graphs:
             inputs = tuple(torch.empty_like(each, device=self.device) for each in tensors)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self.step(variant, inputs)
             self._graphs[kind] = graph, inputs
         graph, inputs = self._graphs[kind]
-        _copy(inputs, tensors)
+        for static, new in zip(inputs, tensors, strict=True):
+            static.copy_(new)
         graph.replay()
-
-
-def _copy(inputs: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> None:
-    for static, new in zip(inputs, tensors, strict=True):
-        static.copy_(new)

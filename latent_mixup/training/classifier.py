@@ -1,4 +1,4 @@
-"""How a classifier is trained here: one plain loop over ``(images, soft targets)`` batches."""
+"""Training of a classifier: one plain loop over batches of images and targets."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from torch import Tensor, nn
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.captured import CapturedSteps
+from latent_mixup.training.run import first_weights
 
 Batches: TypeAlias = Iterator[tuple[Tensor, Tensor]]
 
 
 class Loss(ABC):
-    """What a training step makes smaller, in two parts: what is drawn for a batch, then a function of tensors alone."""
+    """A training loss in two parts: random draws for a batch, then a function of tensors, which can be captured."""
 
     def draw(self, images: Tensor, targets: Tensor) -> tuple[int, tuple[Tensor, ...]]:
-        """Of a batch: the number of a variant of :meth:`of`, and its tensors."""
+        """The number of a variant of :meth:`of` for this batch, and its tensors."""
         return 0, (images, targets)
 
     @abstractmethod
     def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
-        """A scalar."""
+        """The loss, a scalar."""
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """Both parts; each call counts as the next batch."""
+        """Draw and compute; each call counts as the next batch."""
         variant, tensors = self.draw(images, targets)
         return self.of(model, variant, *tensors)
 
@@ -39,7 +40,7 @@ class CrossEntropy(Loss):
     """The loss of standard training, and of every method that mixes before the network."""
 
     def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
-        """Of images ``[B, C, H, W]`` and targets, int64 ``[B]`` or soft ``[B, num_classes]``."""
+        """Cross-entropy on images ``[B, C, H, W]`` and targets, int64 ``[B]`` or soft ``[B, num_classes]``."""
         images, targets = tensors
         return F.cross_entropy(model(images), targets)
 
@@ -110,18 +111,21 @@ def train_classifier(
     model.eval()
 
 
-def train_features(images: Tensor, labels: Tensor, *, steps: int, seed: int = 0) -> nn.Sequential:
+def train_features(
+    images: Tensor, labels: Tensor, *, steps: int, seed: int = 0, on_step: Callable[[], object] | None = None
+) -> nn.Sequential:
     """A frozen feature network: the convolutions of a :class:`PaperCNN` trained on ``images``.
 
     Args:
         images: ``[N, 1, 28, 28]`` float32 in [-1, 1].
         labels: ``[N]`` int64.
         steps: Training steps of 128 images, or of all where there are fewer.
-        seed: Of the initial weights and the order of the images.
+        seed: Decides the first weights and the order of the images.
+        on_step: Called after each step, for a progress bar.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with first_weights(seed):
         model = PaperCNN(int(labels.max()) + 1)
-        train_classifier(model, shuffled_batches(images, labels, min(128, len(images)), steps, seed=seed))
+        batches = shuffled_batches(images, labels, min(128, len(images)), steps, seed=seed)
+        train_classifier(model, batches, on_step=on_step)
     features = model.features
     return features.requires_grad_(False)

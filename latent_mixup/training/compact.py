@@ -17,6 +17,7 @@ from latent_mixup.generators.compact import CompactGenerator, on_sphere
 from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import slerp
 from latent_mixup.pictures import mixes, png
+from latent_mixup.runs import Progress
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import train_features
 from latent_mixup.training.run import (
@@ -107,11 +108,12 @@ class CompactTraining(Training):
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-4)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=recipe.critic_lr, betas=(0.0, 0.99))
 
-    def prepare(self) -> None:
+    def prepare(self, show: bool) -> None:
         """Train the feature network, where the generator has one."""
         if self.network.features is not None:
-            images, recipe = from_uint8(self.images).cpu(), self.recipe
-            features = train_features(images, self.labels, steps=recipe.feature_steps, seed=recipe.seed)
+            images, steps, seed = from_uint8(self.images).cpu(), self.recipe.feature_steps, self.recipe.seed
+            with Progress(steps, "train features", "steps", show=show) as bar:
+                features = train_features(images, self.labels, steps=steps, seed=seed, on_step=bar.advance)
             self.network.features.load_state_dict(features.state_dict())
 
     def advance(self) -> dict[str, float]:
@@ -198,9 +200,10 @@ def train_compact(
         ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
     """
     sizes = check_images(images_uint8, labels)
-    Run(out, **{"checkpoint_every": 500, **options}).train(
+    options.setdefault("checkpoint_every", 500)
+    Run(out, **options).train(
+        lambda: CompactGenerator(z_dim, **{**(network or {}), **sizes}),
         lambda generator, recipe: CompactTraining(generator, recipe, images_uint8, labels),
-        lambda: CompactGenerator(z_dim, **sizes, **(network or {})),
         recipe or CompactRecipe(),
         torch.float16,
     )

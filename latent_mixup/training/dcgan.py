@@ -88,7 +88,8 @@ class DCGANTraining(Training):
         """Rows of this step's images; each epoch has an order of its own."""
         epoch, batch = divmod(self.step, self.per_epoch)
         order = torch.randperm(len(self.images), generator=keyed_generator("order-dcgan", self.recipe.seed, epoch))
-        return order.split(self.recipe.batch_size)[batch]
+        rows: Tensor = order.split(self.recipe.batch_size)[batch]
+        return rows
 
     def advance(self) -> dict[str, float]:
         """One step of each network, on the next batch of the epoch."""
@@ -141,8 +142,8 @@ def train_dcgan(
     """
     sizes = check_images(images_uint8)
     Run(out, **options).train(
-        lambda generator, recipe: DCGANTraining(generator, recipe, images_uint8),
         lambda: DCGAN(**{**(network or {}), **sizes}),
+        lambda generator, recipe: DCGANTraining(generator, recipe, images_uint8),
         recipe or DCGANRecipe(),
     )
     return DCGAN.from_pretrained(out)

@@ -13,9 +13,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from latent_mixup.encoders import Encoder, MLPEncoder, ReStyleEncoder
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_generator
 from latent_mixup.images import from_uint8
-from latent_mixup.losses.base import Loss, PlainLoss, TargetLoss, callable_id, pixel_mse
+from latent_mixup.losses.base import Loss, PlainLoss, TargetLoss, callable_id
+from latent_mixup.losses.chosen import LossName, chosen_loss
 from latent_mixup.networks import eval_mode
 from latent_mixup.pictures import png
 from latent_mixup.sampling import keyed_generator
@@ -75,7 +76,6 @@ class EncoderTraining(Training):
 
     def __init__(self, encoder: Encoder, recipe: EncoderRecipe, loss: Loss, images_uint8: Tensor | None = None) -> None:
         super().__init__(encoder.train().requires_grad_(True), recipe, images_uint8)
-        loss = loss.to(encoder.generator.device) if isinstance(loss, torch.nn.Module) else loss
         self.loss_id = callable_id(loss)
         self.loss: TargetLoss = loss if isinstance(loss, TargetLoss) else PlainLoss(loss)
         self.optimizer = torch.optim.Adam(encoder.parameters(), lr=recipe.lr)
@@ -165,7 +165,7 @@ def train_encoder(
     images_uint8: Tensor | None = None,
     network: dict[str, Any] | None = None,
     recipe: EncoderRecipe | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossName | None = None,
     **options: Unpack[RunOptions],
 ) -> Encoder:
     """Train an encoder for a generator; a killed run goes on from its last checkpoint when it is started again.
@@ -181,7 +181,8 @@ def train_encoder(
         network: Arguments of :class:`~latent_mixup.encoders.MLPEncoder` or
             :class:`~latent_mixup.encoders.ReStyleEncoder`.
         recipe: See :class:`EncoderRecipe`.
-        loss: ReStyle's, ``(images, targets) -> [B]``; None: the pixel MSE.
+        loss: ReStyle's: ``"lpips"``, ``"features"``, ``"pixels"``, or a callable
+            ``(images, targets) -> [B]``; None: the pixel MSE.
         options: See :class:`~latent_mixup.training.run.Run`; ``checkpoint_every`` is 500, and ``device`` the
             generator's by default.
 
@@ -189,11 +190,13 @@ def train_encoder(
         The encoder as its files hold it, on the generator's device.
 
     Raises:
+        TypeError: ``generator`` or ``loss`` is something else.
         ValueError: The images are not the generator's, or a setting cannot be.
         ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
 
     Reference: Latent-Mixup, sections 2.1.1 and 2.1.2.1; ReStyle, section 3.
     """
+    check_generator(generator)
     if arch not in ARCHES:
         raise ValueError(f"arch needs to be 'mlp' or 'restyle': got {arch!r}")
     if images_uint8 is not None:
@@ -201,11 +204,13 @@ def train_encoder(
         wanted = {name: getattr(generator, name) for name in sizes}
         if sizes != wanted:
             raise ValueError(f"images need the size of the generator's, {wanted}: got {sizes}")
-    run = Run(out, **{"checkpoint_every": 500, "device": generator.device, **options})
-    generator = generator.to(run.device)
-    run.train(
-        lambda encoder, recipe: EncoderTraining(encoder, recipe, loss or pixel_mse, images_uint8),
+    options.setdefault("checkpoint_every", 500)
+    options.setdefault("device", generator.device)
+    generator = generator.to(options["device"])
+    compared = chosen_loss(generator, loss or "pixels")
+    Run(out, **options).train(
         lambda: ARCHES[arch](generator, **(network or {})),
+        lambda encoder, recipe: EncoderTraining(encoder, recipe, compared, images_uint8),
         recipe or EncoderRecipe(),
     )
     return ARCHES[arch].from_pretrained(out, generator)

@@ -1,8 +1,8 @@
-"""How far generated images are from real ones: the Fréchet distance of a classifier's features.
+"""The Fréchet distance of generated images from real ones, in a classifier's features.
 
-The usual FID takes the features of an Inception network that somebody has to download. Here they are those of a small
-classifier trained on the data itself, so a distance says how a run goes and which of two runs on the same data, with
-the same seed, went further. It is not an FID and cannot be compared with one.
+The usual FID uses the features of an Inception network, which has to be downloaded. Here a small classifier is trained
+on the data itself: distances compare the checkpoints of a run, and runs on the same data with the same seed. They are
+not FIDs, and cannot be compared with any.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from latent_mixup.classifiers import FeatureCNN
 from latent_mixup.images import from_uint8
 from latent_mixup.training.classifier import shuffled_batches, train_classifier
+from latent_mixup.training.run import first_weights
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,20 +53,19 @@ class FeatureDistance:
     """The Fréchet distance of images to those of a data set, in the features of a classifier trained on it.
 
     Args:
-        images_uint8: ``[N, C, R, R]`` uint8; the first 10,000 are what others are compared with.
+        images_uint8: ``[N, C, R, R]`` uint8; the distance is from the first 10,000.
         labels: ``[N]`` int64.
         steps: Training steps of the classifier, of 128 images each.
-        seed: Of its weights and the order of its images.
+        seed: Decides the first weights and the order of the images.
 
     Attributes:
-        accuracy: Share of the last images, which it was not trained on, that the classifier has right.
+        accuracy: Accuracy of the classifier on the last images, which it was not trained on.
     """
 
     def __init__(self, images_uint8: Tensor, labels: Tensor, *, steps: int, seed: int = 0) -> None:
         held_out = max(1, min(2_000, len(labels) // 5))
         shown, kept = len(labels) - held_out, labels[-held_out:]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with first_weights(seed):
             model = FeatureCNN(images_uint8.shape[1], int(labels.max()) + 1)
             batches = shuffled_batches(images_uint8[:shown], labels[:shown], min(128, shown), steps, seed=seed)
             train_classifier(model, ((from_uint8(images), targets) for images, targets in batches))

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from latent_mixup.training.checkpoints import read_checkpoint, read_log, write_c
 
 COUNTS = ("steps", "epochs", "batch_size", "r1_every", "ema_images", "ada_images")
 RATES = ("lr", "critic_lr", "ema_ramp")
+
+N = TypeVar("N", bound=SavedNetwork)
 
 
 class RunOptions(TypedDict, total=False):
@@ -84,8 +86,8 @@ class Training(ABC):
     def sheet(self) -> bytes:
         """A PNG that shows what the networks do at this step."""
 
-    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
-        """Called before the first step of a new training, not of a resumed one."""
+    def prepare(self, show: bool) -> None:  # noqa: B027 - most have nothing to prepare
+        """Called before the first step of a new training, not of a resumed one; ``show``: show progress."""
 
     def measure(self) -> dict[str, float]:
         """More numbers for the log, at a checkpoint."""
@@ -140,16 +142,16 @@ class Run:
 
     def train(
         self,
-        start: Callable[[SavedNetwork, Any], Training],
-        build: Callable[[], SavedNetwork],
+        build: Callable[[], N],
+        start: Callable[[N, Any], Training],
         recipe: Any,
         dtype: torch.dtype = torch.float32,
     ) -> Training:
         """Build a network, train it, and write it with metadata that say how it came to be.
 
         Args:
-            start: The training of a network by a recipe.
             build: Makes the network; its first weights depend on the recipe's seed alone.
+            start: The training of a network by a recipe.
             recipe: Settings that decide the result.
             dtype: Of the weights in the file.
 
@@ -173,7 +175,7 @@ class Run:
         out, identity = Path(self.out), training.identity()
         state, log = read_checkpoint(out, identity), list[dict[str, float]]()
         if state is None:
-            training.prepare()
+            training.prepare(self.progress)
         else:
             training.load_state_dict(state)
             log = read_log(out, training.step)
@@ -233,9 +235,9 @@ def fingerprint(images_uint8: Tensor | None, labels: Tensor | None = None) -> st
     """One line that tells a data set from any other: number and size of its images, SHA-256 of images and labels."""
     if images_uint8 is None:
         return None
-    sha = hashlib.sha256(images_uint8.cpu().contiguous().numpy())
+    sha = hashlib.sha256(images_uint8.cpu().contiguous().numpy().data)
     if labels is not None:
-        sha.update(labels.cpu().contiguous().numpy())
+        sha.update(labels.cpu().contiguous().numpy().data)
     return f"{len(images_uint8):,} images of {list(images_uint8.shape[1:])}, SHA-256 {sha.hexdigest()[:24]}"
 
 

@@ -119,8 +119,8 @@ def train_vae(
     """
     sizes = check_images(images_uint8)
     Run(out, **options).train(
-        lambda vae, recipe: VAETraining(vae, recipe, images_uint8),
         lambda: VAE(**{**(network or {}), **sizes}),
+        lambda vae, recipe: VAETraining(vae, recipe, images_uint8),
         recipe or VAERecipe(),
     )
     return VAE.from_pretrained(out)

@@ -155,7 +155,7 @@ def test_train_generator_goes_on_with_the_same_settings_only(tmp_path, data_root
     for flags, wrong in ((("--ada",), "recipe"), (("--conditional",), "network"), (("--steps", 3), "recipe")):
         code, output = call(*arguments, *flags)
         assert code == 1
-        assert f"the checkpoint in {out} was made with another {wrong}: expected" in output
+        assert f"the checkpoint in {out} was made with another {wrong} (" in output
     assert load_generator(out).digest() == generator.digest()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from latent_mixup.classifiers import PaperCNN
 from latent_mixup.generators import CompactGenerator
 from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.interpolation import slerp
-from latent_mixup.pictures import CAPTION_WIDTH, png
+from latent_mixup.pictures import CAPTION_WIDTH
 from latent_mixup.sampling import draw_lam, keyed_generator
 from latent_mixup.training import shuffled_batches, train_classifier, train_features
+from latent_mixup.training.captured import CapturedSteps
 from latent_mixup.training.classifier import CrossEntropy, cross_entropy
 from latent_mixup.training.compact import add_noise, critic_loss
 from latent_mixup.training.mixup import ManifoldMixup, mixup_batches
@@ -282,3 +284,26 @@ def test_captured_steps_are_the_steps(monkeypatch, manifold):
         train_classifier(model, batches, loss=loss, decay_every=10)
         trained.append(model.state_dict())
     torch.testing.assert_close(*trained)
+
+
+def test_a_capture_leaves_other_threads_alone(monkeypatch):
+    """A loader decodes in another thread meanwhile; torch's default mode would make that an error."""
+    asked = []
+
+    @contextlib.contextmanager
+    def graph(_graph, **options):
+        asked.append(options)
+        yield
+
+    for name, fake in (
+        ("graph", graph),
+        ("Stream", lambda _: None),
+        ("CUDAGraph", lambda: SimpleNamespace(replay=bool)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    seen = []
+    steps = CapturedSteps(lambda variant, tensors: seen.append(tensors[0].shape), torch.device("cpu"))
+    for _ in range(5):
+        steps(0, (torch.zeros(2),))
+    assert len(seen) == 4  # three eager steps and the captured one; the fifth is a replay
+    assert asked == [{"stream": None, "capture_error_mode": "thread_local"}]

@@ -285,8 +285,8 @@ def train_stylegan2(
     if distance_samples == 1:
         raise ValueError("distance_samples needs to be 0 or from 2: got 1")
     Run(out, **options).train(
-        lambda averaged, recipe: StyleGAN2Training(averaged, recipe, images_uint8, labels, distance_samples),
         lambda: StyleGAN2(**{**(network or {}), **sizes}),
+        lambda averaged, recipe: StyleGAN2Training(averaged, recipe, images_uint8, labels, distance_samples),
         recipe or StyleGAN2Recipe(),
     )
     return StyleGAN2.from_pretrained(out)
