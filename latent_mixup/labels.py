@@ -61,13 +61,18 @@ def as_labels(values: Any, num_rows: int) -> Tensor:
     return labels
 
 
+def on_cpu(values: Any) -> Tensor:
+    """A tensor on the CPU, whatever torch's default device is."""
+    return (values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")).detach().cpu()
+
+
 def _as_tensor(values: Any) -> Tensor:
     """On the CPU; of an array a copy, in the byte order of this machine: torch takes none that is read-only."""
     if isinstance(values, list | tuple) and values and getattr(values[0], "ndim", None):
         values = torch.stack([_as_tensor(row) for row in values])  # torch takes no list of rows
     if isinstance(values, np.ndarray):
         values = np.array(values, dtype=values.dtype.newbyteorder("="))
-    return torch.as_tensor(values, device=None if isinstance(values, Tensor) else "cpu").detach().cpu()
+    return on_cpu(values)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -25,7 +25,7 @@ from latent_mixup.bank.datasets import Source, image_probes, kind_of, read_image
 from latent_mixup.bank.facts import bank_facts
 from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
 from latent_mixup.generators.base import Generator
-from latent_mixup.labels import count_classes, hard_labels
+from latent_mixup.labels import count_classes, hard_labels, on_cpu
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,7 +93,7 @@ class LatentBank(hub.Published):
         """Set every attribute to checked values; ``rows`` of the files are shown, None: all."""
         self._codes, self._rows, self._cached_columns, self.metadata = codes, rows, columns, metadata
         stated = metadata.get("num_classes") if num_classes is None else num_classes
-        self.num_classes = count_classes(columns["labels"], stated)
+        self.num_classes = count_classes(columns["labels"], stated, metadata.get("classes"))
         return self
 
     # ---------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class LatentBank(hub.Published):
         table = self._table
         latents = self._stored(wanted) if table is None else table[wanted].float()
         labels = self.labels[wanted]
-        if not isinstance(rows, slice) and _on_cpu(rows).ndim == 0:
+        if isinstance(rows, int) or getattr(rows, "ndim", 1) == 0:
             return latents[0], labels[0]
         return latents, labels
 
@@ -193,7 +193,7 @@ class LatentBank(hub.Published):
 
     def rows_of(self, indices: int | Sequence[int] | Tensor) -> Tensor:
         """The row of each data set index: ``[B]`` int64, -1 where the bank has no code for it."""
-        return self._source.rows_of(_on_cpu(indices).to(torch.int64).reshape(-1))
+        return self._source.rows_of(on_cpu(indices).to(torch.int64).reshape(-1))
 
     def digest(self) -> str:
         """SHA-256 over shape, columns and the float32 values of all codes (not the metadata)."""
@@ -227,7 +227,7 @@ class LatentBank(hub.Published):
         size = self.labels.shape[0]
         if isinstance(rows, slice):
             return torch.arange(*rows.indices(size), device="cpu")
-        numbers = _on_cpu(rows)
+        numbers = on_cpu(rows)
         if numbers.dtype == torch.bool and numbers.shape == (size,):
             return numbers.nonzero()[:, 0]
         if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
@@ -411,7 +411,7 @@ class LatentBank(hub.Published):
                 f"{what}{made_from}: pass that one or a torch.utils.data.Subset of it, or choose rows yourself, "
                 "bank.subset(rows)"
             )
-        return rows[rows >= 0].unique()
+        return cast(Tensor, rows[rows >= 0].unique())
 
     def rows_of_data(self, dataset: Any, generator: Generator | None = None) -> Tensor | None:
         """The row of each sample of a data set, or None where that cannot be told.
@@ -558,7 +558,7 @@ class LatentBank(hub.Published):
             max_shard_bytes: Codes and soft labels are split into files of at most this size (one row at least).
 
         Raises:
-            ValueError: A code does not fit in float16.
+            ValueError: A code does not fit in float16, or the format cannot hold the bank; nothing was written.
         """
         if dtype not in STORED_DTYPES.values():
             raise ValueError(f"a bank is stored as torch.float16 or torch.float32: got {dtype}")
@@ -593,7 +593,7 @@ class LatentBank(hub.Published):
         """
         folder = hub.locate(name, "bank", needed_shards, **where)
         shards = Shards.open(folder.absolute(), verify=verify)
-        metadata = hub.with_origin(shards.index.metadata, shards.folder)
+        metadata = hub.with_origin(shards.metadata, shards.folder)
         return cls.__new__(cls)._fill(shards, shards.columns, metadata, num_classes=shards.index.num_classes)
 
     @classmethod
@@ -607,11 +607,6 @@ class LatentBank(hub.Published):
         if not num_rows:
             raise ValueError("empty bank: no file has a row")
         return cls.__new__(cls)._fill(codes, check_columns(codes.columns, num_rows), check_metadata(metadata))
-
-
-def _on_cpu(values: Any) -> Tensor:
-    """A tensor on the CPU, whatever torch's default device is."""
-    return values.cpu() if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
 def _place_of(generator: Mapping[str, Any]) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from latent_mixup.labels import as_labels
+from latent_mixup.labels import as_labels, on_cpu
 
 Columns: TypeAlias = dict[str, Tensor]
 """Everything but the codes, by name, each ``[N]``; soft labels ``[N, num_classes]``."""
@@ -31,7 +31,7 @@ def check_latents(values: Any) -> Tensor:
     Raises:
         ValueError: No row, another shape or dtype, or a number that is not finite.
     """
-    latents = torch.as_tensor(values, device=None if isinstance(values, Tensor) else "cpu").detach().cpu()
+    latents = on_cpu(values)
     if latents.ndim < 2:
         raise ValueError(f"latents need shape [N, *latent_shape]: got {list(latents.shape)}")
     if not len(latents):
@@ -73,7 +73,7 @@ def check_columns(columns: Mapping[str, Any], num_rows: int) -> Columns:
 def _check_column(name: str, values: Any, num_rows: int) -> Tensor:
     if name == "labels":
         return as_labels(values, num_rows)
-    column = torch.as_tensor(values, device=None if isinstance(values, Tensor) else "cpu").detach().cpu()
+    column = on_cpu(values)
     dtype = COLUMN_DTYPES[name]
     if tuple(column.shape) != (num_rows,):
         raise ValueError(f"{name} needs one entry per row, [{num_rows}]: got {list(column.shape)}")
@@ -97,6 +97,52 @@ def first_repeated(values: Tensor) -> int | None:
     return int(repeated[0]) if len(repeated) else None
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | None)
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str | int | None) and not isinstance(value, bool)
+
+
+def _are_texts(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+def _are_stages(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+
+
+def _are_errors(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        index.isdecimal() and index.isascii() and len(index) < 19 and isinstance(error, str)
+        for index, error in value.items()
+    )
+
+
+def _is_length(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+
+
+_KNOWN: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
+    ("latent_space",): (_is_text, "a string"),
+    ("generator",): (lambda value: isinstance(value, dict), "a dict with a digest"),
+    ("generator", "digest"): (_is_text, "a string"),
+    ("generator", "repo"): (_is_text, "a string"),
+    ("generator", "commit"): (_is_text, "a string"),
+    ("dataset",): (lambda value: isinstance(value, dict | None), "a dict, as fingerprint gives it"),
+    ("dataset", "length"): (_is_length, "an integer from 0"),
+    ("samples",): (lambda value: isinstance(value, dict | None), "a dict"),
+    ("samples", "image_key"): (_is_key, "a string or an integer"),
+    ("samples", "label_key"): (_is_key, "a string or an integer"),
+    ("classes",): (_are_texts, "a list of strings"),
+    ("filtered",): (_are_stages, "a list of dicts"),
+    ("refined",): (_are_stages, "a list of dicts"),
+    ("set_aside",): (_are_errors, "a dict of source indices, as text, and errors"),
+}
+"""Keys of the metadata that a bank itself reads: place => whether a value may stand there, and what is expected."""
+
+
 def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A copy as JSON gives it back, with the known keys checked.
 
@@ -107,12 +153,9 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         copy: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as cause:
         raise ValueError(f"metadata needs to be what JSON can say: {cause}") from cause
-    generator = copy.get("generator", {})
-    if not isinstance(generator, dict) or not isinstance(generator.get("digest", ""), str | None):
-        raise ValueError(f"metadata['generator'] needs to be a dict with a digest: got {generator!r:.200}")
-    for key in ("repo", "commit"):
-        if not isinstance(generator.get(key), str | None):
-            raise ValueError(f"metadata['generator']['{key}'] needs to be a string: got {generator[key]!r:.100}")
-    if not isinstance(space := copy.get("latent_space"), str | None):
-        raise ValueError(f"metadata['latent_space'] needs to be a string: got {space!r}")
+    for place, (may_be, expected) in _KNOWN.items():
+        within = copy if len(place) == 1 else copy.get(place[0]) or {}
+        if place[-1] in within and not may_be(value := within[place[-1]]):
+            where = "".join(f"[{key!r}]" for key in place)
+            raise ValueError(f"metadata{where} needs to be {expected}: got {value!r:.200}")
     return copy

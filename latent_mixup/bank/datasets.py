@@ -6,10 +6,10 @@ A sample is known by its source index: its index in the data set that the bank w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from latent_mixup.labels import (
     differing,
     hard_labels,
     labels_of,
+    on_cpu,
     part_of,
     read_label,
     targets_of,
@@ -140,7 +141,8 @@ class Source:
 
     @cached_property
     def _lookup(self) -> tuple[Tensor, Tensor]:
-        return tuple(self.index.sort())
+        ordered, rows = self.index.sort()
+        return ordered, rows
 
     def label_fault(self, dataset: Any, rows: Tensor, samples: Tensor) -> str | None:
         """The first sample of a data set whose label is not that of its row, in words; None: all that were seen agree.
@@ -193,10 +195,10 @@ def _inside(dataset: Any) -> tuple[list[Any], Callable[[list[Tensor]], Tensor]]:
     if isinstance(parts, list | tuple) and all(map(_is_data, parts)) and sum(map(len, parts)) == len(dataset):
         return list(parts), torch.cat
     if indices is not None and _is_data(inner := getattr(dataset, "dataset", None)) and len(indices) == len(dataset):
-        chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        chosen = on_cpu(indices).long()
         return [inner], lambda entries: entries[0][chosen]
     held = [value for value in getattr(dataset, "__dict__", {}).values() if isinstance(value, Dataset)]
-    same = [value for value in held if _is_data(value) and len(value) == len(dataset)]
+    same: list[Any] = [value for value in held if _is_data(value) and len(cast(Sized, value)) == len(dataset)]
     return (same if len(same) == 1 else []), lambda entries: entries[0]
 
 
@@ -208,7 +210,7 @@ def _stated_index(dataset: Any) -> Tensor | None:
     """``dataset.source_index``, where it has an integer for each sample."""
     stated = getattr(dataset, "source_index", None)
     try:
-        index = torch.as_tensor(stated, device="cpu") if stated is not None else None
+        index = on_cpu(stated) if stated is not None else None
     except (TypeError, ValueError, RuntimeError):
         return None
     fits = index is not None and index.shape == (len(dataset),) and not index.is_floating_point()
@@ -224,9 +226,11 @@ def _labels_in_memory(dataset: Any) -> tuple[Tensor | None, bool]:
     """All labels of a data set without a look at its images, or None; and whether its samples surely have these."""
     if type(dataset) in _PLAIN:
         parts, join = _inside(dataset)
-        labels, certain = zip(*map(_labels_in_memory, parts), strict=True) if parts else ((None,), (False,))
-        same = all(each is not None and each.shape[1:] == labels[0].shape[1:] for each in labels)
-        return (join(list(labels)), all(certain)) if same else (None, False)
+        found = [_labels_in_memory(part) for part in parts]
+        labels = [each for each, _ in found if each is not None]
+        if not labels or len(labels) < len(parts) or len({each.shape[1:] for each in labels}) > 1:
+            return None, False
+        return join(labels), all(certain for _, certain in found)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         try:
             return as_labels(dataset.tensors[1], len(dataset)), True
@@ -265,7 +269,7 @@ def _some_of_each_class(labels: Tensor) -> Tensor:
 
 def image_probes(labels: Tensor) -> Tensor:
     """Entries whose images tell a data set from another: four of each of four classes, evenly spaced, ascending."""
-    order = hard_labels(labels).argsort(stable=True)
+    order: Tensor = hard_labels(labels).argsort(stable=True)
     starts = torch.linspace(0, max(0, len(labels) - 4), min(4, len(labels)), device="cpu", dtype=torch.float64).long()
     chosen = (starts[:, None] + torch.arange(4, device="cpu")).flatten().unique()
     return order[chosen[chosen < len(labels)]].sort().values

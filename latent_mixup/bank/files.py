@@ -4,7 +4,8 @@ A bank is a folder: row shards ``bank-00000-of-00003.safetensors``, each with th
 the last) the same number of rows, and ``bank.index.json``, which names them with size and SHA-256.
 
 Format version 1: every row has a class index. Version 2, written only where it is needed: labels may be missing, -1,
-or soft, and ``label_dtype`` and ``label_shape`` describe one row's label.
+or soft, and ``label_dtype`` and ``label_shape`` describe one row's label. Version 3, written only where many images
+were set aside: ``set_aside`` names a file of its own with their source indices and errors.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
@@ -33,12 +35,14 @@ from latent_mixup.bank.columns import (
     check_metadata,
 )
 from latent_mixup.files import Field, FileEntry, is_count
-from latent_mixup.labels import count_classes
+from latent_mixup.labels import MAX_CLASSES, count_classes
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX_FILE = hub.MAIN_FILE["bank"]
 _LABEL_DTYPES = {"int64": torch.int64, "float32": torch.float32}
-_SHARD_GLOB = "bank-*.safetensors"
+_OWN_GLOB = "bank-*.safetensors"
+_SET_ASIDE_FILE = "bank-set-aside.safetensors"
+_MANY_SET_ASIDE = 10_000  # images; more are not kept in the index
 
 
 class BankFormatError(files.FormatError):
@@ -123,16 +127,19 @@ _FIELDS = {
     "columns": Field(_are_columns, f"labels, source_index and some of {', '.join(COLUMN_DTYPES)}"),
     "label_dtype": Field(lambda v: isinstance(v, str) and v in _LABEL_DTYPES, " or ".join(_LABEL_DTYPES), since=2),
     "label_shape": Field(_are_counts, "[] or [num_classes]", since=2),
-    "num_classes": Field(lambda v: v is not False and (v == 0 or is_count(v)) and v < 2**48, "an integer from 0"),
+    "num_classes": Field(
+        lambda v: v is not False and (v == 0 or is_count(v)) and v <= MAX_CLASSES, f"an integer from 0 to {MAX_CLASSES}"
+    ),
     "rows_per_shard": Field(lambda v: is_count(v) and v < 2**48, "a positive integer"),
     "files": Field(lambda v: isinstance(v, list) and bool(v), "a list of files"),
+    "set_aside": Field(lambda v: isinstance(v, dict), "name, size and sha256", since=3),
     "metadata": Field(lambda v: isinstance(v, dict), "an object"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """``bank.index.json``, checked: its fields, in the order they are written (version 1 has no ``label_*``)."""
+    """``bank.index.json``, checked: its fields, in the order they are written, if they belong to its version."""
 
     format_version: int
     digest: str
@@ -145,6 +152,7 @@ class Index:
     num_classes: int
     rows_per_shard: int
     files: tuple[FileEntry, ...]
+    set_aside: FileEntry | None = None
     metadata: dict[str, Any]
 
     @staticmethod
@@ -161,7 +169,8 @@ class Index:
         lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
         with _faults_of(path):
             metadata = check_metadata(found["metadata"])
-        index = Index(**{**found, **lists, "files": entries, "metadata": metadata})
+        aside = FileEntry.read(path, "set_aside", found["set_aside"], error) if "set_aside" in found else None
+        index = Index(**{**found, **lists, "files": entries, "set_aside": aside, "metadata": metadata})
         index.check(path)
         return index
 
@@ -174,7 +183,7 @@ class Index:
         if len(self.files) != self.num_shards:
             what = f"{self.num_shards} for {self.num_rows} rows by {self.rows_per_shard}"
             raise files.wrong_field(path, "files", what, len(self.files), BankFormatError)
-        if len({file.name for file in self.files}) != len(self.files):
+        if len({file.name for file in self.all_files}) != len(self.all_files):
             raise files.wrong_field(path, "files", "each name once", "a name twice", BankFormatError)
         row_bytes = prod(self.latent_shape) * STORED_DTYPES[self.dtype].itemsize
         for number, file in enumerate(self.files):
@@ -185,6 +194,11 @@ class Index:
                 raise files.wrong_field(
                     path, f"files[{number}].name", "a .safetensors file", file.name, BankFormatError
                 )
+
+    @property
+    def all_files(self) -> tuple[FileEntry, ...]:
+        """The files that the index names."""
+        return self.files if self.set_aside is None else (*self.files, self.set_aside)
 
     @property
     def num_shards(self) -> int:
@@ -231,7 +245,7 @@ def needed_shards(index: Path) -> list[hub.Needed]:
     Raises:
         BankFormatError: The index is not as the format requires.
     """
-    return [hub.Needed(file.name, file.size, file.sha256) for file in Index.read(index.parent).files]
+    return [hub.Needed(file.name, file.size, file.sha256) for file in Index.read(index.parent).all_files]
 
 
 class Shards:
@@ -257,7 +271,7 @@ class Shards:
             shards = Shards(folder)
             if verify:
                 shards.verify()
-            shards.columns  # noqa: B018 - opens and checks every file
+            shards.columns, shards.metadata  # noqa: B018 - opens and checks every file
             return shards
 
         return files.settled(folder / INDEX_FILE, read)
@@ -288,6 +302,15 @@ class Shards:
         return columns
 
     @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """The bank's metadata, checked, with the images that were set aside."""
+        if (file := self.index.set_aside) is None:
+            return self.index.metadata
+        path = files.part_path(self.folder, file, INDEX_FILE, BankFormatError)
+        with _faults_of(path), files.open_tensors(path, BankFormatError) as opened:
+            return check_metadata({**self.index.metadata, "set_aside": _read_errors(opened)})
+
+    @cached_property
     def parts(self) -> list[Columns]:
         """The tensors of all shards, mmapped, after sizes and headers were compared with the index."""
         return [self._open(number) for number in range(len(self.index.files))]
@@ -299,8 +322,11 @@ class Shards:
 
     def verify(self) -> None:
         """Read every byte: SHA-256 of each file, finite codes."""
-        for file, part in zip(self.index.files, self.parts, strict=True):
-            path = files.part_path(self.folder, file, INDEX_FILE, BankFormatError, verify=True)
+        paths = [
+            files.part_path(self.folder, file, INDEX_FILE, BankFormatError, verify=True)
+            for file in self.index.all_files
+        ]
+        for path, part in zip(paths, self.parts, strict=False):
             with _faults_of(path):
                 check_finite(part["latents"])
 
@@ -319,6 +345,31 @@ class Shards:
                 return {name: opened.get_tensor(name) for name in tensors}
         except OSError as cause:
             raise BankFormatError(f"{path} cannot be read: {cause}") from cause
+
+
+def _error_tensors(errors: Mapping[str, str]) -> dict[str, Tensor]:
+    """Images set aside, as a file holds them: source indices, the ends of their errors, and these as UTF-8."""
+    texts = [error.encode() for error in errors.values()]
+    return {
+        "source_index": torch.tensor(list(map(int, errors)), device="cpu"),
+        "ends": torch.tensor(list(map(len, texts)), device="cpu").cumsum(0),
+        "errors": torch.frombuffer(bytearray(b"".join(texts)) or bytearray(b"\n"), dtype=torch.uint8),
+    }
+
+
+def _read_errors(opened: Any) -> dict[str, str]:
+    """The way back; raises ``ValueError`` where the tensors do not fit."""
+    if set(opened.keys()) != {"source_index", "ends", "errors"}:
+        raise ValueError(f"expected the tensors source_index, ends and errors: found {sorted(opened.keys())!r:.200}")
+    index, ends, text = (opened.get_tensor(name) for name in ("source_index", "ends", "errors"))
+    if index.dtype != torch.int64 or ends.dtype != torch.int64 or text.dtype != torch.uint8:
+        raise ValueError("source_index and ends need int64, errors uint8")
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]]) if ends.ndim == 1 else ends
+    if index.ndim != 1 or index.shape != ends.shape or text.ndim != 1 or (ends < starts).any() or ends[-1] > len(text):
+        raise ValueError("ends need one position in errors for each source_index, ascending")
+    content = text.numpy().tobytes()
+    texts = [content[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return dict(zip(map(str, index.tolist()), texts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -412,26 +463,46 @@ def write_bank(
         beside: Files that are no part of the bank, such as its card: name => content.
 
     Raises:
-        ValueError: A code does not fit in float16.
+        ValueError: A code does not fit in float16, or the format cannot hold the bank; nothing was written.
     """
     if dtype == torch.float16:
         _check_float16(content)
+    set_aside: dict[str, str] = {}
+    if len(metadata.get("set_aside", {})) > _MANY_SET_ASIDE:
+        metadata = metadata.copy()
+        set_aside = metadata.pop("set_aside")
     index = _index_of(content, num_classes, metadata, dtype, max_shard_bytes)
+    if set_aside:
+        index = replace(index, format_version=3)
 
     def write_shard(number: int, path: Path) -> None:
         rows = slice(start := number * index.rows_per_shard, start + index.rows_in(number))
         columns = {name: content.columns[name][rows].clone() for name in index.columns}
         files.save_tensors(path, {"latents": content.read(rows).to(dtype), **columns}, index.label_of(number))
 
+    def described(entries: tuple[FileEntry, ...]) -> Index:
+        shards = entries[: index.num_shards]
+        return replace(index, files=shards, set_aside=entries[-1] if set_aside else None)
+
     names = [f"bank-{number:05d}-of-{index.num_shards:05d}.safetensors" for number in range(index.num_shards)]
+    parts: dict[str, files.Writer] = {name: partial(write_shard, number) for number, name in enumerate(names)}
+    if set_aside:
+        parts[_SET_ASIDE_FILE] = lambda path: files.save_tensors(path, _error_tensors(set_aside))
+    _check_readable(described(tuple(FileEntry(name, 2**62, "0" * 64) for name in parts)))
     files.write_indexed(
-        folder,
-        {name: partial(write_shard, number) for number, name in enumerate(names)},
-        INDEX_FILE,
-        lambda entries: replace(index, files=entries).to_bytes(),
-        beside=beside,
-        owns=_SHARD_GLOB,
+        folder, parts, INDEX_FILE, lambda entries: described(entries).to_bytes(), beside=beside, owns=_OWN_GLOB
     )
+
+
+def _check_readable(index: Index) -> None:
+    """Raise ``ValueError`` where no index like this could be read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / INDEX_FILE).write_bytes(index.to_bytes())
+        try:
+            Index.read(Path(folder))
+        except BankFormatError as cause:
+            wrong = str(cause).replace(str(Path(folder) / INDEX_FILE), INDEX_FILE)
+            raise ValueError(f"a bank's folder cannot hold this bank: {wrong}") from None
 
 
 def _check_float16(content: Content) -> None:

@@ -8,6 +8,19 @@ import torch.nn.functional as F
 from banks import KINDS, assert_same, make_bank, soft_rows
 
 from latent_mixup import LatentBank
+from latent_mixup.bank import files
+from latent_mixup.bank.files import Content, Shards, digest_of
+
+WRONG_METADATA = {
+    "latent_space": [3],
+    "generator": ["toy", None, {"digest": 3}, {"repo": 1}, {"commit": []}],
+    "dataset": [3, {"length": "9"}, {"length": -1}, {"length": True}],
+    "samples": [[], {"label_key": 1.5}, {"image_key": True}],
+    "classes": ["abc", [1], {"a": 1}],
+    "filtered": [None, {}, [3]],
+    "refined": [None, "x"],
+    "set_aside": [None, ["3"], {"x": "torn"}, {"3": 4}, {"-3": "torn"}],
+}
 
 # --- rows
 
@@ -48,6 +61,48 @@ def test_defaults():
     assert (bank.mse, bank.lpips, bank.status, bank.metadata) == (None, None, None, {})
     assert (bank.latent_space, bank.generator_digest) == (None, None)
     assert repr(bank) == "LatentBank(3 rows of (2,), 5 classes)"
+
+
+def test_the_number_of_classes_is_that_of_their_names():
+    """The data set names more classes than its samples show."""
+    named = {"classes": ["a", "b", "c"]}
+    bank = LatentBank(torch.zeros(2, 2), [0, 1], metadata=named)
+    assert (bank.num_classes, bank.subset([0]).num_classes, bank.class_counts.tolist()) == (3, 3, [1, 1, 0])
+    assert LatentBank.concat([bank]).num_classes == 3
+    assert LatentBank(torch.zeros(2, 2), [0, 5], metadata=named).num_classes == 6
+    assert LatentBank(torch.zeros(2, 2), [0, 1], metadata={**named, "num_classes": 4}).num_classes == 4
+    assert LatentBank(torch.zeros(2, 2), torch.eye(2), metadata=named).num_classes == 2
+    assert LatentBank(torch.zeros(2, 2), [0, 1], metadata={"classes": None}).num_classes == 2
+
+
+def test_concat_reads_few_codes_at_a_time(tmp_path, monkeypatch):
+    make_bank(20).save_pretrained(tmp_path, max_shard_bytes=4 * 24)
+    bank, read, most = LatentBank.from_pretrained(tmp_path), Shards.latents, []
+    monkeypatch.setattr(files, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(Shards, "latents", lambda self, rows: most.append(len(rows)) or read(self, rows))
+    assert_same(LatentBank.concat([bank.subset(range(7)), bank.subset(range(7, 20))]), make_bank(20))
+    assert max(most) == 3
+
+
+def test_torchs_default_device_and_dtype_change_nothing(tmp_path, toy_dataset, linear_generator, toy_bank):
+    expected = make_bank()
+    expected.save_pretrained(tmp_path, max_shard_bytes=4 * 24)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # stands for an accelerator
+            bank = LatentBank.from_pretrained(tmp_path, verify=True)
+            assert bank[[1, 2]][0].dtype == bank[1][0].dtype == torch.float32
+            assert bank.rows_of([int(bank.source_index[3]), 1]).tolist() == [3, -1]
+            made = LatentBank([[0.5, 0.25]] * 3, [0, 1, 1], mse=[0.1, 0.2, 0.3], status=[0, 0, 1])
+            assert (made.dtype, made.mse.dtype, len(made.filter(keep=0.7))) == (torch.float32, torch.float32, 2)
+            assert made[::2][1].tolist() == [0, 1]
+            soft = LatentBank([[0.5, 0.25]] * 2, [[0.5, 0.5], [1.0, 0.0]])
+            soft.save_pretrained(tmp_path / "soft", dtype=torch.float32)
+            assert_same(LatentBank.from_pretrained(tmp_path / "soft"), soft)
+            assert_same(LatentBank.concat([bank.subset([0, 1, 2]), bank.subset(range(3, 10))]), expected)
+            assert toy_bank.rows_for(toy_dataset, linear_generator).tolist() == list(range(50))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_codes_are_mixed_in_float32_whatever_they_are_kept_in():
@@ -91,10 +146,16 @@ def test_rows_of_is_the_inverse_of_source_index():
         ({"status": [0, 300, 1]}, "status needs numbers from 0: row 1 has 300"),
         ({"metadata": {"num_classes": 2}}, "labels need to be below num_classes=2: got 2"),
         ({"metadata": {"num_classes": "3"}}, "num_classes needs to be an integer from 0: got '3'"),
+        ({"metadata": {"num_classes": 10**30}}, "num_classes needs to be at most 16777216: got 1000"),
+        ({"labels": [0, 1, 2**40]}, "num_classes needs to be at most 16777216: got 1099511627777"),
         ({"metadata": {"x": float("nan")}}, "what JSON can say"),
         ({"metadata": {"x": torch.ones(1)}}, "what JSON can say"),
         ({"metadata": {"generator": "toy"}}, r"metadata\['generator'\] needs to be a dict"),
-        ({"metadata": {"latent_space": 3}}, r"metadata\['latent_space'\] needs to be a string"),
+        *(
+            ({"metadata": {key: value}}, rf"metadata\['{key}'\].* needs to be .*: got")
+            for key, values in WRONG_METADATA.items()
+            for value in values
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(change, message):
@@ -160,8 +221,11 @@ def test_the_digest_tells_labels_apart():
 
 def test_the_digest_tells_soft_labels_from_class_indices_of_the_same_bytes():
     soft = torch.tensor([[0.0, 1.0]])
-    hard = soft.view(torch.int64)[:, 0]
-    assert LatentBank(torch.zeros(1, 2), soft).digest() != LatentBank(torch.zeros(1, 2), hard).digest()
+    one, two = (
+        Content((2,), {"labels": labels}, lambda rows: torch.zeros(1, 2))
+        for labels in (soft, soft.view(torch.int64)[:, 0])
+    )
+    assert digest_of(one, torch.float32) != digest_of(two, torch.float32)
 
 
 # --- subset, filter, concat

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -294,8 +295,8 @@ def test_a_folder_without_a_bank(tmp_path):
 
 
 def test_a_bank_of_a_later_version(folder):
-    edit_index(folder, format_version=3, something_new=True)
-    with pytest.raises(BankFormatError, match=r"bank.index.json has format_version 3.* up to 2: upgrade latent-mixup"):
+    edit_index(folder, format_version=4, something_new=True)
+    with pytest.raises(BankFormatError, match=r"bank.index.json has format_version 4.* up to 3: upgrade latent-mixup"):
         LatentBank.from_pretrained(folder)
 
 
@@ -411,6 +412,125 @@ def test_a_shard_that_is_a_link_out_of_the_folder(folder, tmp_path):
 def test_a_link_to_the_folder_is_fine(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     assert_same(LatentBank.from_pretrained(tmp_path / "link"), make_bank())
+
+
+def spoil(path: Path, how: str) -> None:
+    """Put something that is no regular file of the folder in the place of a file."""
+    path.unlink(missing_ok=True)
+    if how == "fifo":
+        os.mkfifo(path)
+    elif how == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path, "nowhere": path.with_name("nowhere")}[how])
+
+
+@pytest.mark.parametrize("how", ["fifo", "folder", "device", "loop", "nowhere"])
+def test_what_is_no_regular_file_is_never_opened(folder, how):
+    for name in ("bank-zz.safetensors", "bank-00003-of-00003.safetensors", ".hidden", "x.json"):
+        spoil(folder / name, how)  # nobody names them
+    assert_same(LatentBank.from_pretrained(folder, verify=True), make_bank())
+    for path in (shards(folder)[1], folder / INDEX):
+        spoil(path, how)
+        with pytest.raises(BankFormatError, match=rf"{path.name} (is missing|is a link that|cannot be resolved)"):
+            LatentBank.from_pretrained(folder)
+
+
+def test_a_reader_beside_a_writer_gets_one_bank_or_the_other(tmp_path):
+    """Two banks in turn, with and without a shard more: none is mixed, and no load fails."""
+    banks = [make_bank(), make_bank(14, seed=1)]
+    banks[0].save_pretrained(tmp_path, max_shard_bytes=96)
+    stop = threading.Event()
+
+    def write() -> None:
+        for bank in itertools.cycle(reversed(banks)):
+            if stop.is_set():
+                return
+            bank.save_pretrained(tmp_path, max_shard_bytes=96)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(60):
+            found = LatentBank.from_pretrained(tmp_path)
+            assert_same(found, banks[len(found) == 14])
+    finally:
+        stop.set()
+        writer.join()
+
+
+# --- files: what the format cannot hold
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bank: bank.metadata.update(notes="x" * 2**26), "bank.index.json is .* bytes: expected at most"),
+        (
+            lambda bank: bank.metadata.update(notes=[0] * 2**20),
+            "bank.index.json holds about .* values: expected at most",
+        ),
+        (lambda bank: bank.metadata.update(refined=3), r"metadata\['refined'\] needs to be a list of dicts"),
+        (lambda bank: bank.metadata.update(notes={1}), "what JSON can say"),
+        (lambda bank: setattr(bank, "num_classes", 10**30), "'num_classes' needs an integer from 0 to 16777216"),
+        (lambda bank: setattr(bank, "_codes", torch.zeros(10, *[1] * 8, 3)), "'latent_shape' needs 1 to 8 positive"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_before_anything_is_written(folder, change, message):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    bank = make_bank(seed=1)
+    change(bank)
+    with pytest.raises(ValueError, match=message) as caught:
+        bank.save_pretrained(folder)
+    assert "\n" not in str(caught.value)
+    assert tempfile.gettempdir() not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def many_set_aside(count: int) -> LatentBank:
+    bank = make_bank()
+    bank.metadata["set_aside"] = {str(100 + i): f"image {i}, as it is, cannot be read \u00e9" for i in range(count)}
+    return bank
+
+
+def test_many_images_set_aside_are_in_a_file_of_their_own(tmp_path):
+    for count, version in ((10_000, 1), (10_001, 3), (60_000, 3)):
+        bank = many_set_aside(count)
+        bank.save_pretrained(tmp_path, max_shard_bytes=96)
+        assert read_index(tmp_path)["format_version"] == version
+        assert (tmp_path / "bank-set-aside.safetensors").exists() == (version == 3)
+        assert_same(LatentBank.from_pretrained(tmp_path, verify=True), bank)
+        assert "set_aside" in bank.metadata
+    assert (tmp_path / INDEX).stat().st_size < 3000
+    make_bank().save_pretrained(tmp_path, max_shard_bytes=96)
+    assert len(names(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("ends"), "expected the tensors source_index, ends and errors"),
+        (lambda t: t.update(ends=t["ends"].int()), "need int64"),
+        (lambda t: t.update(ends=t["ends"].flip(0)), "ascending"),
+        (lambda t: t.update(ends=t["ends"] + 1), "ascending"),
+        (lambda t: t.update(ends=t["ends"][1:].clone()), "one position in errors for each"),
+        (lambda t: t["errors"].fill_(255), "can't decode|invalid"),
+        (lambda t: t.update(source_index=-t["source_index"]), r"metadata\['set_aside'\] needs to be"),
+        (
+            lambda t: t.update(source_index=t["source_index"][None].clone(), ends=t["ends"][None].clone()),
+            "one position",
+        ),
+    ],
+)
+def test_a_damaged_file_of_images_set_aside(tmp_path, change, message):
+    many_set_aside(10_001).save_pretrained(tmp_path)
+    path = tmp_path / "bank-set-aside.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    edit_index(tmp_path, set_aside={"name": path.name, "size": path.stat().st_size, "sha256": files.sha256(path)})
+    with pytest.raises(BankFormatError, match=rf"bank-set-aside.safetensors.*({message})"):
+        LatentBank.from_pretrained(tmp_path)
 
 
 # --- files: writes that fail
