@@ -208,7 +208,7 @@ def measured_gradient(
         gradients.append(gradient)
         slopes.append(_dot(gradient, direction))
         differences.append([_difference(generator, code, direction * step, away) / step for step in SLOPE_STEPS])
-    slope, difference = (torch.tensor(values, dtype=torch.float64) for values in (slopes, differences))
+    slope, difference = (torch.tensor(values, dtype=torch.float64, device="cpu") for values in (slopes, differences))
     return torch.cat(gradients), float((difference - slope[:, None]).norm(dim=0).min() / slope.norm())
 
 

@@ -48,7 +48,8 @@ def generator_info(generator: Generator, folder: Path | None = None) -> dict[str
         (128,)
     """
     code = generator.sample_latents(1, keyed_generator("effort"))
-    image = torch.zeros(1, generator.img_channels, *[generator.img_resolution] * 2, device=generator.device)
+    size = (1, generator.img_channels, generator.img_resolution, generator.img_resolution)
+    image = torch.zeros(size, dtype=torch.float32, device=generator.device)
     counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in generator.named_children()}
     names = ("img_channels", "img_resolution", "latent_space", "latent_shape", "preferred_path", "has_encoder")
     return {

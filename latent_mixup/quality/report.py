@@ -79,7 +79,7 @@ def report(
     if encoder is None and generator.has_encoder:
         encoder = generator.encode
     source = BankImages(bank, dataset, generator, stated_format(bank.metadata.get("samples"), dataset, generator))
-    ok = torch.arange(len(bank)) if bank.status is None else (bank.status == 0).nonzero()[:, 0]
+    ok = torch.arange(len(bank), device="cpu") if bank.status is None else (bank.status == 0).nonzero()[:, 0]
     mse = bank.mse if bank.mse is not None else _computed_mse(source, ok)
     rows = ok[mse[ok].isfinite()]
     if not len(rows):
@@ -136,7 +136,7 @@ def _thumbnails(images: Tensor, size: int = 192) -> Tensor:
 @torch.no_grad()
 def _computed_mse(source: BankImages, rows: Tensor) -> Tensor:
     """The pixel MSE of some rows, in a vector of all rows that is infinite elsewhere, ``[N]``."""
-    mse = torch.full((len(source.bank),), torch.inf)
+    mse = torch.full((len(source.bank),), torch.inf, dtype=torch.float32, device="cpu")
     with Progress(len(rows), "report", "rows") as bar:
         for chunk in rows.split(BATCH_SIZE):
             mse[chunk] = _errors([source.originals(chunk), source.generator.decode(source.codes(chunk))])[:, 0]
@@ -152,7 +152,7 @@ def _errors(batch: list[Tensor]) -> Tensor:
 
 def _random_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """At most ``count`` of the rows, in their order."""
-    return rows[torch.randperm(len(rows), generator=generator)[:count].sort().values]
+    return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count].sort().values]
 
 
 def _chosen_rows(mse: Tensor, rows: Tensor, columns: int, seed: int) -> dict[str, Tensor]:

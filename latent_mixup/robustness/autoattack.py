@@ -69,6 +69,7 @@ def autoattack(
     check_eps(eps, norm)
     check_images(images)
     span = Range.of(bounds, images)
+    eps_unit = eps / span.width()
     labels = class_indices(labels, len(images))
     if attacks is not None:
         check_list("attacks", attacks)
@@ -82,7 +83,7 @@ def autoattack(
             attacks=None if attacks is None else list(attacks),
             version="standard" if attacks is None else "custom",
             norm=NORMS[norm],
-            eps=eps / span.width(),
+            eps=eps_unit,
             seed=seed,
             device=images.device,
         )
@@ -104,10 +105,10 @@ def _check_classes(num_classes: int, attacks: Sequence[str]) -> None:
         if name not in LEAST_CLASSES:
             raise ValueError(f"no attack {name!r}: choose from {', '.join(LEAST_CLASSES)}")
     possible = [name for name, least in LEAST_CLASSES.items() if least <= num_classes]
-    for least, kind in ((10, "the targeted attacks"), (3, "the attack")):
+    for least, kind, need in ((10, "the targeted attacks", "need"), (3, "the attack", "needs")):
         lacking = sorted(name for name in attacks if name not in possible and LEAST_CLASSES[name] == least)
         if lacking:
             raise ValueError(
-                f"{kind} {', '.join(lacking)} need {least} classes: got {num_classes} logits; pass attacks="
+                f"{kind} {', '.join(lacking)} {need} {least} classes: got {num_classes} logits; pass attacks="
                 + json.dumps(possible)
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from classifier import CLASSES, noisy_patterns, trained_cnn
 from torch import Tensor, nn
 
 from latent_mixup.robustness import accuracy, autoattack, pgd_accuracy
+from latent_mixup.robustness.autoattack import _forked
 
 BOUNDS = (-2.0, 2.0)
 
@@ -79,6 +82,40 @@ def test_autoattack_refuses_too_few_classes(trained: nn.Module, data: tuple[Tens
         autoattack(trained, *data, bounds=BOUNDS, eps=0.1)
     with pytest.raises(ValueError, match="eps must be a positive length"):
         autoattack(trained, *data, bounds=BOUNDS, eps=0)
+    for attacks, message in (
+        ([], "attacks must be a list with an entry at least"),
+        ("apgd-ce", "attacks must be a list with an entry at least"),
+        (["apgd"], "no attack 'apgd': choose from apgd-ce, apgd-dlr, fab, square, apgd-t, fab-t"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            autoattack(trained, *data, bounds=BOUNDS, eps=0.1, attacks=attacks)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_attacks_that_an_error_proposes_run(num_classes: int) -> None:
+    pytest.importorskip("pyautoattack")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    labels = net(images).argmax(1)
+    with pytest.raises(ValueError, match=f"need 10 classes: got {num_classes} logits; pass attacks=") as refused:
+        autoattack(net, images, labels, bounds=(0, 1), eps=0.9)
+    proposed = json.loads(str(refused.value).rpartition("attacks=")[2])
+    assert proposed == ["apgd-ce", *(["apgd-dlr"] if num_classes > 2 else []), "fab", "square"]
+    for attack in proposed:
+        found = autoattack(net, images, labels, bounds=(0, 1), eps=0.9, attacks=[attack])
+        assert (net(found).argmax(1) != labels).all()
+    if num_classes == 2:
+        with pytest.raises(ValueError, match="the attack apgd-dlr needs 3 classes: got 2 logits"):
+            autoattack(net, images, labels, bounds=(0, 1), eps=0.9, attacks=["apgd-ce", "apgd-dlr"])
+
+
+def test_only_the_random_states_in_use_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving that of every GPU would start them all."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **how: asked.append(how) or contextlib.nullcontext())
+    for device in ("cpu", "cuda:1"):
+        _forked(torch.device(device))
+    assert asked == [{"devices": []}, {"devices": [torch.device("cuda:1")], "device_type": "cuda"}]
 
 
 def test_autoattack_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, trained: nn.Module) -> None:
