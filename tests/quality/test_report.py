@@ -19,6 +19,7 @@ from PIL import Image
 
 from latent_mixup import LatentBank, cli, inversion, load_generator
 from latent_mixup.bundled import BundledImages
+from latent_mixup.encoders import MLPEncoder
 from latent_mixup.generators import wrap
 from latent_mixup.images import to_uint8, to_unit
 from latent_mixup.inversion import pixel_mse, report
@@ -505,6 +506,28 @@ def test_the_command_prints_the_table_and_writes_both_files(tmp_path, monkeypatc
     assert "40 of 40 rows are ok and have an MSE (the bank notes no failures); the bank came without" in result.output
     assert f"{tmp_path / 'out' / 'report.png'} and report.json written" in result.output
     assert record["mse"]["mean"] == pytest.approx(record["encoded"]["mean"], rel=0.01)  # the codes are the encoder's
+
+    MLPEncoder(generator, widths=(8,)).save_pretrained(tmp_path / "encoder")  # untrained: it gives the mean code
+    result = CliRunner().invoke(cli.main, [*map(str, arguments), "--encoder", str(tmp_path / "encoder")])
+    assert result.exit_code == 0, result.output
+    other = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert other["mse"] == record["mse"]
+    assert other["encoded"]["encoder"].startswith("MLPEncoder")
+    assert other["encoded"]["mean"] > 2 * record["encoded"]["mean"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_report_does_not_depend_on_the_default_device_and_dtype(linear_generator, toy_dataset, noisy_bank, tmp_path):
+    bare = LatentBank(noisy_bank[:][0], noisy_bank.labels, source_index=noisy_bank.source_index)
+    for bank in (noisy_bank, bare):
+        expected = report(bank, toy_dataset, linear_generator, tmp_path / "out")
+        with torch.device("meta"):  # stands for an accelerator
+            assert report(bank, toy_dataset, linear_generator, tmp_path / "out") == expected
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert report(bank, toy_dataset, linear_generator, tmp_path / "out") == expected
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def test_report_is_the_function_of_that_name():

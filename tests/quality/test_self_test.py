@@ -128,6 +128,26 @@ def test_works_where_gradients_are_switched_off():
         assert quietly(wrapped(mlp())).passed
 
 
+def test_result_does_not_depend_on_the_default_device_and_dtype():
+    generator = load_generator("fashion-mnist")
+    expected = replace(quietly(generator, steps=2, images=1), seconds=0)
+    with torch.device("meta"):  # stands for an accelerator
+        assert replace(quietly(generator, steps=2, images=1), seconds=0) == expected
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert replace(quietly(generator, steps=2, images=1), seconds=0) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_no_float64_is_made_beside_the_cpu(monkeypatch):
+    """MPS has none: what is summed in it is on the CPU before."""
+    cpu, double, seen = Tensor.cpu, Tensor.double, []
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: seen.append(id(moved := cpu(tensor).clone())) or moved)
+    monkeypatch.setattr(Tensor, "double", lambda tensor: (seen.index(id(tensor)), double(tensor))[1])
+    assert quietly(load_generator("fashion-mnist"), steps=2, images=1).checks
+
+
 def test_start_knows_nothing_of_the_codes(monkeypatch):
     seen = {}
 
