@@ -174,7 +174,7 @@ def decoded_mixes(prob: float, policy: Policy | None = None) -> Method:
         loader = LatentMixupLoader(
             run.real(),
             codes.generator,
-            codes.bank,
+            codes.bank.subset(slice(None)),  # all of its rows are of training images
             prefetch=0,
             decode_batches=codes.generator.decode_batches,  # on a GPU as well: fewer kernels to launch
             prob=prob,

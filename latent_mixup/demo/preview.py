@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from latent_mixup.augment.sources import check_pair
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import MISSING
@@ -64,15 +65,19 @@ def preview_sheet(
         seed: Seed of the choice of codes.
 
     Raises:
+        TypeError: ``generator`` or ``bank`` is another kind of object.
         ValueError: A class is not known, or the bank has no code of it, or no labels at all.
     """
+    check_pair(generator, bank)
+    if isinstance(pairs, str) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs) or not pairs:
+        raise ValueError(f'pairs needs two classes each, such as [("sneaker", "shirt")]: got {pairs!r:.80}')
     bank.check(generator)
     if (bank.labels < 0).all():
         bank.check_labelled()
     names = class_names(bank)
     strips, captions = [], []
     for number, pair in enumerate(pairs):
-        indices = [class_index(name, names) for name in pair]
+        indices = [class_index(str(name), names) for name in pair]
         own, other = (
             bank[_rows_of_class(bank, index, rows, keyed_generator("preview", seed, number, side))][0]
             for side, index in enumerate(indices)

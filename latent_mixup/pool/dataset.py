@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import warnings
 from collections.abc import Sequence, Sized
 from pathlib import Path
@@ -10,17 +11,27 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, Subset, get_worker_info
 
 from latent_mixup import sampling
-from latent_mixup.augment.base import MixSettings, Target, TargetFormat, Transform, split_targets
+from latent_mixup.augment.base import (
+    MixSettings,
+    Repeats,
+    Target,
+    TargetFormat,
+    Transform,
+    long_lived,
+    split_targets,
+)
 from latent_mixup.augment.dataset import NUM_PROBES, read_sample
+from latent_mixup.augment.sources import SplitWarning, check_dataset, parts_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, Moments, RangeMismatchWarning, check_size, from_uint8, range_mismatch
 from latent_mixup.labels import check_labels
+from latent_mixup.policies.settings import checked
 from latent_mixup.pool.files import Pool
-from latent_mixup.pool.refresh import Refreshed
+from latent_mixup.pool.refresh import Refreshed, check_digest
 
 MAX_TARGETS = 16_000_000  # soft targets of 64 MB
 
@@ -30,13 +41,13 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     Images are read by mmap and augmented anew each time they are asked for. Alone, sample i is the pool's entry i and
     an epoch is the pool. With ``dataset``, an epoch has its length: sample i is a drawn entry of the pool with
-    probability ``prob``, else the data set's own; which one depends on seed, epoch and i alone, so call ``set_epoch``
-    before each epoch. Works in any DataLoader worker: nothing is decoded there.
+    probability ``prob``, else the data set's own. Works in any DataLoader worker: nothing is decoded there.
 
     Args:
         folder: Folder of the pool.
         dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the pool's size after
-            ``transform`` and ``normalize``, the label an int or soft; None: the pool alone.
+            ``transform`` and ``normalize``, the label an int or soft; None: the pool alone. With ``bank``, only entries
+            whose sources are all in it are drawn.
         prob: Probability that a sample is a mix, where there is a ``dataset``.
         transform: Augmentation of a mix, a float32 ``[C, H, W]`` tensor in [-1, 1].
         normalize: ``(mean, std)`` as ``v2.Normalize`` takes them, applied last; None: images stay in [-1, 1].
@@ -45,18 +56,25 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
         target_format: ``"soft"``: float32 ``[num_classes]``; ``"pair"``: ``(y_a, y_b, lam)``, with soft labels where
             the pool has them.
-        seed: Names the draws of entries; None for ``torch.initial_seed()``.
+        seed: Names the draws of entries: they depend on seed, epoch and i, so call ``set_epoch`` before each epoch.
+            None: every pass draws anew from torch's random state.
         refresh: Share of the pool that is decoded anew while an epoch is trained on, and replaces the older entries at
             the next ``set_epoch``: 1/2, 1/3, ... or the nearest of these. 0: the pool stays. A thread of this process
             decodes into temporary files, the same in every run and rank; the pool's files stay.
         generator: Decodes the refreshed entries, on its device.
-        bank: The codes that are mixed for ``refresh``.
+        bank: The bank that the pool was made of: for ``refresh``, and to draw only entries of a ``dataset`` that is a
+            part of the bank's.
         verify: Read the pool once and compare its SHA-256.
 
     Raises:
         FileNotFoundError: The folder holds no finished pool.
         PoolFormatError: The pool is damaged.
-        ValueError: A setting is out of range, or the pool was not made with this generator and bank.
+        TypeError: ``folder``, ``dataset``, ``generator`` or ``bank`` is another kind of object.
+        ValueError: A setting is out of range, the pool was not made with this generator and bank, or no entry is of
+            ``dataset`` alone.
+
+    Warns:
+        SplitWarning: ``dataset`` is a ``Subset``, and without ``bank`` it cannot be told which entries are of it alone.
 
     Example:
         >>> loader = DataLoader(RenderedMixupDataset("pool"), 64, shuffle=True)  # doctest: +SKIP
@@ -82,6 +100,13 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         bank: LatentBank | None = None,
         verify: bool = False,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"folder needs to be the folder of a pool: got {type(folder).__name__}")
+        if dataset is None and prob != 1:
+            raise ValueError(f"prob={prob} needs dataset=, where the other samples come from")
+        if dataset is not None:
+            check_dataset(dataset)
+        share = checked(float, refresh, "refresh")
         self.settings = MixSettings(
             prob=prob,
             transform=transform,
@@ -91,19 +116,18 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
             target_format=target_format,
             seed=seed,
         )
-        if dataset is None and prob != 1:
-            raise ValueError(f"prob={prob} needs dataset=, where the other samples come from")
-        self._pool = Pool(Path(folder).absolute(), verify=verify)
-        self.num_classes = self._pool.index.num_classes if num_classes is None else num_classes
-        for name in ("labels_a", "labels_b"):
-            check_labels(self._pool.columns[name], self.num_classes)
-        self.seed = torch.initial_seed() if seed is None else seed
         self.dataset: Any = dataset
-        self._length = len(cast(Sized, dataset)) if dataset is not None else self._pool.index.num_images
-        # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
-        self._shared = torch.zeros(2, dtype=torch.int64, device="cpu").share_memory_()
-        wanted = refresh or generator is not None or bank is not None
-        self._refreshed = Refreshed(self._pool, refresh, generator, bank) if wanted else None
+        with long_lived():
+            self._pool = Pool(Path(folder).absolute(), verify=verify)
+            self.num_classes = self._pool.index.num_classes if num_classes is None else num_classes
+            for name in ("labels_a", "labels_b"):
+                check_labels(self._pool.columns[name], self.num_classes)
+            self._length = self._pool.index.num_images if dataset is None else len(cast(Sized, dataset))
+            # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
+            self._shared = torch.zeros(2, dtype=torch.int64, device="cpu").share_memory_()
+            self._refreshed = Refreshed(self._pool, share, generator, bank) if share or generator is not None else None
+            self._allowed = None if dataset is None else _entries_of(self._pool, dataset, generator, bank, share)
+        self._repeats = Repeats(1 if dataset is None else self._length)
         self._planned: tuple[int, Tensor] | None = None
         self._soft: Tensor | None = None
 
@@ -160,19 +184,17 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Several samples, read in one batch: what a DataLoader calls."""
         wanted = [self._index(index) for index in indices]
-        numbers = torch.tensor(wanted, dtype=torch.int64, device="cpu")
-        if self.dataset is None:
-            return self._mixes(numbers)
-        if self.settings.prob:
-            self._check_range_once()
-        if self._planned is None or self._planned[0] != self.epoch:
-            self._planned = self.epoch, self._plan(self.epoch)
-        entries = self._planned[1][numbers]
-        mixes = iter(self._mixes(entries[entries >= 0]))
-        return [
-            next(mixes) if entry >= 0 else self._real(index)
-            for index, entry in zip(wanted, entries.tolist(), strict=True)
-        ]
+        with long_lived():
+            if self.dataset is None:
+                return self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
+            if self.settings.prob:
+                self._check_range_once()
+            entries = self._entries(wanted)
+            mixes = iter(self._mixes(entries[entries >= 0]))
+            return [
+                next(mixes) if entry >= 0 else self._real(index)
+                for index, entry in zip(wanted, entries.tolist(), strict=True)
+            ]
 
     def _index(self, index: int) -> int:
         number = operator.index(index)
@@ -180,12 +202,20 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
             raise IndexError(f"sample {number} is out of range for a data set of {len(self)}")
         return number % len(self)
 
-    def _plan(self, epoch: int) -> Tensor:
-        """The pool's entry for each sample in an epoch; -1: the data set's own."""
-        draw = sampling.keyed_generator("pool-entries", self.seed, epoch)
-        entries = torch.randint(self._pool.index.num_images, (len(self),), generator=draw, device="cpu")
-        u = torch.rand(len(self), generator=draw, dtype=torch.float32, device="cpu")
-        return torch.where(u < self.settings.prob, entries, -1)
+    def _entries(self, wanted: list[int]) -> Tensor:
+        """The pool's entry for each sample; -1: the data set's own."""
+        if self.settings.seed is None:
+            return self._drawn(len(wanted), sampling.fresh_seeds(1)[0])
+        self._repeats.note(self.epoch, wanted)
+        if self._planned is None or self._planned[0] != self.epoch:
+            self._planned = self.epoch, self._drawn(len(self), self.settings.seed, self.epoch)
+        return self._planned[1][torch.tensor(wanted, dtype=torch.int64, device="cpu")]
+
+    def _drawn(self, n: int, *key: int) -> Tensor:
+        stream = sampling.keyed_generator("pool-entries", *key)
+        entries = torch.randint(len(self._allowed), (n,), generator=stream, device="cpu")
+        u = torch.rand(n, generator=stream, dtype=torch.float32, device="cpu")
+        return torch.where(u < self.settings.prob, self._allowed[entries], -1)
 
     def _mixes(self, entries: Tensor) -> list[tuple[Tensor, Any]]:
         if not len(entries):
@@ -216,3 +246,34 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         message = range_mismatch(torch.stack(real), mixes)
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=4)
+
+
+def _entries_of(
+    pool: Pool, dataset: object, generator: Generator | None, bank: LatentBank | None, refresh: float
+) -> Tensor:
+    """Entries of a pool that are mixes of a data set's own images, as far as it can be told; int64."""
+    every = torch.arange(pool.index.num_images, device="cpu")
+    if bank is None:
+        if any(isinstance(part, Subset) for part in parts_of(dataset)):
+            warnings.warn(
+                "it cannot be told which mixes of the pool are of images of this Subset alone, so all are drawn, those "
+                "of held-out images included: pass bank=, or render the pool from bank.subset(bank.rows_for(dataset))",
+                SplitWarning,
+                stacklevel=4,
+            )
+        return every
+    check_digest(pool, "bank", bank.digest())
+    rows = bank.rows_of_data(dataset, generator)
+    if rows is None:
+        raise ValueError(
+            f"it cannot be told which rows of the bank are the samples of this {type(dataset).__name__}: pass the data "
+            "set that the bank was made of, or a torch.utils.data.Subset of it"
+        )
+    inside = torch.isin(pool.columns["sources"], rows[rows >= 0]).all(1)
+    if not inside.any() or (refresh and not inside.all()):
+        what = "its refreshed entries would be as well" if inside.any() else "none is of these images alone"
+        raise ValueError(
+            f"{int((~inside).sum())} of the pool's {len(inside)} mixes are of images outside this data set, and "
+            f"{what}: render the pool from bank.subset(bank.rows_for(dataset))"
+        )
+    return every[inside]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -21,6 +22,7 @@ from torch import Tensor
 from latent_mixup import files
 from latent_mixup.augment.base import Decoder
 from latent_mixup.augment.prefetch import THREAD_NAME, own_stream, use_one_core
+from latent_mixup.augment.sources import check_pair
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.policies import from_config
@@ -54,6 +56,7 @@ class Refreshed:
                 f"refresh needs a share in (0, 1], generator= and bank=: got refresh={share}, "
                 f"generator={type(generator).__name__}, bank={type(bank).__name__}"
             )
+        check_pair(generator, bank)
         self.pool = pool
         self.num_parts = min(round(1 / share), pool.index.num_images)
         self._renderer: Renderer | None = _renderer_of(pool, generator, bank)
@@ -142,23 +145,32 @@ def _renderer_of(pool: Pool, generator: Generator, bank: LatentBank) -> Renderer
         Decoder(generator, autocast=AUTOCAST[made_with["autocast"]]), bank, policy, made_with["seed"], batch_size=256
     )
     for name, found in renderer.facts().items():
-        if made_with[name] != found:
-            raise ValueError(
-                f"{pool.folder} was rendered with another {name}, {made_with[name]!r:.20}: got {found!r:.20}; "
-                "refresh= needs the same"
-            )
+        check_digest(pool, name, found)
     return renderer
+
+
+def check_digest(pool: Pool, name: str, found: object) -> None:
+    """Raise ``ValueError`` unless the pool was rendered with this seed, policy, path, generator or bank."""
+    made_with = pool.index.made_with[name]
+    if made_with != found:
+        raise ValueError(
+            f"{pool.folder} was rendered with another {name}, {made_with!r:.20}: got {found!r:.20}; pass the same"
+        )
 
 
 def _write_part(renderer: Renderer, path: Path, entries: range, turn: int, ended: threading.Event) -> None:
     """Decode some entries into a file, unless another rank does, or the data set or the program ends before that."""
-    with FileLock(path.with_suffix(".lock")):
+
+    def is_over() -> bool:
+        return ended.is_set() or not threading.main_thread().is_alive()
+
+    with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock")).acquire(cancel_check=is_over):
         if path.exists():
             return
         found = []
         with own_stream(renderer.decoder.device):
             for images in renderer.images(entries, turn):
-                if ended.is_set() or not threading.main_thread().is_alive():
+                if is_over():
                     return
                 found.append(images)
         columns = renderer.columns(entries, turn)

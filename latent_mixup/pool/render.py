@@ -16,12 +16,14 @@ from torch import Tensor
 
 from latent_mixup import files
 from latent_mixup.augment.base import Decoder, MixSettings
+from latent_mixup.augment.sources import check_pair
 from latent_mixup.bank import LatentBank
 from latent_mixup.files import FileEntry
 from latent_mixup.functional import path_named
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import to_uint8
 from latent_mixup.policies import BankView, Draw, Policy, to_config
+from latent_mixup.policies.settings import checked
 from latent_mixup.pool.files import COLUMNS_FILE, FORMAT_VERSION, IMAGES_FILE, INDEX_FILE, PoolIndex
 from latent_mixup.runs import Advance, ChunkFolder, Meter, Tensors, check_shard, differences, run_chunks
 from latent_mixup.sampling import keyed_generator
@@ -148,11 +150,16 @@ def render(
         Whether the pool is complete; False: other shards have chunks to do.
 
     Raises:
+        TypeError: ``generator`` or ``bank`` is another kind of object.
         ValueError: A setting is out of range, bank and generator do not belong together, or the folder holds a pool
             with other settings.
         OSError: The folder cannot be written to, or has no room; finished chunks stay.
     """
+    check_pair(generator, bank)
     followed = MixSettings(alpha=alpha, path=path, policy=policy).policy
+    n, batch_size, seed = (
+        checked(int, value, name) for name, value in (("n", n), ("batch_size", batch_size), ("seed", seed))
+    )
     check_shard(shard)
     if n < 1 or batch_size < 1:
         raise ValueError(f"a pool needs at least one image, and a batch as well: got n={n}, batch_size={batch_size}")

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from conftest import LabelledImages, LinearGenerator, one_hot_bank
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 import latent_mixup as lm
+from latent_mixup.augment.sources import SplitWarning
 from latent_mixup.bank import LatentBank
 from latent_mixup.cli import main
 from latent_mixup.images import RangeMismatchWarning, from_uint8, to_uint8
@@ -451,16 +452,88 @@ def test_draws_follow_from_seed_and_epoch(make, images):
     def made(seed=0):
         return lm.RenderedMixupDataset(make(), dataset=images, prob=0.5, seed=seed)
 
-    dataset = made()
-    first = pull(dataset)
+    dataset, first = made(), pull(made())
     assert all(map(torch.equal, pull(made()), first))
     assert not torch.equal(pull(made(seed=1))[1], first[1])
     loader = DataLoader(dataset, 8, num_workers=1, persistent_workers=True)
     for epoch in (0, 3, 0):
-        dataset.set_epoch(epoch)
-        here = pull(dataset)[1]
-        assert torch.equal(torch.cat([targets for _, targets in loader]), here)
-        assert torch.equal(here, first[1]) == (epoch == 0)
+        here = made()
+        for each in (dataset, here):
+            each.set_epoch(epoch)
+        targets = pull(here)[1]
+        assert torch.equal(torch.cat([targets for _, targets in loader]), targets)
+        assert torch.equal(targets, first[1]) == (epoch == 0)
+
+
+def test_without_a_seed_every_pass_draws_anew_from_torchs_random_state(make, images):
+    dataset = lm.RenderedMixupDataset(make(), dataset=images, prob=0.5)
+    torch.manual_seed(5)
+    passes = [pull(dataset, num_workers=workers)[1] for workers in (0, 0, 2, 2)]
+    assert len({tuple(targets.flatten().tolist()) for targets in passes}) == 4
+    torch.manual_seed(5)
+    assert torch.equal(pull(dataset)[1], passes[0])
+
+
+def test_a_second_pass_of_a_seeds_epoch_is_told_once(make, images):
+    dataset = lm.RenderedMixupDataset(make(), dataset=images, prob=0.5, seed=0)
+    pull(dataset)
+    with pytest.warns(UserWarning, match="epoch 0 is drawn a second time"):
+        pull(dataset)
+    pull(dataset)
+
+
+def test_entries_of_images_outside_a_subset_are_not_drawn(make, toy_dataset, toy_bank):
+    part = Subset(toy_dataset, range(0, 50, 2))
+    pool = Pool(make(n=2000))
+    inside = (pool.columns["sources"] % 2 == 0).all(1)
+    dataset = lm.RenderedMixupDataset(pool.folder, dataset=part, bank=toy_bank)
+    own = {tuple(image.flatten().tolist()) for image in pool.images[inside]}
+    found = {tuple(to_uint8(dataset[i % 25][0]).flatten().tolist()) for i in range(1000)}
+    assert found <= own
+    assert len(found) > 250
+    with pytest.warns(SplitWarning, match=r"pass bank=, or render the pool from bank.subset"):
+        lm.RenderedMixupDataset(pool.folder, dataset=part)
+    with pytest.raises(ValueError, match="rendered with another bank"):
+        lm.RenderedMixupDataset(pool.folder, dataset=part, bank=toy_bank.subset(range(30)))
+    with pytest.raises(ValueError, match="of images outside this data set, and its refreshed entries would be as well"):
+        lm.RenderedMixupDataset(pool.folder, dataset=part, bank=toy_bank, generator=LinearGenerator(), refresh=0.5)
+    of_others = "60 of the pool's 60 mixes are of images outside this data set, and none is of these images alone"
+    odd = toy_bank.subset(range(1, 50, 2))
+    with pytest.raises(ValueError, match=of_others):
+        lm.RenderedMixupDataset(make("odd", bank=odd), dataset=part, bank=odd)
+
+
+def test_modes_of_the_caller_do_not_matter(make, images):
+    with torch.inference_mode(), torch.device("meta"):
+        dataset = lm.RenderedMixupDataset(make(), dataset=images, prob=0.5, seed=0)
+        inside = [dataset[i] for i in range(20)]
+    dataset.set_epoch(1)
+    twin = lm.RenderedMixupDataset(make(), dataset=images, prob=0.5, seed=0)
+    for i, (image, target) in enumerate(inside):
+        same, also = twin[i]
+        assert torch.equal(same, image)
+        assert torch.equal(also, target)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"folder": LabelledImages(torch.zeros(3, 1, 4, 4), torch.zeros(3))},
+            TypeError,
+            "folder needs to be the folder",
+        ),
+        ({"dataset": DataLoader(range(3))}, TypeError, "a data set is needed"),
+        ({"dataset": "mnist"}, TypeError, "dataset needs to be a map-style data set"),
+        ({"refresh": "half"}, ValueError, "refresh needs to be a finite number: got 'half'"),
+        ({"refresh": 0.5, "generator": "fashion-mnist"}, ValueError, "generator=str"),
+        ({"refresh": 0.5, "generator": "fashion-mnist", "bank": "fashion-mnist"}, TypeError, "load_generator"),
+        ({"verify": True, "prob": "0.5"}, (TypeError, ValueError), "prob"),
+    ],
+)
+def test_other_objects_in_its_arguments_are_refused(make, change, error, message):
+    with pytest.raises(error, match=message):
+        lm.RenderedMixupDataset(**{"folder": make(), **change})
 
 
 def test_prob_zero_and_one(make, images):
@@ -581,7 +654,7 @@ def test_an_error_of_the_thread_comes_out(refreshed, monkeypatch):
 def test_what_cannot_be_refreshed(make, refreshed, linear_generator, toy_bank):
     other = LinearGenerator()
     other.basis.neg_()
-    with pytest.raises(ValueError, match=r"rendered with another generator, .*: got .*; refresh= needs the same"):
+    with pytest.raises(ValueError, match=r"rendered with another generator, .*: got .*; pass the same"):
         lm.RenderedMixupDataset(make(), refresh=0.5, generator=other, bank=toy_bank)
     for settings in ({"refresh": 0.5}, {"refresh": 2, "generator": linear_generator, "bank": toy_bank}):
         with pytest.raises(ValueError, match=r"refresh needs a share in \(0, 1\], generator= and bank="):
