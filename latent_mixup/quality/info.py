@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from latent_mixup import hub
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_generator
 from latent_mixup.networks import WEIGHTS_FILE
 from latent_mixup.pictures import png
 from latent_mixup.quality.self_test import DRAWS, SelfTest, self_test_table
@@ -47,6 +47,7 @@ def generator_info(generator: Generator, folder: Path | None = None) -> dict[str
         >>> generator_info(load_generator("fashion-mnist"))["latent_shape"]
         (128,)
     """
+    check_generator(generator)
     code = generator.sample_latents(1, keyed_generator("effort"))
     size = (1, generator.img_channels, generator.img_resolution, generator.img_resolution)
     image = torch.zeros(size, dtype=torch.float32, device=generator.device)

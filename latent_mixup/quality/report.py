@@ -19,7 +19,7 @@ from latent_mixup.bank import LatentBank, fingerprint
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import to_uint8
 from latent_mixup.inversion.bank_images import CHECKED_ROWS, BankImages, compare_mse
-from latent_mixup.inversion.samples import stated_format
+from latent_mixup.inversion.samples import check_arguments, stated_format
 from latent_mixup.losses.base import callable_id, pixel_mse
 from latent_mixup.quality.page import QUANTILES, THRESHOLDS, Look, draw_page, need_matplotlib
 from latent_mixup.runs import Progress
@@ -68,10 +68,14 @@ def report(
         ValueError: Bank, data set and generator do not belong together, by their labels, the generator's digest,
             or a stored mse that is not that of the decoded codes; or the bank has no row to report on, or a row
             whose image cannot be read.
+        TypeError: An argument is something else.
 
     Reference: Latent-Mixup, figures 1 to 6; thresholds: section 2.1.2.2.
     """
     need_matplotlib()
+    if not isinstance(bank, LatentBank):
+        raise TypeError(f"the bank comes first, report(bank, dataset, generator, out): got {type(bank).__name__}")
+    check_arguments(dataset, generator)
     if columns < 1:
         raise ValueError(f"columns needs to be at least 1: got {columns}")
     bank.check(generator)

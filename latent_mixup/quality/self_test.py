@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_mixup.generators.base import Generator
-from latent_mixup.inversion.optimise import optimise_codes, reconstruction_mse
+from latent_mixup.generators.base import Generator, check_generator
+from latent_mixup.inversion.optimise import leave_inference_mode, optimise_codes, reconstruction_mse
 from latent_mixup.losses.base import Loss, pixel_mse
 from latent_mixup.pictures import text_table
 from latent_mixup.quality.checks import (
@@ -112,6 +112,7 @@ def self_test(
         progress: Show progress bars.
 
     Raises:
+        TypeError: ``generator`` is none; a module is wrapped first.
         ValueError: A setting is out of range.
 
     Example:
@@ -122,16 +123,18 @@ def self_test(
         raise ValueError(
             f"images >= 1, steps >= 1, draws >= {PROBES}, lr > 0 are needed: got {images}, {steps}, {draws}, {lr}"
         )
+    check_generator(generator)
     started = time.perf_counter()
-    generator = generator.to(device or generator.device)
     objective = loss or pixel_mse
     if isinstance(objective, torch.nn.Module):
-        objective = objective.to(generator.device)
-    checks, inversion = _look(generator, images, draws, seed, progress)
-    errors = None
-    if inversion is not None:
-        errors = _invert_again(generator, inversion, objective, steps, lr, progress)
-        checks.append(check_errors(errors, steps))
+        objective = objective.to(device or generator.device)
+    with torch.inference_mode(False):  # which has no gradients to check
+        generator = leave_inference_mode(generator.to(device or generator.device))
+        checks, inversion = _look(generator, images, draws, seed, progress)
+        errors = None
+        if inversion is not None:
+            errors = _invert_again(generator, inversion, objective, steps, lr, progress)
+            checks.append(check_errors(errors, steps))
     return SelfTest(tuple(checks), errors, images, steps, seed, time.perf_counter() - started)
 
 

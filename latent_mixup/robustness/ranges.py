@@ -44,7 +44,7 @@ class Range:
             )
         if sizes == {1}:
             return cls(low.item(), high.item())
-        return cls(*(end.expand(channels)[:, None, None].to(images) for end in (low, high)))
+        return cls(*(end.expand(channels)[:, None, None].to(images.dtype).to(images.device) for end in (low, high)))
 
     def to_list(self) -> list[Any]:
         """For JSON."""

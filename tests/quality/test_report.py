@@ -464,6 +464,21 @@ def test_what_does_not_belong_together(linear_generator, toy_dataset, noisy_bank
     assert not (tmp_path / "out").exists()
 
 
+def test_arguments_in_another_order_are_named(linear_generator, toy_dataset, noisy_bank, tmp_path):
+    for arguments, message in (
+        (
+            (linear_generator, toy_dataset, noisy_bank),
+            r"the bank comes first, report\(bank, dataset, generator, out\): got",
+        ),
+        (("fashion-mnist", toy_dataset, linear_generator), "the bank comes first, .* got str"),
+        ((noisy_bank, linear_generator, toy_dataset), "the data set comes before the generator"),
+        ((noisy_bank, toy_dataset, torch.nn.Linear(4, 4)), "wrap"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            report(*arguments, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_matplotlib_the_error_names_the_extra(linear_generator, toy_dataset, noisy_bank, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"report draws with matplotlib: pip install 'latent-mixup\[plot\]'"):

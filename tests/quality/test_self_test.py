@@ -123,9 +123,16 @@ def test_generator_is_left_as_it_was():
     assert not any(parameter.requires_grad for parameter in generator.parameters())
 
 
-def test_works_where_gradients_are_switched_off():
-    with torch.no_grad():
-        assert quietly(wrapped(mlp())).passed
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_switched_off(mode):
+    with mode():
+        assert quietly(wrapped(mlp())).passed  # made in this mode as well
+
+
+@pytest.mark.parametrize(("thing", "advice"), [(mlp(), "wrap"), ("fashion-mnist", "load_generator")])
+def test_what_is_no_generator_is_refused_with_the_way_to_one(thing, advice):
+    with pytest.raises(TypeError, match=advice):
+        self_test(thing)
 
 
 def test_result_does_not_depend_on_the_default_device_and_dtype():
