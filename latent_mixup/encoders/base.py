@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_mixup import cards, files, hub
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_generator
 from latent_mixup.networks import (
     CONFIG_FILE,
     FIELDS,
@@ -25,7 +25,7 @@ from latent_mixup.networks import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-ENCODER_FIELDS = {**FIELDS, "generator": files.Field(lambda value: isinstance(value, dict), "an object")}
+ENCODER_FIELDS = {**FIELDS, "generator": files.Field(lambda value: isinstance(value, dict), "a dict")}
 MAX_LAYERS = 64  # more layers than this are a broken file, not a network
 
 E = TypeVar("E", bound="Encoder")
@@ -34,14 +34,14 @@ E = TypeVar("E", bound="Encoder")
 class Encoder(SavedNetwork, ABC):
     """A network that finds the latent codes of images: the learned inverse of one generator.
 
-    Constructors leave it frozen and in eval mode (``latent_mixup.training`` thaws it). The generator is at hand but not
-    owned: none of its tensors are in ``state_dict``, and ``to`` does not move it.
+    Constructors leave it frozen and in eval mode; ``latent_mixup.training`` thaws it. The generator is an attribute but
+    no submodule: its tensors are not in ``state_dict``, and ``to`` does not move it.
 
     Args:
-        generator: The one to invert.
+        generator: The generator to invert.
 
     Attributes:
-        generator: The same.
+        generator: The generator.
         latent_shape: Shape of one code, without the batch: the generator's.
         metadata: How the encoder came to be; kept in its ``config.json``. Read from the Hub, ``metadata["hub"]`` says
             of which ``repo`` and ``commit``.
@@ -52,6 +52,7 @@ class Encoder(SavedNetwork, ABC):
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
+        check_generator(generator)
         object.__setattr__(self, "generator", generator)  # nn.Module's own would make its tensors part of the encoder
         self.latent_shape = generator.latent_shape
         self.image_shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
@@ -150,6 +151,7 @@ def load(
     **where: Unpack[hub.HubOptions],
 ) -> E:
     """An encoder of one of the ``architectures``: see :func:`latent_mixup.encoders.load_encoder`."""
+    check_generator(generator)
     expected = identity(generator)
 
     def check(main: Path, config: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from latent_mixup.generators.base import Generator
 
 
 class MLPEncoder(Encoder):
-    """Fully connected layers with ReLU between them; before training every image gets a code near the mean one.
+    """Fully connected layers with ReLU; before training, every image gets a code near the mean one.
 
     Args:
         generator: The one to invert.

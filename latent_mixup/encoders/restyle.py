@@ -1,16 +1,15 @@
-"""ReStyle-pSp: a ResNet that looks at an image and its reconstruction, and corrects the code in a few passes.
+"""ReStyle-pSp: a ResNet that sees an image and its reconstruction, and corrects the code in a few passes.
 
-**Backbone.** A ResNet of timm, without its weights for ImageNet, which know nothing of two images side by side. Its
-stem, 7x7 with stride 2 and a max-pool, is made for 224 px: of a 32 px image the last stage would be left with a single
-pixel. Here the stem is one 3x3 convolution, and its stride (with a max-pool, at 4) is the largest that leaves the last
-stage at least 4x4 pixels: 1 below 64 px, 2 below 128 px, 4 from there. GroupNorm of one group takes the place of
-BatchNorm: the first pass sees the mean image beside each target, later ones a reconstruction, and running statistics
-would be those of none of the passes. Nor does an image's code depend on its batch, in training or after.
+**Backbone.** A ResNet of timm with random weights, since ImageNet's are not for two images side by side. timm's stem,
+7x7 with stride 2 and a max-pool, is for 224 px, and would leave the last stage one pixel of a 32 px image. Here the
+stem is one 3x3 convolution with the largest stride (4: 2 and a max-pool) that leaves the last stage at least 4x4
+pixels: 1 below 64 px, 2 below 128 px, 4 from there. GroupNorm of one group replaces BatchNorm: the passes see different
+reconstructions, which running statistics would average, and an image's code must not depend on its batch.
 
 **Head.** pSp maps a style for each layer of the generator from a feature pyramid; ReStyle takes all of them from the
-last stage, since several passes make up for it. So does this: the last stage's means over a grid of at most 4x4 pixels,
-which keep place, go through one hidden layer to all ``num_ws`` codes of W+, or the one of W, at once. The head starts
-from zero: an encoder without training gives the mean code.
+last stage, since several passes make up for it. Here the last stage is averaged over a grid of at most 4x4 pixels, and
+one hidden layer gives all ``num_ws`` codes of W+, or the one of W. The last layer starts from zero: an encoder without
+training gives the mean code.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ class ReStyleEncoder(Encoder):
     Args:
         generator: The one to invert; decodes between the passes.
         backbone: A ResNet of timm (``timm.list_models(module="resnet")``).
-        passes: How often the code is corrected. A trained encoder may be asked for another number: set ``passes``.
-        channels: Of the backbone's four stages, to make it smaller or larger; None: timm's.
+        passes: Number of corrections. The attribute ``passes`` of a trained encoder may be set to another number.
+        channels: Channels of the backbone's four stages; None: timm's.
         layers: Blocks of the four stages; None: timm's.
-        stem_stride: 1, 2 or 4; None: by resolution, see above.
+        stem_stride: Stride of the stem, 1, 2 or 4; None: by resolution, see above.
 
     Raises:
         ValueError: timm has no such ResNet, or a size cannot be.
@@ -85,9 +84,11 @@ class ReStyleEncoder(Encoder):
             nn.Flatten(),
             nn.Linear(network.num_features * grid**2, HIDDEN),
             nn.ReLU(),
-            zeroed(nn.Linear(HIDDEN, math.prod(self.latent_shape))),
+            nn.Linear(HIDDEN, math.prod(self.latent_shape)),
             nn.Unflatten(1, self.latent_shape),
         )
+        for parameter in self.head[-2].parameters():
+            nn.init.zeros_(parameter)
         self.freeze()
 
     def arguments(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class ReStyleEncoder(Encoder):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, *latent_shape]``: those after the last pass."""
+        """Images ``[B, C, R, R]`` in [-1, 1] to the codes after the last pass, ``[B, *latent_shape]``."""
         return self.trajectory(images)[-1]
 
     def trajectory(self, images: Tensor) -> list[Tensor]:
@@ -122,7 +123,7 @@ class ReStyleEncoder(Encoder):
         return mean.expand(n, *self.latent_shape), decoded.expand(n, *self.image_shape)
 
     def residual(self, images: Tensor, decoded: Tensor) -> Tensor:
-        """What one pass adds to the codes that decode to ``decoded``: ``E([x, G(w_t)])``, ``[B, *latent_shape]``.
+        """The correction of codes whose decodes are ``decoded``: ``E([x, G(w_t)])``, ``[B, *latent_shape]``.
 
         Reference: ReStyle, section 3.
         """
@@ -134,13 +135,6 @@ class ReStyleEncoder(Encoder):
 def stride_for(resolution: int) -> int:
     """The largest stride of the stem that leaves the last stage, 1/8 of what the stem gives, at least 4x4 pixels."""
     return max([1, *(stride for stride in STEM_STRIDES if resolution >= 8 * GRID * stride)])
-
-
-def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with all its numbers 0."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def resnet(
@@ -155,9 +149,9 @@ def resnet(
 
     Args:
         name: Of timm's ``resnet`` module.
-        in_channels: Of its input.
+        in_channels: Channels of its input.
         stem_stride: 1, 2, or 4 (2, and a max-pool).
-        channels: Of the four stages; None: timm's.
+        channels: Channels of the four stages; None: timm's.
         layers: Blocks of the four stages; None: timm's.
 
     Raises:

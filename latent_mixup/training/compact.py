@@ -62,8 +62,7 @@ class CompactRecipe(TrainingRecipe):
 class Critic(nn.Sequential):
     """A spectrally normed MLP: images ``[B, C, R, R]`` to one score each.
 
-    It sees the whole image at once. (A convolutional critic of the same cost made the mixes grainy: it rewards
-    texture before shape.)
+    (A convolutional critic of the same cost made the mixes grainy: it rewards texture before shape.)
     """
 
     def __init__(self, img_channels: int, img_resolution: int) -> None:
@@ -135,19 +134,13 @@ class CompactTraining(Training):
 
         eighth = max(1, recipe.batch_size // 8)
         pixel = F.mse_loss(rebuilt, real)
-        feature = self.feature_loss(rebuilt[:eighth], real[:eighth])
+        feature = real.new_zeros(())
+        if generator.features is not None:
+            feature = F.mse_loss(generator.features(rebuilt[:eighth]), generator.features(real[:eighth]))
         fooled = -self.critic(mixed).mean()
         descend(self.optimizer, pixel + recipe.feature_weight * feature + recipe.critic_weight * fooled)
         self.step += 1
         return {"pixel": pixel.item(), "feature": feature.item(), "critic": judged.item()}
-
-    def feature_loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """MSE of the feature network's outputs; zero where the generator has none."""
-        if self.network.features is None:
-            return images.new_zeros(())
-        with torch.no_grad():
-            wanted = self.network.features(targets)
-        return F.mse_loss(self.network.features(images), wanted)
 
     @torch.no_grad()
     def finish(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The baselines that mix before the codes do: pixels (mixup) and hidden layers (manifold mixup)."""
+"""Baselines: mixup (pixels) and manifold mixup (hidden layers)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def mixup_batches(batches: Batches, num_classes: int, *, alpha: float = 1.0, see
 
 
 class ManifoldMixup(Loss):
-    """Mixes the output of one module of the network, drawn anew for each batch.
+    """Mixes the output of one module of the network; which one is drawn for each batch.
 
     Args:
-        points: Modules of the network whose output may be mixed; None is the network's input.
+        points: Modules of the network whose output may be mixed; None for the network's input.
         num_classes: Width of the soft targets.
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
         mode: ``"elem"``, one ``lam`` an image, or ``"batch"``, one for the batch.
@@ -58,14 +58,14 @@ class ManifoldMixup(Loss):
         self._number = 0
 
     def draw(self, images: Tensor, targets: Tensor) -> tuple[int, tuple[Tensor, ...]]:
-        """Which of the points; and images, partners ``[B]``, ``lam`` ``[B]`` and soft targets, of int64 labels."""
+        """Number of the point; images, partners ``[B]``, ``lam`` ``[B]``, and soft targets for int64 labels."""
         partner, lam = _pairing(len(images), self._alpha, self._seed, self._number, self._mode)
         chosen = int(torch.randint(len(self.points), (), generator=keyed_generator("layer", self._seed, self._number)))
         self._number += 1
         return chosen, (images, partner, lam, mix_targets(targets, targets[partner], lam, self.num_classes))
 
     def of(self, model: nn.Module, variant: int, *tensors: Tensor) -> Tensor:
-        """Mixed at that point."""
+        """The criterion on the output of the network, mixed at the point of that number."""
         images, partner, lam, targets = tensors
         point = self.points[variant]
         if point is None:

@@ -18,7 +18,7 @@ from latent_mixup.images import from_uint8
 from latent_mixup.networks import SavedNetwork
 from latent_mixup.policies.settings import Setting
 from latent_mixup.runs import Progress, stoppable
-from latent_mixup.training.checkpoints import read_checkpoint, read_log, write_checkpoint
+from latent_mixup.training.checkpoints import CHECKPOINT_FILE, read_checkpoint, read_log, write_checkpoint
 
 COUNTS = ("steps", "epochs", "batch_size", "r1_every", "ema_images", "ada_images")
 RATES = ("lr", "critic_lr", "ema_ramp")
@@ -177,7 +177,11 @@ class Run:
         if state is None:
             training.prepare(self.progress)
         else:
-            training.load_state_dict(state)
+            try:
+                training.load_state_dict(state)
+            except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as cause:
+                problem = f"{type(cause).__name__}: {cause}"
+                raise ValueError(f"{out / CHECKPOINT_FILE} does not fit its training: remove it ({problem})") from cause
             log = read_log(out, training.step)
         before, kept = log[-1].get("seconds", 0.0) if log else 0.0, training.step
         with (

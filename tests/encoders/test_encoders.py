@@ -173,6 +173,29 @@ def test_widths_that_cannot_be():
         MLPEncoder(compact(), [8, 0])
 
 
+@pytest.mark.parametrize(
+    ("generator", "advice"),
+    [
+        ("fashion-mnist", r"got str; load it: latent_mixup.load_generator\('fashion-mnist'\)"),
+        (nn.Linear(2, 2), "got Linear; wrap it: latent_mixup.generators.wrap"),
+        (None, "got NoneType; "),
+        (torch.zeros(2), "got Tensor; "),
+    ],
+)
+def test_what_is_not_a_generator_is_refused_with_advice(tmp_path, generator, advice):
+    calls = [
+        lambda: MLPEncoder(generator),
+        lambda: ReStyleEncoder(generator),
+        lambda: MLPEncoder.from_pretrained(tmp_path, generator),
+        lambda: load_encoder(tmp_path, generator),
+        lambda: train_encoder(generator, tmp_path / "out"),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"a Generator is wanted: {advice}"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
 # ---- folders ---------------------------------------------------------------------------------------
 
 
@@ -312,6 +335,21 @@ def test_settings_that_cannot_be(tmp_path, given, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("loss", ["lpips2", 5])
+def test_a_loss_that_is_none(tmp_path, loss):
+    with pytest.raises((ValueError, TypeError), match="loss needs one of lpips, features, pixels, or a callable"):
+        train_encoder(compact(), tmp_path / "out", arch="restyle", network=TINY, loss=loss, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_by_its_name_is_that_loss(tmp_path):
+    digests = [
+        KINDS["restyle"].train(tmp_path / str(number), settings={"steps": 2}, loss=loss).digest()
+        for number, loss in enumerate((None, "pixels", pixel_mse))
+    ]
+    assert len(set(digests)) == 1
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_of_generated_images_that_cannot_be(share):
     with pytest.raises(ValueError, match="generated needs to be "):
@@ -378,6 +416,9 @@ class GreyImages:
         return self.data[index][None], int(self.targets[index])
 
 
+SMALL = ("--channels", "8,8,8,8", "--layers", "1,1,1,1", "--batch-size", 4)
+
+
 def call(*arguments):
     result = CliRunner().invoke(cli.main, ["train-encoder", *map(str, arguments)])
     return result.exit_code, result.output
@@ -393,10 +434,10 @@ def bordered(tmp_path, monkeypatch):
 
 
 def test_the_command_trains_and_resumes(bordered, tmp_path):
-    out, small = tmp_path / "out", ("--channels", "8,8,8,8", "--layers", "1,1,1,1", "--passes", 2, "--batch-size", 4)
+    out = tmp_path / "out"
     data = ("--dataset", "mnist", "--data-root", tmp_path)
     for _ in range(2):
-        code, output = call(bordered, "--arch", "restyle", "--out", out, "--steps", 2, *small, *data)
+        code, output = call(bordered, "--arch", "restyle", "--out", out, "--steps", 2, "--passes", 2, *SMALL, *data)
         assert code == 0, output
         assert "images get a black border of 1 px" in output
     generator = load_generator(bordered)
@@ -420,12 +461,32 @@ def test_the_command_trains_and_resumes(bordered, tmp_path):
 def test_the_command_trains_an_mlp_without_images(bordered, tmp_path):
     code, output = call(bordered, "--out", tmp_path / "out", "--steps", 1)
     assert code == 0, output
+    metadata = load_encoder(tmp_path / "out", load_generator(bordered)).metadata
+    assert metadata["command"] == ["latent-mixup", "train-encoder", "generator", "--steps", "1"]
+    assert "dataset" not in metadata
     assert isinstance(load_encoder(tmp_path / "out", load_generator(bordered)), MLPEncoder)
+
+
+def test_a_generator_without_a_name_is_called_as_it_was_typed(tmp_path):
+    nameless = compact().save_pretrained(tmp_path / "nameless")
+    code, output = call(nameless, "--out", tmp_path / "out", "--steps", 1)
+    assert code == 0, output
+    assert f"MLPEncoder for {nameless}, digest" in " ".join(output.split())
+
+
+def test_lpips_is_a_loss_of_the_command(bordered, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli.training, "loss_for", lambda _, *words: asked.append(words) or pixel_mse)
+    lpips = ("--loss", "lpips", "--lpips-weights", "vgg.pth", "--download-lpips")
+    code, output = call(bordered, "--out", tmp_path / "out", "--arch", "restyle", "--steps", 1, *SMALL, *lpips)
+    assert code == 0, output
+    assert asked == [("lpips", "vgg.pth", True)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--loss", "lpips", "--download-lpips"), "mlp has no --loss and no --download-lpips: leave out, or pass"),
         (("--passes", 2), "mlp has no --passes: leave out, or pass --arch restyle"),
         (("--dataset", "mnist"), "--dataset needs --data-root"),
         (("--arch", "restyle", "--layers", "1,x"), "--layers needs integers with commas between them"),

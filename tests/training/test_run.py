@@ -267,6 +267,16 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, state, message):
         read_checkpoint(tmp_path, {})
 
 
+@pytest.mark.parametrize("broken", [{"network": {}}, {"optimizer": 5}, {"step": None}])
+def test_a_state_that_does_not_fit_is_named(finished, tmp_path, broken):
+    state = torch.load(finished("vae")[0] / "checkpoint.pt", weights_only=True)
+    torch.save(
+        {name: value for name, value in {**state, **broken}.items() if value is not None}, tmp_path / "checkpoint.pt"
+    )
+    with pytest.raises(ValueError, match=r"checkpoint.pt does not fit its training: remove it \(\w+Error"):
+        KINDS["vae"].train(tmp_path)
+
+
 def test_a_checkpoint_that_is_a_pickle_is_not_executed(tmp_path):
     class Bomb:
         def __reduce__(self):

@@ -1,12 +1,12 @@
-"""Adaptive discriminator augmentation: real and generated images are changed, as often as it takes.
+"""Adaptive discriminator augmentation: random transformations of real and generated images, as many as are needed.
 
-Each change happens to an image with probability p or not at all, so that a generator gains nothing by making changed
-images. p follows how sure the discriminator is of real images.
+Each transformation is applied to an image with probability p, so that a generator gains nothing by making transformed
+images. p rises while the discriminator overfits to the real images, and falls while it does not.
 
-Reference: Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020): its pixel blitting,
-general geometric and colour transformations, in the order and with the distributions of its appendix on augmentation.
-One thing differs: images are resampled once, bilinearly, where the paper resamples at twice the resolution between two
-low-pass filters of an orthogonal wavelet. Its filtering, noise and cutout, which its results do without, are not here.
+Reference: Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020): pixel blitting, general
+geometric and colour transformations, in the order and with the distributions of the appendix on augmentation. One
+difference: images are resampled once, bilinearly; the paper resamples at twice the resolution between two low-pass
+filters of an orthogonal wavelet. Filtering, noise and cutout, which the paper's results do not use, are left out.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def adapt(p: float, sign_mean: float, images: int, *, target: float, images_to_o
     Args:
         p: In [0, 1].
         sign_mean: Mean of ``sign(D(real))`` since the last adjustment, in [-1, 1]: r_t of the paper.
-        images: How many images that were.
-        target: What ``sign_mean`` should be.
-        images_to_one: So many images take p from 0 to 1.
+        images: Number of images since then.
+        target: Desired ``sign_mean``.
+        images_to_one: Number of images that take p from 0 to 1.
     """
     step = images / images_to_one
     return min(1.0, max(0.0, p + (step if sign_mean > target else -step)))
 
 
 def augment(images: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    """Change images ``[B, 1 or 3, R, R]`` in [-1, 1], each in each way with probability ``p``.
+    """Apply each transformation to each image, ``[B, 1 or 3, R, R]`` in [-1, 1], with probability ``p``.
 
     Differentiable once (bilinear resampling has no second derivative in torch).
     """
@@ -70,7 +70,7 @@ class Chance:
 
 
 def geometry(chance: Chance, resolution: int) -> Tensor:
-    """Where in the image, in coordinates of [-1, 1], each pixel of the result is taken from: ``[n, 3, 3]``."""
+    """Matrices ``[n, 3, 3]`` from pixels of the result to their source in the image, in coordinates of [-1, 1]."""
     normal, uniform, still = chance.normal, chance.uniform, torch.eye(3)
     pixel = 2 / resolution
     half_turn = 1 - math.sqrt(1 - chance.p)  # two rotations, of which at least one happens with probability p
@@ -120,15 +120,15 @@ def translate(x: Tensor, y: Tensor) -> Tensor:
 
 
 def resample(images: Tensor, taken_from: Tensor) -> Tensor:
-    """Images as seen through ``[B, 3, 3]``; beyond their edges they are mirrored."""
+    """Resample images by matrices ``[B, 3, 3]`` of :func:`geometry`; beyond their edges they are mirrored."""
     grid = F.affine_grid(taken_from[:, :2], list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def colours(chance: Chance, channels: int) -> Tensor:
-    """What happens to the colours ``[channels]`` of a pixel, 1 appended: ``[n, channels, channels + 1]``.
+    """Affine colour matrices ``[n, channels, channels + 1]``, for pixels ``[channels]`` with a 1 appended.
 
-    Brightness, contrast and the luma turned over; for RGB hue and saturation, both around the grey axis.
+    Brightness, contrast and luma inversion; for RGB hue and saturation as well, both around the grey axis.
     """
     maybe, normal = chance.maybe, chance.normal
     brightness = maybe(normal() * 0.2, 0)[:, None, None]
@@ -152,6 +152,6 @@ def turn_hue(angle: Tensor) -> Tensor:
 
 
 def recolour(images: Tensor, matrix: Tensor) -> Tensor:
-    """``[B, C, R, R]`` through ``[B, C, C + 1]``."""
+    """Apply colour matrices ``[B, C, C + 1]`` to images ``[B, C, R, R]``."""
     changed: Tensor = matrix[:, :, :-1] @ images.flatten(2) + matrix[:, :, -1:]
     return changed.view_as(images)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latent_mixup.generators.stylegan2 import GAIN, SLOPE, EqualLinear, binomial_kernel
 
-STD_GROUP = 4  # images whose standard deviation is one number
+STD_GROUP = 4  # images that share one standard deviation
 
 
 class EqualConv(nn.Module):
@@ -81,7 +81,7 @@ def with_batch_deviation(x: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Images, and their classes where there are any, to one score each: above 0 for real.
+    """Images, and classes for a conditional network, to one score each: above 0 for real.
 
     Args:
         img_resolution: Height and width in pixels, a power of two from 8.

@@ -83,30 +83,25 @@ def r1_penalty(real_scores: Tensor, real: Tensor) -> Tensor:
     return slope.square().sum((1, 2, 3)).mean() / 2
 
 
-def draw_rows(n_images: int, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Rows of a batch, ``[batch_size]``, each image as likely as any other."""
-    return torch.randint(n_images, (batch_size,), generator=generator)
-
-
 def draw_rows_by_class(labels: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
     """Rows of a batch, each image as likely as any other, where the images of a deviation group share a class.
 
-    Among images of several classes the standard deviation over the batch says little of how images of one class
-    differ, and a generator that makes one image a class goes unpunished.
+    Across classes, the standard deviation over the batch hardly depends on how images of one class differ: a generator
+    that makes one image a class would go unpunished.
 
     Args:
         labels: ``[N]`` int64.
         batch_size: A multiple of four.
-        generator: What is drawn from.
+        generator: The random stream drawn from.
 
     Returns:
         ``[batch_size]``: rows i, i + B / 4, i + B / 2, ... are of one class, as
-        :func:`~latent_mixup.training.discriminator.with_batch_deviation` groups them.
+        :func:`~latent_mixup.training.stylegan2.discriminator.with_batch_deviation` groups them.
     """
     groups = []
-    for label in labels[draw_rows(len(labels), batch_size // STD_GROUP, generator)]:
+    for label in labels[torch.randint(len(labels), (batch_size // STD_GROUP,), generator=generator)]:
         members = (labels == label).nonzero()[:, 0]
-        groups.append(members[draw_rows(len(members), STD_GROUP, generator)])
+        groups.append(members[torch.randint(len(members), (STD_GROUP,), generator=generator)])
     return torch.stack(groups, 1).flatten()
 
 
@@ -178,7 +173,7 @@ class StyleGAN2Training(Training):
         if c_dim:
             rows = draw_rows_by_class(self.labels, recipe.batch_size, draw)
         else:
-            rows = draw_rows(len(self.labels), recipe.batch_size, draw)
+            rows = torch.randint(len(self.labels), (recipe.batch_size,), generator=draw)
         real = from_uint8(self.images[rows].to(device))
         classes = F.one_hot(self.labels[rows], c_dim).float().to(device) if c_dim else None
         z = torch.randn(recipe.batch_size, self.network.z_dim, generator=draw).to(device)
@@ -294,7 +289,7 @@ def train_stylegan2(
 
 @torch.no_grad()
 def samples(generator: StyleGAN2, n: int, batch_size: int = 250) -> Iterator[Tensor]:
-    """Batches of ``n`` images in all, each time the same codes, and classes in turn; on the CPU."""
+    """``n`` generated images in batches, on the CPU: the same codes in every call, classes in turn."""
     for start in range(0, n, batch_size):
         size = min(batch_size, n - start)
         classes = torch.arange(start, start + size) % generator.c_dim if generator.c_dim else None
@@ -305,13 +300,13 @@ def samples(generator: StyleGAN2, n: int, batch_size: int = 250) -> Iterator[Ten
 def class_deviations(
     generator: StyleGAN2, images_uint8: Tensor, labels: Tensor, images_a_class: int = 64
 ) -> dict[str, float]:
-    """How much images of a class differ: the standard deviation of a pixel, mean over all pixels, then over classes.
+    """Variety within a class: the standard deviation of each pixel, averaged over all pixels, then over classes.
 
     Args:
         generator: A network with classes.
         images_uint8: Real images ``[N, C, R, R]`` uint8.
         labels: ``[N]`` int64.
-        images_a_class: As many are made, and as many real ones looked at; fewer where there are fewer.
+        images_a_class: Generated and real images per class; fewer where a class has fewer.
 
     Returns:
         ``"class_deviation"`` of generated images and ``"real_class_deviation"``, in the units of [-1, 1].
