@@ -195,7 +195,9 @@ def open_tensors(
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > at_most:
-        raise error(f"{path} has a header of {header} bytes: expected a safetensors file, with at most {at_most}")
+        raise error(
+            f"{path} is not a whole safetensors file: its header has {header} bytes, expected at most {at_most}"
+        )
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened
@@ -358,6 +360,12 @@ def wrong_field(
     return error(f"{path}: field {field!r} needs {expected}, found {found!r:.200}")
 
 
+def find_part(folder: Path, entry: FileEntry, error: type[FormatError] = FormatError) -> Path:
+    """Where a file lies, or should lie, that the index of a folder names; nothing of it is compared."""
+    path = safe_path(folder, entry.interim, error)
+    return path if path.is_file() else safe_path(folder, entry.name, error)
+
+
 def part_path(
     folder: Path,
     entry: FileEntry,
@@ -374,9 +382,7 @@ def part_path(
     Raises:
         FormatError: It is missing, damaged, or a link that leaves the folder (or ``error``, ``missing``).
     """
-    path = safe_path(folder, entry.interim, error)
-    if not path.is_file():
-        path = safe_path(folder, entry.name, error)
+    path = find_part(folder, entry, error)
     try:
         if not path.is_file():
             raise FileNotFoundError(path)

@@ -39,9 +39,9 @@ def _fits(arguments: object) -> bool:
 
 
 FIELDS = {
-    "architecture": files.Field(lambda value: isinstance(value, str), "the name of a class"),
-    "arguments": files.Field(_fits, f"an object, with at most {MAX_ENTRIES} entries in each value"),
-    "metadata": files.Field(lambda value: isinstance(value, dict), "an object"),
+    "architecture": files.Field(lambda value: isinstance(value, str), "a str"),
+    "arguments": files.Field(_fits, f"a dict, with at most {MAX_ENTRIES} entries in each value"),
+    "metadata": files.Field(lambda value: isinstance(value, dict), "a dict"),
     "weights": files.Field(lambda value: isinstance(value, dict), "name, size and sha256", since=2),
 }
 
@@ -291,14 +291,13 @@ def read_network(main: Path, build: Callable[[], N], entry: files.FileEntry | No
     """
     folder = main.parent
     network = unallocated(folder, build)
-    if entry is not None:
-        path = files.part_path(folder, entry, CONFIG_FILE, missing=FileNotFoundError, verify=verify)
-    else:
-        path = files.safe_path(folder, WEIGHTS_FILE)
+    path = files.find_part(folder, entry) if entry else files.safe_path(folder, WEIGHTS_FILE)
+    weights = read_weights(path, network.state_dict())
     if verify:
         hub.check_cached(main)
         hub.check_cached(path)
-    weights = read_weights(path, network.state_dict())
+        if entry:
+            files.part_path(folder, entry, CONFIG_FILE, verify=True)
     network.load_state_dict(weights, strict=True, assign=True)
     return network
 

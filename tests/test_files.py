@@ -499,7 +499,8 @@ def test_a_header_that_is_too_long_is_refused_before_it_is_parsed(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with (
         pytest.raises(
-            files.FormatError, match=rf"x.safetensors has a header of {len(header)} bytes: .* at most 1048576"
+            files.FormatError,
+            match=rf"x.safetensors is not a .*: its header has {len(header)} bytes, expected at most 1048576",
         ),
         files.open_tensors(tmp_path / "x.safetensors"),
     ):

@@ -274,7 +274,7 @@ def test_another_class_is_refused(tmp_path):
             {"digest": "1"},
             "field 'generator' needs name, digest, latent_space, latent_shape: found digest",
         ),
-        ("generator", 3, "field 'generator' needs an object, found 3"),
+        ("generator", 3, "field 'generator' needs a dict, found 3"),
     ],
 )
 def test_a_spoilt_config_is_named(tmp_path, field, value, message):

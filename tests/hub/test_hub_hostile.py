@@ -121,10 +121,10 @@ HOSTILE_CONFIG = {
         "field 'arguments' is not understood",
     ),
     "another class": (lambda config: config.update(architecture="os.system"), "field 'architecture' needs one of "),
-    "no dict": (lambda config: config.update(arguments=[]), "field 'arguments' needs an object, "),
+    "no dict": (lambda config: config.update(arguments=[]), "field 'arguments' needs a dict, "),
     "a long list": (
         lambda config: config["arguments"].update(decoder_widths=[1] * 1000),
-        "field 'arguments' needs an object, with at most 64 entries in each value",
+        "field 'arguments' needs a dict, with at most 64 entries in each value",
     ),
     "a negative size": (lambda config: config["arguments"].update(z_dim=-1), "field 'arguments' is not understood"),
     "an enormous integer": (lambda config: config["arguments"].update(z_dim=10**400), "'arguments' is not understood"),
@@ -202,7 +202,7 @@ def test_hostile_weights_are_refused(hub_server, generator_commit, change):
     replaced(hub_server, "model.safetensors", change(weights))
     with pytest.raises(
         files.FormatError,
-        match=r"model.safetensors(: tensor '.*' | is not a whole safetensors file: | has a header of )",
+        match=r"model.safetensors(: tensor '.*' | is not a whole safetensors file: )",
     ):
         load_generator("org/repo")
 
@@ -248,7 +248,7 @@ HOSTILE_SHARDS = {
         "is not a whole safetensors file",
     ),
     "a hole": (with_header(lambda header: header.pop("labels")), "is not a whole safetensors file"),
-    "a pickle": (lambda content: b"\x80\x04cos\nsystem\n." + content, "has a header of "),
+    "a pickle": (lambda content: b"\x80\x04cos\nsystem\n." + content, "is not a whole safetensors file"),
     "another dtype": (
         with_header(lambda header: header["latents"].update(dtype="BF16")),
         r"field 'latents' needs F16 \[3, 8\], found 'BF16",
