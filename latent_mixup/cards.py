@@ -101,7 +101,7 @@ def card(about: Facts, extras: Extras = PLAIN) -> str:
         "": about.summary,
         "Use": f"`pip install latent-mixup`, then\n\n{_fenced('python', usage)}",
         "What it is": table(rows),
-        "Data": _data(about.metadata.get("dataset"), about.num_rows),
+        "Data": " ".join(filter(None, [_data(about.metadata.get("dataset"), about.num_rows), _seen(about.metadata)])),
         "Quality": "\n\n".join([*([about.quality] if about.quality else []), *measured, *pictures]),
         "How it was made": _making(about.metadata, extras.commands),
         "Licence": "\n\n".join(terms),
@@ -165,6 +165,17 @@ def _data(stated: object, rows: int | None) -> str:
         return ""
     by = f"whose labels have SHA-256 {code(labels)}" if isinstance(labels, str) else "without labels"
     return f"{verb} {count} images of a data set {by}."
+
+
+def _seen(metadata: Mapping[str, Any]) -> str:
+    """A warning where labels were used: whoever holds some of these images out to choose by has to know it."""
+    steps = _inner(metadata, "recipe", "feature_steps")
+    if not (metadata.get("labels_seen") is True or (isinstance(steps, int) and steps > 0)):
+        return ""
+    return (
+        "The feature network of the generator's loss was trained on the labels of all its training images. If you hold "
+        "some of these out for validation, the generator has seen them, labels included: scores on them are too good."
+    )
 
 
 def _making(metadata: Mapping[str, Any], commands: Sequence[str]) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import safetensors.torch
 import torch
 from record import claimed, data_option, threads_option
 from torch.utils.data import Subset
 
-from latent_mixup import LatentBank, hub, invert, load_generator, refine
+from latent_mixup import LatentBank, files, hub, invert, load_generator, refine
 from latent_mixup.bank import fingerprint
 from latent_mixup.cli.shared import several, uint8_images
 from latent_mixup.demo.comparison import Codes
@@ -35,6 +36,7 @@ from latent_mixup.training import (
     train_features,
     train_vae,
 )
+from paper import paper_code
 
 # the paper's optimiser, but for its batches of 16: each image takes its own steps
 PAPER: dict[str, Any] = {"optimizer": "adam", "lr": 0.03, "betas": (0.95, 0.999)}
@@ -58,6 +60,7 @@ class Effort:
         refine_steps: Further gradients for images whose code has a large error.
         paper_steps: Gradients an image to invert into the paper's GAN.
         paper_images: Number of images that are inverted into the paper's GAN, from the first on; None: all.
+        paper_pairs: Number of generated pairs that the paper's MLP is trained on, six times.
         images: Number of images that generators are trained on and that are inverted, from the first on; None: all.
     """
 
@@ -69,6 +72,7 @@ class Effort:
     refine_steps: int = 4000
     paper_steps: int = 1000
     paper_images: int | None = None
+    paper_pairs: int = paper_code.PAIRS
     images: int | None = None
 
 
@@ -192,19 +196,21 @@ def vae_sharpened(shop: Workshop) -> Codes:
     return Codes(filtered, codes.bank)
 
 
-def dcgan(shop: Workshop) -> Codes:
-    """The paper's GAN with its own settings, and images inverted its own way, but for its mistakes.
-
-    From an MLP that learnt from generated images, 1,000 steps of Adam on the features of a classifier; in eval mode,
-    without weight decay, and the best step is kept.
-    """
+def _paper_gan(shop: Workshop) -> Generator:
     recipe = DCGANRecipe(epochs=shop.effort.dcgan_epochs)
-    generator = shop.generator(
-        "dcgan",
-        lambda folder: train_dcgan(
-            shop.training_images(), folder, recipe=recipe, facts=shop.facts(), device=shop.device
-        ),
+    data = shop.training_images()
+    return shop.generator(
+        "dcgan", lambda folder: train_dcgan(data, folder, recipe=recipe, facts=shop.facts(), device=shop.device)
     )
+
+
+def dcgan(shop: Workshop) -> Codes:
+    """The paper's GAN, trained as published, and images inverted into it our way.
+
+    1,000 steps of Adam along a cosine on the features of a classifier, from an MLP trained on generated images; in eval
+    mode, without weight decay, and with the best step kept.
+    """
+    generator = _paper_gan(shop)
 
     def by_features(out: Path) -> LatentBank:
         images = from_uint8(shop.training_images())
@@ -220,10 +226,52 @@ def dcgan(shop: Workshop) -> Codes:
     return Codes(generator, shop.bank(name, by_features))
 
 
-def dcgan_kept(shop: Workshop) -> Codes:
-    """The codes of the paper's GAN that the paper trained on: it left out codes with a large error."""
-    codes = dcgan(shop)
-    return Codes(codes.generator, codes.bank.filter(**KEPT.get(shop.dataset, BETTER_HALF)))
+def dcgan_as_published(shop: Workshop) -> Codes:
+    """The paper's GAN and its inversion as published; each block of images is written when it is done."""
+    generator = _paper_gan(shop)
+    number = shop.effort.paper_images or len(shop.labels())
+    name = f"dcgan_as_published-{number}"
+
+    def as_published(out: Path) -> LatentBank:
+        images, labels = from_uint8(shop.training_images()[:number]), shop.labels()[:number]
+        features = train_features(from_uint8(shop.training_images()), shop.labels(), steps=shop.effort.feature_steps)
+        encoder = paper_code.encoder_as_published(generator, shop.effort.paper_pairs)
+        features.to(shop.device)
+        found = []
+        with Progress(number, name, "images") as bar:
+            for block, rows in enumerate(torch.arange(number).split(50 * paper_code.INVERSION_BATCH)):
+                path = shop.work / f"{name}-blocks" / f"{block:05}.safetensors"
+                if not path.is_file():
+                    pairs = [
+                        paper_code.invert_as_published(
+                            generator, batch, encoder(batch), features, shop.effort.paper_steps
+                        )
+                        for batch in images[rows].to(shop.device).split(paper_code.INVERSION_BATCH)
+                    ]
+                    latents, mse = (torch.cat(each).cpu() for each in zip(*pairs, strict=True))
+                    tensors = {"latents": latents, "mse": mse}
+                    files.write_folder(
+                        path.parent, {path.name: lambda at, tensors=tensors: files.save_tensors(at, tensors)}
+                    )
+                found.append(safetensors.torch.load_file(path))
+                bar.advance(len(rows))
+        latents, mse = (torch.cat([part[name] for part in found]) for name in ("latents", "mse"))
+        facts = {"inversion": {"as": "published", "steps": shop.effort.paper_steps, "optimizer": "adamw"}}
+        bank = LatentBank(latents, labels, source_index=torch.arange(number), mse=mse, metadata=facts)
+        bank.save_pretrained(out, dtype=torch.float32)
+        return LatentBank.from_pretrained(out)
+
+    return Codes(generator, shop.bank(name, as_published))
+
+
+def kept(make: Callable[[Workshop], Codes]) -> Callable[[Workshop], Codes]:
+    """The codes that the paper trained on: without those with a large error."""
+
+    def filtered(shop: Workshop) -> Codes:
+        codes = make(shop)
+        return Codes(codes.generator, codes.bank.filter(**KEPT.get(shop.dataset, BETTER_HALF)))
+
+    return filtered
 
 
 _025 = refined(0.025, gan, "gan_0.025")
@@ -234,7 +282,9 @@ MAKERS: dict[str, Callable[[Workshop], Codes]] = {
     "vae": vae,
     "vae_sharpened": vae_sharpened,
     "dcgan": dcgan,
-    "dcgan_kept": dcgan_kept,
+    "dcgan_kept": kept(dcgan),
+    "dcgan_as_published": dcgan_as_published,
+    "dcgan_as_published_kept": kept(dcgan_as_published),
 }
 
 

@@ -45,6 +45,7 @@ EFFORTS = {
         refine_steps=20,
         paper_steps=20,
         paper_images=500,
+        paper_pairs=2000,
         images=6000,
     ),
 }

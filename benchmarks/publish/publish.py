@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from paper.codes import check_belong, mse_of
 from record import threads_option, write
 
-from publish.published import ORGANISATION, PUBLISHED, TRAINED_ON, Artefact
+from publish.published import ARTEFACTS, ORGANISATION, TRAINED_ON, Artefact
 from publish.reconstruction import measure
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -213,7 +213,7 @@ class Images:
 def make_generator(shop: Workshop, artefact: Artefact) -> Path:
     """Train the compact generator."""
     images = shop.images(artefact.data_set)
-    facts = {"name": artefact.data_set, "dataset": images.facts}
+    facts = {"name": artefact.data_set, "dataset": images.facts, "labels_seen": True}
     run = shop.runs / artefact.name
     generator = train_compact(
         images.pixels,
@@ -235,13 +235,14 @@ def make_bank(shop: Workshop, artefact: Artefact) -> Path:
 
     bank, test_bank = find(images.train, artefact.name), find(images.test, f"{artefact.name}-test")
     bank.metadata["dataset"]["name"] = artefact.data_set
+    bank.metadata["labels_seen"] = True  # by the feature network of the generator's loss
     path = shop.reconstruction(artefact.data_set)
     known = files.read_json(path) if path.is_file() else {}
     if (known.get("generator_digest"), known.get("bank_digest")) != (generator.digest(), bank.digest()):
         train, test = (images.pixels, images.train.targets), (uint8_images(images.test), images.test.targets)
         record = measure(generator, bank, test_bank, train, test, epochs=shop.effort.judge_epochs)
         write(path, record)
-        shop.write_card(next(each for each in PUBLISHED if each.name == artefact.generator), generator)
+        shop.write_card(next(each for each in ARTEFACTS if each.name == artefact.generator), generator)
     return shop.write(artefact, bank, torch.float16, mixes=mixes(generator, bank, images))
 
 
@@ -338,11 +339,14 @@ def best_of_each_class(bank: LatentBank, per_class: int) -> LatentBank:
 
 
 def bundle(shop: Workshop, data_set: str, assets: Path, per_class: int, test_images: int) -> None:
-    """Write generator, best codes and their real images to the folder that ships with the package."""
+    """Write generator, best codes, their cards and their real images into the bundled files."""
     images, folder = shop.images(data_set), assets / data_set
-    load_generator(shop.out / f"{data_set}-generator").save_pretrained(folder / "generator", dtype=torch.float16)
+    generator = load_generator(shop.out / f"{data_set}-generator")
     best = best_of_each_class(LatentBank.from_pretrained(shop.out / f"{data_set}-bank"), per_class)
+    generator.save_pretrained(folder / "generator", dtype=torch.float16)
     best.save_pretrained(folder / "bank")
+    for part in ("generator", "bank"):
+        bundled_card(folder / part, f"--only {data_set}-{part} --assets latent_mixup/assets")
     files.write_folder(
         folder / "data",
         {
@@ -356,10 +360,29 @@ def bundle(shop: Workshop, data_set: str, assets: Path, per_class: int, test_ima
     click.echo(f"{folder}: {len(best):,} codes, {total / 1e6:.1f} MB")
 
 
+def bundled_card(folder: Path, arguments: str | None = None) -> None:
+    """Write the card of ``DATA-SET/generator`` or ``DATA-SET/bank``, with the bundled name in its example.
+
+    Args:
+        folder: The folder; a card that was edited stays.
+        arguments: Arguments of this script that make the files; None: the card names no command.
+    """
+    name, is_bank = folder.parent.name, folder.name == "bank"
+    thing = LatentBank.from_pretrained(folder) if is_bank else load_generator(folder)
+    command = f"python benchmarks/publish/publish.py --data-root data {arguments}"
+    extras = cards.Extras(
+        name=name, generator=name if is_bank else None, commands=[command] if arguments is not None else []
+    )
+    files.write_folder(folder, cards.card_file(folder, thing.describe, extras))
+
+
 def push_all(shop: Workshop, chosen: list[Artefact]) -> None:
     """Push what was made, generators first: a bank names its generator's commit."""
     commits: dict[str, str] = {}
     for artefact in sorted(chosen, key=lambda artefact: artefact.kind != "generator"):
+        if not artefact.licensed:
+            click.echo(f"{artefact.name} is not pushed: its authors gave no licence")
+            continue
         folder = shop.out / artefact.name
         if artefact.kind in ("bank", "encoder"):
             owner = str(artefact.generator)
@@ -410,7 +433,7 @@ def stages(shop: Workshop, only: tuple[str, ...]) -> list[Artefact]:
         ValueError: The input file of a named artefact is not given.
     """
     chosen = []
-    for artefact in PUBLISHED:
+    for artefact in ARTEFACTS:
         if only and artefact.name not in only:
             continue
         needs = {"cifar10": {"generator": "--stylegan2-cifar10", "bank": "--grad-latents"}}
@@ -433,7 +456,7 @@ def stages(shop: Workshop, only: tuple[str, ...]) -> list[Artefact]:
 @click.option("--data-root", type=FOLDER, help="Folder with torchvision's files.")
 @click.option("--runs", type=FOLDER, default=Path("runs"), show_default=True, help="Folder for unfinished work.")
 @click.option("--out", type=FOLDER, default=Path("hub"), show_default=True, help="Folder of the folders to push.")
-@click.option("--only", type=click.Choice([each.name for each in PUBLISHED]), multiple=True, help="Repeatable.")
+@click.option("--only", type=click.Choice([each.name for each in ARTEFACTS]), multiple=True, help="Repeatable.")
 @click.option("--stylegan2-cifar10", "network", type=FILE, help="NVIDIA's stylegan2-cifar10-32x32.pkl.")
 @click.option("--grad-latents", "latents", type=FILE, nargs=3, help="The authors' files: plain, 0.025 and 0.020.")
 @click.option("--assets", type=FOLDER, help="Write the bundled files of the banks that are made, into this folder.")
@@ -461,7 +484,7 @@ def main(
     device: str,
 ) -> None:
     """Make generators, banks, feature extractors and encoders again."""
-    banks = [artefact.name for artefact in PUBLISHED if artefact.kind == "bank" and artefact.data_set == "cifar10"]
+    banks = [artefact.name for artefact in ARTEFACTS if artefact.kind == "bank" and artefact.data_set == "cifar10"]
     files = dict(zip(banks, latents or (), strict=False))
     shop = Workshop(data_root, runs, out, organisation, QUICK if quick else Effort(), device, network, files)
     chosen = stages(shop, only)

@@ -23,7 +23,8 @@ class Artefact:
         licence: As its card has it.
         generator: The artefact it belongs to; None: it is one.
         data_set: What it is of.
-        refined_above: Of a bank of the authors: codes with this MSE or more had 4,000 more steps, stage by stage.
+        refined_above: In a bank of the authors, codes with this MSE or more had 4,000 more steps, stage by stage.
+        licensed: Whether its authors gave a licence; what has none is made for own use and never pushed.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Artefact:
     generator: str | None = None
     data_set: str = "cifar10"
     refined_above: tuple[float, ...] = ()
+    licensed: bool = True
 
 
 def _trained(data_set: str) -> list[Artefact]:
@@ -53,10 +55,10 @@ def _authors(*refined_above: float) -> Artefact:
     stages = " and then ".join(f"from MSE {limit:g}" for limit in refined_above)
     more = f", with 4,000 more steps for codes {stages}" if stages else ""
     what = f"the authors' codes of the 50,000 training images of CIFAR-10{more}"
-    return Artefact(name, "bank", what, "other", CIFAR10, refined_above=refined_above)
+    return Artefact(name, "bank", what, "other", CIFAR10, refined_above=refined_above, licensed=False)
 
 
-PUBLISHED = [
+ARTEFACTS = [
     *(artefact for data_set in TRAINED_ON for artefact in _trained(data_set)),
     Artefact(CIFAR10, "generator", "NVIDIA's StyleGAN2 of CIFAR-10, converted: for non-commercial use only", "other"),
     _authors(),

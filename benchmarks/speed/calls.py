@@ -54,9 +54,8 @@ def main(out: Path | None, verbose: bool) -> None:
     generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
     images = BundledImages("fashion-mnist")
     batch = from_uint8(images.data[:64]), images.targets[:64]
-    found = count_calls(
-        lm.LatentMixupLoader([batch, batch], generator, bank, prob=0.5, seed=0, prefetch=0, decode_batches=1)
-    )
+    settings: dict[str, Any] = {"prob": 0.5, "seed": 0, "prefetch": 0, "decode_batches": 1}
+    found = count_calls(lm.LatentMixupLoader([batch, batch], generator, bank, dataset=images, **settings))
     calls = sum(sum(functions.values()) for functions in found.values())
     print(f"{len(found)} files, {calls} calls")
     if verbose:

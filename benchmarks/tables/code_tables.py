@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from publish.published import ORGANISATION, PUBLISHED
+from publish.published import ARTEFACTS, ORGANISATION
 from record import RESULTS, read
 
 from latent_mixup.hub import REPO_TYPE
@@ -10,8 +10,8 @@ from tables.rows import codes, markdown
 
 
 def reconstruction_table() -> str:
-    """How good the codes are."""
-    found = read(RESULTS / "reconstruction.json")
+    """Quality of the codes of Fashion-MNIST."""
+    found = read(RESULTS / "published" / "fashion-mnist-reconstruction.json")
     kept = (
         f"{found['classifier_accuracy_on_reconstructions']:.4f} of "
         f"{found['classifier_accuracy_on_real_test_images']:.4f} ({found['share_of_accuracy_kept']:.1%})"
@@ -28,7 +28,7 @@ def reconstruction_table() -> str:
 
 
 def published_codes_table() -> str:
-    """How good the codes of the published banks are, in units of [-1, 1] squared."""
+    """Quality of the codes that ``publish.py`` makes, in units of [-1, 1] squared."""
     body = []
     for dataset in ("mnist", "fashion-mnist"):
         found = read(RESULTS / "published" / f"{dataset}-reconstruction.json")
@@ -58,17 +58,23 @@ def codes_table(dataset: str) -> str:
 
 
 def inversion_table() -> str:
-    """Gradients and errors of inversion, relative to the authors' loop."""
+    """Gradients, time and errors of inversion, relative to the authors' loop.
+
+    Gradients and seconds that a run spends before its first image, to learn the curvature, are shared out among the
+    ``n`` images.
+    """
     found = read(RESULTS / "inversion.json")
     body = []
     for problem in found["problems"]:
         ways = problem["ways"]
         authors = ways["authors"]
+        learning = problem["learning"]
         for way, row in ways.items():
             if way == "authors":
                 continue
-            less = authors["gradients_an_image"] / row["gradients_an_image"]
-            shorter = authors["seconds"] / row["seconds"]
+            first = {"gradients": 0, "seconds": 0.0} if way.startswith("authors") else learning
+            less = authors["gradients_an_image"] / (row["gradients_an_image"] + first["gradients"] / problem["n"])
+            shorter = authors["seconds"] / (row["seconds"] + first["seconds"])
             body.append(
                 [
                     f"{problem['problem']} (n = {problem['n']})",
@@ -82,10 +88,10 @@ def inversion_table() -> str:
 
 
 def stylegan2_table() -> str:
-    """How far the samples of two StyleGAN2 were from Fashion-MNIST in the course of their training.
+    """Distances of the samples of two StyleGAN2 from Fashion-MNIST in the course of their training.
 
-    For the one with classes also how much its last samples of a class differ, relative to real images: near 0 there is
-    one image a class.
+    For the one with classes also the spread of its last samples within a class, relative to real images: near 0 it
+    draws one image a class.
     """
     logs = {run: read(RESULTS / "stylegan2" / run / "log.json") for run in ("unconditional", "conditional")}
     counts = [row["images"] for row in min(logs.values(), key=len)]  # one run may have been longer
@@ -102,9 +108,10 @@ def stylegan2_table() -> str:
 
 
 def artefacts_table() -> str:
-    """What ``publish.py`` makes."""
+    """What ``publish.py`` makes and may push: no artefact whose authors gave no licence."""
     body = [
         [f"`{ORGANISATION}/{artefact.name}`", REPO_TYPE[artefact.kind], artefact.what, artefact.licence]
-        for artefact in PUBLISHED
+        for artefact in ARTEFACTS
+        if artefact.licensed
     ]
     return markdown(["name", "kind of repository", "what it is", "licence"], body)

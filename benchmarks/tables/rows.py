@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ NAMES = {
     "gan_mixup": "GAN-MIXUP, our generator",
     "gan_mixup_0.025": "the same, codes refined at 0.025",
     "gan_mixup_0.020": "the same, codes refined at 0.020",
-    "gan_mixup_dcgan": "GAN-MIXUP, the paper's GAN",
+    "gan_mixup_dcgan": "GAN-MIXUP, the paper's GAN, inverted our way",
+    "gan_mixup_as_published": "GAN-MIXUP, the paper's GAN, inverted as published",
     "vae_mixup": "VAE-MIXUP",
     "vae_mixup_sharpened": "VAE-MIXUP, sharpened",
     "latent_mixup_best": "latent mixup, the policy that was searched",
@@ -72,7 +74,7 @@ NAMES = {
 
 
 def records(folder: Path, presets: Sequence[str] = PRESETS, *, changed: bool = True) -> list[dict[str, Any]]:
-    """Every trial's JSON file in the presets' folders of a data set; ``changed``: and those with another budget."""
+    """All trials in the presets' folders of a data set; ``changed``: also those with another budget."""
     folders = [folder / preset for preset in presets]
     if changed:
         folders += [found for preset in presets for found in sorted(folder.glob(f"{preset}-*"))]
@@ -81,27 +83,31 @@ def records(folder: Path, presets: Sequence[str] = PRESETS, *, changed: bool = T
 
 
 def codes(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is known of each kind of codes of a data set."""
+    """Facts of each kind of codes of a data set."""
     return {path.stem: read(path) for path in sorted((folder / "codes").glob("*.json"))}
 
 
 def aggregated(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a (data set, preset, method, epochs) of the trials' files.
+    """One row a (data set, preset, method, epochs, codes that were given).
 
-    Means and standard deviations (ddof 1) over the seeds, the difference of each score from ``standard`` and from
-    ``manifold_mixup`` with its interval, and the row that the paper prints.
+    A row has means and standard deviations (ddof 1) over the seeds, the difference of each score from ``standard`` and
+    from ``manifold_mixup`` with its interval, the paper's row, and hardware and versions.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in trials:
-        key = (run["dataset"], run["preset"], run["method"], run["budget"]["epochs"], run["train_images"])
-        groups.setdefault(key, []).append(run)
+        setting = run["budget"]["epochs"], run["train_images"]
+        groups.setdefault((run["dataset"], run["preset"], run["method"], *setting, run.get("codes_from")), []).append(
+            run
+        )
     rows = []
     for key, found in groups.items():
-        dataset, preset, method, epochs, train_images = key
+        dataset, preset, method, epochs, train_images, codes_from = key
         row: dict[str, Any] = {
             "dataset": dataset,
             "preset": preset,
             "method": method,
+            "codes_from": codes_from,
+            "made_with": made_with(found),
             "n_seeds": len(found),
             "epochs": epochs,
             "train_images": train_images,
@@ -112,7 +118,7 @@ def aggregated(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row[score] = statistics.fmean(values)
             row[f"{score}_std"] = statistics.stdev(values) if len(values) > 1 else None
             for reference in REFERENCES:
-                others = groups.get((dataset, preset, reference, epochs, train_images), [])
+                others = groups.get((dataset, preset, reference, epochs, train_images, None), [])
                 if method != reference and others:
                     row[f"{score}_minus_{reference}"] = difference(values, [run[score] for run in others])
         row["paper"] = printed(dataset, preset, method)
@@ -121,11 +127,44 @@ def aggregated(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["preset"], row["epochs"], order.index(row["method"])))
 
 
+def title(row: dict[str, Any]) -> str:
+    """A row's name; with codes that were given it names them in the place of our generator."""
+    given = row.get("codes_from")
+    return (
+        f"{NAMES[row['method']].removesuffix(', our generator')}, codes of `{given}`" if given else NAMES[row["method"]]
+    )
+
+
+def made_with(runs: Sequence[dict[str, Any]]) -> str:
+    """Hardware and versions of trials; "" where they state none."""
+    texts = set()
+    for run in runs:
+        if hardware := run.get("hardware"):
+            device = str(hardware.get("device", "cpu")).replace("cpu", "CPU") + " in TF32" * bool(hardware.get("tf32"))
+            threads = f", {hardware['threads']} threads" if device == "CPU" and hardware["threads"] > 1 else ""
+            versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+            texts.add(f"{device}{threads}, {versions}")
+    return "; ".join(sorted(texts))
+
+
+def with_notes(header: list[str], body: list[list[str]], made: Sequence[str]) -> str:
+    """A Markdown table; a row that was not made as most rows were is marked, and a line below says how it was made."""
+    usual = Counter(made).most_common(1)[0][0] if made else ""
+    notes = {
+        text: f"[{number}]" for number, text in enumerate(dict.fromkeys(each for each in made if each != usual), 1)
+    }
+    marked = [
+        [f"{name} {notes[how]}" if how in notes else name, *rest] for (name, *rest), how in zip(body, made, strict=True)
+    ]
+    below = "".join(f"\n\n{mark} {text}; the other rows: {usual}." for text, mark in notes.items())
+    return markdown(header, marked) + below
+
+
 def difference(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
     """Mean of ``values`` minus mean of ``others``, with a 95 % bootstrap interval over the seeds.
 
-    Both lists of seeds are drawn again with replacement, each by itself; the interval is between percentiles. Of three
-    seeds it is narrower than it ought to be: take it as the least that is uncertain. None where a list has one value.
+    Both lists of seeds are resampled with replacement, each by itself; the interval is between percentiles. Three seeds
+    make it too narrow. None if a list has one value.
     """
     found: dict[str, Any] = {"mean": statistics.fmean(values) - statistics.fmean(others), "interval": None}
     if min(len(values), len(others)) > 1:
@@ -141,8 +180,12 @@ def difference(values: Sequence[float], others: Sequence[float]) -> dict[str, An
 
 
 def printed(dataset: str, preset: str, method: str) -> dict[str, float] | None:
-    """The paper's row, where it has one: each score and, as ``_std``, the number in brackets (ddof 0)."""
-    name = {"standard_90_epochs": "standard", "gan_mixup_dcgan": "gan_mixup"}.get(method, method)
+    """The paper's row: each score and, as ``_std``, the number in brackets (ddof 0); None if it has no such row."""
+    name = {
+        "standard_90_epochs": "standard",
+        "gan_mixup_dcgan": "gan_mixup",
+        "gan_mixup_as_published": "gan_mixup",
+    }.get(method, method)
     table = f"{dataset}, flips + AutoAugment" if preset.endswith("_augmented") else dataset
     row = read(PAPER)[table].get(name)
     if row is None:

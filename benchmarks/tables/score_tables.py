@@ -16,9 +16,12 @@ from tables.rows import (
     UNCHANGED,
     aggregated,
     difference,
+    made_with,
     markdown,
     printed,
     records,
+    title,
+    with_notes,
 )
 
 DIGITS = {"accuracy": 4, "deepfool_score": 3, "blurred_accuracy": 3}
@@ -28,19 +31,20 @@ SHOWN = (*INSTEAD, "gan_mixup", "decoded", BEST, f"{BEST}_low_pass_of_real")  # 
 
 
 def summary_table() -> str:
-    """The methods that say most, on both data sets: mean and standard deviation over the seeds."""
-    body = []
+    """The main methods on both data sets: mean and standard deviation over the seeds."""
+    body, made = [], []
     for dataset in ("fashion-mnist", "mnist"):
         found = {row["method"]: row for row in aggregated(records(RESULTS / dataset, ["fixed"], changed=False))}
         for place, method in enumerate(name for name in SHOWN if name in found):
             row = found[method]
             scores = [_value(row[score], row[f"{score}_std"], DIGITS[score]) for score in SCORES]
             body.append(["" if place else dataset, NAMES[method], *scores, str(row["n_seeds"])])
-    return markdown(["", "trained on", *TITLES.values(), "seeds"], body)
+            made.append(row["made_with"])
+    return with_notes(["", "trained on", *TITLES.values(), "seeds"], body, made)
 
 
 def demo_table() -> str:
-    """What ``latent-mixup demo`` wrote."""
+    """The results of ``latent-mixup demo``."""
     record = read(RESULTS / "demo.json")
     body = [
         [
@@ -55,26 +59,26 @@ def demo_table() -> str:
 
 
 def scores_table(dataset: str, preset: str) -> str:
-    """Mean and standard deviation over the seeds beside what the paper prints."""
-    body = []
-    for row in aggregated(records(RESULTS / dataset, [preset], changed=False)):
-        cells = [NAMES[row["method"]]]
+    """Mean and standard deviation over the seeds beside the paper's."""
+    body, rows = [], aggregated(records(RESULTS / dataset, [preset], changed=False))
+    for row in rows:
+        cells = [title(row)]
         for score in SCORES:
             paper = row["paper"]
             cells.append(_value(row[score], row[f"{score}_std"], DIGITS[score]))
             cells.append(_value(paper[score], paper[f"{score}_std"], DIGITS[score]) if paper else "")
         body.append([*cells, str(row["n_seeds"])])
-    titles = [title for score in TITLES.values() for title in (score, "paper")]
-    return markdown(["trained on", *titles, "seeds"], body)
+    titles = [each for score in TITLES.values() for each in (score, "paper")]
+    return with_notes(["trained on", *titles, "seeds"], body, [row["made_with"] for row in rows])
 
 
 def length_table(dataset: str) -> str:
-    """One seed a row at the paper's own length, in both presets, beside what the paper prints.
+    """One seed a row at the paper's own length, in both presets, beside the paper's.
 
-    A row says what range its images are in: a DeepFool score is in units of that. PGD is L-inf.
+    A DeepFool score is in units of the range of the row's images. PGD is L-inf.
     """
     names = list(NAMES)
-    body = []
+    body, made = [], []
     for preset in ("fixed", "paper_code"):
         found = [run for run in records(RESULTS / dataset, [preset]) if run["budget"]["epochs"] >= PAPER_EPOCHS]
         for run in sorted(found, key=lambda run: (names.index(run["method"]), run["seed"])):
@@ -84,31 +88,33 @@ def length_table(dataset: str) -> str:
                 cells.append(_value(run[score], None, digits))
                 cells.append(_value(paper[score], paper[f"{score}_std"], digits) if paper else "")
             body.append([*cells, f"{run['pgd']['linf']['accuracy']:.3f}"])
-    titles = [title for score in TITLES.values() for title in (score, "paper")]
-    return markdown(["preset", "trained on", "images in", *titles, "accuracy under PGD"], body)
+            made.append(made_with([run]))
+    titles = [each for score in TITLES.values() for each in (score, "paper")]
+    return with_notes(["preset", "trained on", "images in", *titles, "accuracy under PGD"], body, made)
 
 
 def differences_table(dataset: str, preset: str) -> str:
-    """What each method gains on standard training and on manifold mixup, with intervals."""
-    body = []
+    """Differences of each method from standard training and from manifold mixup, with intervals."""
+    body, made = [], []
     for row in aggregated(records(RESULTS / dataset, [preset], changed=False)):
         if row["method"] != "standard":
-            cells = [NAMES[row["method"]]]
+            cells = [title(row)]
             for reference in REFERENCES:
                 for score in SCORES:
                     found = row.get(f"{score}_minus_{reference}")
                     cells.append(_difference(found, DIGITS[score]) if found else "")
             body.append(cells)
+            made.append(row["made_with"])
     titles = [
         f"{score}, from {NAMES[reference]}"
         for reference in REFERENCES
         for score in ("accuracy", "DeepFool", "blurred accuracy")
     ]
-    return markdown(["trained on", *titles], body)
+    return with_notes(["trained on", *titles], body, made)
 
 
 def search_table() -> str:
-    """Plain training and the best ten trials of the search, on the validation images."""
+    """Plain training and the best ten trials of the search, scored on the validation images."""
     found = read(RESULTS / SEARCHED / SEARCH_FILE)
     trials = sorted(found["trials"], key=lambda trial: -trial["value"])
     shown = [("plain training", "", found["standard"])] + [
@@ -130,20 +136,21 @@ def _settings(params: dict[str, Any]) -> str:
 
 
 def best_table(dataset: str, preset: str = "fixed") -> str:
-    """What the searched policy gains on each method that a user could pick instead, with intervals."""
+    """Differences of the searched policy from each method that could be used instead, with intervals."""
     by_method: dict[str, list[dict[str, Any]]] = {}
     for trial in records(RESULTS / dataset, [preset], changed=False):
         by_method.setdefault(trial["method"], []).append(trial)
-    body = []
+    body, made = [], []
     for method in (*INSTEAD, f"{BEST}_low_pass_of_real"):
         of_best, of_other = ({s: [run[s] for run in by_method[name]] for s in SCORES} for name in (BEST, method))
         cells = [_difference(difference(of_best[score], of_other[score]), DIGITS[score]) for score in SCORES]
         body.append([NAMES[method], *cells, str(len(by_method[method]))])
-    return markdown([f"{NAMES[BEST]}, minus", *TITLES.values(), "seeds"], body)
+        made.append(made_with([*by_method[BEST], *by_method[method]]))
+    return with_notes([f"{NAMES[BEST]}, minus", *TITLES.values(), "seeds"], body, made)
 
 
 def policies_table(dataset: str) -> str:
-    """Policies that differ from the paper's in one part, and what that changes."""
+    """Policies that differ from the paper's in one part, and the changes of the scores."""
     rows = {row["method"]: row for row in aggregated(records(RESULTS / dataset, ["policies"], changed=False))}
     unchanged = rows[UNCHANGED]
     body = []
@@ -154,8 +161,8 @@ def policies_table(dataset: str) -> str:
             gained = row[score] - unchanged[score]
             cells.append("" if row is unchanged else f"{gained:+.{DIGITS[score]}f}")
         body.append([NAMES[method], *cells, str(row["n_seeds"])])
-    heads = [head for title in TITLES.values() for head in (title, "change")]
-    return markdown(["policy", *heads, "seeds"], body)
+    heads = [head for score in TITLES.values() for head in (score, "change")]
+    return with_notes(["policy", *heads, "seeds"], body, [row["made_with"] for row in rows.values()])
 
 
 def pools_table() -> str:
@@ -167,7 +174,7 @@ def pools_table() -> str:
     sizes = sorted((name for name in of if name.startswith("pool_")), key=lambda name: int(name.split("_")[1]))
     labels = {"standard": "real images alone", "live": "decoded live"}
     labels |= {name: f"pool of {int(name.split('_')[1]):,}" for name in sizes}
-    body = []
+    body, made = [], []
     for name, label in labels.items():
         cells = []
         for score, digits in DIGITS.items():
@@ -176,8 +183,9 @@ def pools_table() -> str:
             cells.append(_value(mean, deviation, digits))
             cells.append("" if name == "live" else f"{mean - statistics.fmean(live):+.{digits}f}")
         body.append([label, *cells, str(len(of[name]))])
+        made.append(made_with(of[name]))
     heads = [head for name in ("accuracy", "DeepFool", "blurred") for head in (name, "minus live")]
-    return markdown(["half of each batch", *heads, "seeds"], body)
+    return with_notes(["half of each batch", *heads, "seeds"], body, made)
 
 
 def _value(mean: float, deviation: float | None, digits: int) -> str:
