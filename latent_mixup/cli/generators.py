@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from latent_mixup.cli.shared import FOLDER, given, one_sentence
+from latent_mixup.cli.shared import FOLDER, device_option, given, one_sentence, typed_command
 
 
 @click.command("info")
@@ -23,8 +23,8 @@ from latent_mixup.cli.shared import FOLDER, given, one_sentence
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the self-test and the sheet.")
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG with two rows of samples.")
-@click.option("--device", help="Where to decode, e.g. cuda; default: the CPU.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default: all cores.")
+@device_option
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 @one_sentence
 def info_command(
     generator: str,
@@ -34,7 +34,7 @@ def info_command(
     steps: int | None,
     seed: int,
     sheet: Path | None,
-    device: str | None,
+    device: str,
     threads: int | None,
 ) -> None:
     """Show the facts of GENERATOR (folder, bundled name or Hub id) and run its self-test.
@@ -52,7 +52,7 @@ def info_command(
     if threads:
         torch.set_num_threads(threads)
     folder = hub.locate(generator, "generator")
-    network = load_generator(folder).to(device or "cpu")
+    network = load_generator(folder).to(device)
     facts = generator_info(network, folder)
     if sheet:
         files.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})
@@ -81,8 +81,8 @@ def convert_command(path: str, out: Path, resolution: int | None, channels: str 
     """Convert other people's files to a generator or bank folder; nothing in them is executed.
 
     PATH is a StyleGAN2 network (.pkl of stylegan2-ada-pytorch, stylegan3 or TensorFlow's StyleGAN2; .pt of
-    rosinality) or the paper's latents (grad_latents_*.npy). With --resolution it is an AutoencoderKL or
-    AutoencoderTiny of diffusers: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse[@revision].
+    rosinality), the paper's latents (grad_latents_*.npy) or NVIDIA's projected_w.npz. With --resolution it is an
+    AutoencoderKL or AutoencoderTiny of diffusers: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse[@revision].
     """
     from latent_mixup import LatentBank, generators, hub
     from latent_mixup.convert import convert
@@ -91,10 +91,11 @@ def convert_command(path: str, out: Path, resolution: int | None, channels: str 
     if resolution is not None:
         settings = given(img_channels=channels and int(channels), subfolder=subfolder)
         result = generators.DiffusersVAE.from_diffusers(path, img_resolution=resolution, **settings)
+        result.metadata["command"] = typed_command()
         result.save_pretrained(out)
     elif channels or subfolder or Path(path).is_dir() or (hub.is_hub_id(path) and not Path(path).is_file()):
         raise ValueError(f"an autoencoder of diffusers, as {path} may be, needs --resolution, the size of your images")
     else:
-        result = convert(path, out)
+        result = convert(path, out, command=typed_command())
     what = "bank" if isinstance(result, LatentBank) else "generator"
     click.echo(f"{out}: {what} with latents of {result.latent_shape}, digest {result.digest()[:12]}; see its README.md")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from latent_mixup.generators.stylegan2 import StyleGAN2
 __all__ = ["UnsafeCheckpointError", "convert", "read_latents", "read_nvidia", "read_projected"]
 
 
-def convert(path: str | Path, out: str | Path) -> StyleGAN2 | LatentBank:
+def convert(path: str | Path, out: str | Path, *, command: Sequence[str] = ()) -> StyleGAN2 | LatentBank:
     """Read somebody else's file and write it as one of our folders, with a card that says where it comes from.
 
     Args:
@@ -23,6 +24,7 @@ def convert(path: str | Path, out: str | Path) -> StyleGAN2 | LatentBank:
             those of an ``.npz`` (see :func:`read_projected`). Its content decides which, and the suffix ``.npz``.
         out: Folder, made where it is missing. It is written after the whole file was understood: a generator
             in float32, a bank in float16 (float32 where a code is too large for that).
+        command: The words of the command line that asks for it, for the metadata; empty: there is none.
 
     Returns:
         What was written.
@@ -39,6 +41,8 @@ def convert(path: str | Path, out: str | Path) -> StyleGAN2 | LatentBank:
         result = read_projected(path)
     else:
         result = read_nvidia(path)
+    if command:
+        result.metadata["command"] = list(command)
     if isinstance(result, LatentBank):
         result.save_pretrained(out, dtype=_bank_dtype(result))
     else:

@@ -201,7 +201,9 @@ def test_convert_reads_a_network_and_refuses_what_it_is_not(tmp_path):
     network.write_bytes(foreign.release_pickle(foreign.tiny()))
     code, output = call("convert", network, tmp_path / "out")
     assert code == 0, output
-    assert load_generator(tmp_path / "out").digest() == foreign.tiny().digest()
+    converted = load_generator(tmp_path / "out")
+    assert converted.digest() == foreign.tiny().digest()
+    assert converted.metadata["command"] == ["latent-mixup", "convert", "network.pkl", "out"]
     assert foreign.tiny().digest()[:12] in output
     assert hashlib.sha256(network.read_bytes()).hexdigest() in (tmp_path / "out" / "README.md").read_text()
     network.write_bytes(network.read_bytes()[:-100])
