@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from latent_mixup.inversion.chunks import FAILED, OK, CodeMeter, Found, errors_o
 from latent_mixup.inversion.curvature import DRAWS, Curvature, learn_curvature
 from latent_mixup.inversion.optimise import (
     Optimizer,
+    eval_modes,
     leave_inference_mode,
     optimise_codes,
     optimizer_settings,
@@ -125,7 +127,8 @@ def invert(
         Stopped: A ``SystemExit``: SIGTERM ended the run. Finished chunks stay.
 
     Warns:
-        UserWarning: Some images could not be used; with their number, the first error and the remedy.
+        UserWarning: Some images could not be used (with their number, the first error and the remedy), or have no
+            finite code.
 
     Reference: Latent-Mixup, section 2.1.1.
     """
@@ -222,7 +225,8 @@ def invert(
         raise ValueError(f"shard {shard} has no work: there are {len(chunks)} chunks of {len(chunks[0])} images")
     store = Chunks(len(chunks)) if out is None else folder_of_run(Path(out), facts, chunks, resume)
     meter = progress if isinstance(progress, CodeMeter) else CodeMeter(progress)
-    run_chunks(make, [*map(len, chunks)], store, shard=shard, meter=meter, desc="invert", again=readable_now)
+    with eval_modes(generator, encoder, objective):
+        run_chunks(make, [*map(len, chunks)], store, shard=shard, meter=meter, desc="invert", again=readable_now)
     meter.check()
     meter.warn(
         "they have no row in the bank: repair them and run it again, or train on bank.usable(dataset)", stacklevel=3
@@ -231,6 +235,13 @@ def invert(
     if command:
         stated["command"] = [*command]
     mine = _as_bank(join(store, range(shard[0], len(chunks), shard[1])), stated)
+    assert mine.status is not None
+    if (failed := int((mine.status == FAILED).sum())) > 0:
+        warnings.warn(
+            f"{failed:,} of {len(mine):,} images have no finite code: their rows have status 1 and an infinite mse; "
+            "leave them out, bank.subset(bank.status == 0)",
+            stacklevel=3,
+        )
     if not isinstance(store, ChunkFolder) or store.finished() < len(chunks):
         return mine
     whole = save_bank(_as_bank(join(store, range(len(chunks))), stated), store)  # the chunks stay: they cost little

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -13,6 +14,7 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.inversion.curvature import Curvature
 from latent_mixup.inversion.descent import LBFGS, Adam, Descent
 from latent_mixup.losses.base import Loss, PlainLoss, TargetLoss, pixel_mse
+from latent_mixup.networks import eval_mode
 from latent_mixup.sampling import keyed_generator
 
 Optimizer: TypeAlias = Literal["lbfgs", "adam"]
@@ -184,6 +186,17 @@ def reconstruction_mse(generator: Generator, codes: Tensor, targets: Tensor, bat
     batches = zip(*(part.split(batch_size or max(1, len(codes))) for part in (codes, targets)), strict=True)
     with torch.no_grad():
         return torch.cat([pixel_mse(generator.decode(some), wanted) for some, wanted in batches])
+
+
+@contextlib.contextmanager
+def eval_modes(*callables: object) -> Iterator[None]:
+    """Eval mode inside, for the networks among these callables and bound methods, whatever their owners set."""
+    owners = [getattr(each, "__self__", each) for each in callables]
+    with contextlib.ExitStack() as stack:
+        for owner in owners:
+            if isinstance(owner, nn.Module):
+                stack.enter_context(eval_mode(owner))
+        yield
 
 
 def leave_inference_mode(generator: Generator) -> Generator:

@@ -20,6 +20,7 @@ from latent_mixup.inversion.engine import CHUNK_BATCHES
 from latent_mixup.inversion.gains import STAGE_MSE, Stage, with_found
 from latent_mixup.inversion.optimise import (
     Optimizer,
+    eval_modes,
     leave_inference_mode,
     optimise_codes,
     optimizer_settings,
@@ -129,13 +130,15 @@ def refine(
     objective = chosen_loss(generator, loss)
     source = BankImages(bank, dataset, generator, stated_format(bank.metadata.get("samples"), dataset, generator))
     every = torch.arange(len(bank), device="cpu")
-    mse = source.decoded_mse(every, batch_size) if bank.mse is None else bank.mse
+    with eval_modes(generator):
+        mse = source.decoded_mse(every, batch_size) if bank.mse is None else bank.mse
     # the rows of one stage lie together
     worst = mse.argsort(descending=True, stable=True)
     least = min(stage.above for stage in stages)
     worst = worst[mse[worst] >= least]
     if bank.mse is not None:
-        source.check(worst, batch_size)
+        with eval_modes(generator):
+            source.check(worst, batch_size)
 
     @functools.cache
     def curvature() -> Curvature | None:
@@ -205,7 +208,8 @@ def refine(
     mine = range(shard[0], len(chunks), shard[1])
     if mine:
         meter = progress if isinstance(progress, CodeMeter) else CodeMeter(progress)
-        run_chunks(make, [*map(len, chunks)], store, shard=shard, meter=meter, desc="refine", again=readable_now)
+        with eval_modes(generator, objective):
+            run_chunks(make, [*map(len, chunks)], store, shard=shard, meter=meter, desc="refine", again=readable_now)
         meter.warn("their codes stay as they were", stacklevel=3)
     if not isinstance(store, ChunkFolder) or store.finished() < len(chunks):
         return refined(mine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import mode
 from typing import Any
 
@@ -230,10 +231,15 @@ def check_arguments(dataset: Any, generator: Any) -> None:
     check_generator(generator)
     if isinstance(dataset, Mapping):
         raise ValueError(f"one data set is needed: got a dict of {list(dataset)!r:.100}, choose one of them")
-    if isinstance(dataset, str | bytes) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    if isinstance(dataset, str | Path):
+        raise TypeError(
+            f"a data set is needed: got {type(dataset).__name__} {str(dataset)!r:.100}; open it first, such as "
+            "torchvision.datasets.ImageFolder(path, loader=latent_mixup.images.open_image)"
+        )
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
             f"a data set needs len(dataset) and dataset[i]: got {type(dataset).__name__}; "
-            "of a DataLoader give loader.dataset, of a stream make a list"
+            "for a DataLoader pass loader.dataset, for a stream a list"
         )
     if not len(dataset):
         raise ValueError("the data set is empty: there is nothing to invert")

@@ -215,7 +215,8 @@ def test_an_image_without_a_finite_loss_fails_alone(linear_generator, toy_datase
         return pixel_mse(images, targets) * torch.where(targets[:, 0, 0, 0] == special, bad, 1.0)
 
     arguments = {**QUICK, "encoder": from_zero}
-    bank = invert(toy_dataset, linear_generator, **{**arguments, "loss": loss})
+    with pytest.warns(UserWarning, match="1 of 50 images have no finite code: their rows have status 1"):
+        bank = invert(toy_dataset, linear_generator, **{**arguments, "loss": loss})
     assert bank.status.nonzero().tolist() == [[9]]
     assert bank[9][0].equal(torch.zeros(16))  # where it started
     torch.testing.assert_close(bank.mse[9], toy_dataset.images[9].square().mean())
@@ -237,7 +238,8 @@ def test_a_loss_that_turns_nan_keeps_the_best_step_before(linear_generator, toy_
 
 
 def test_an_encoder_that_gives_nan(linear_generator, toy_dataset):
-    bank = invert(toy_dataset, linear_generator, **QUICK, encoder=lambda images: from_zero(images) * torch.nan)
+    with pytest.warns(UserWarning, match="50 of 50 images have no finite code"):
+        bank = invert(toy_dataset, linear_generator, **QUICK, encoder=lambda images: from_zero(images) * torch.nan)
     assert bank.status.all()
     assert bank[:][0].equal(torch.zeros(50, 16))
     assert bank.mse.isfinite().all()

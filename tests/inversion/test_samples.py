@@ -198,7 +198,7 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize("dataset", [DataLoader(PAIRS), iter(PAIRS), Stream()])
 def test_a_stream_is_no_data_set(dataset):
     with pytest.raises(
-        TypeError, match=rf"needs len\(dataset\) and dataset\[i\]: got {type(dataset).__name__}; of a Da"
+        TypeError, match=rf"needs len\(dataset\) and dataset\[i\]: got {type(dataset).__name__}; for a Da"
     ):
         probe(dataset, Sized())
 
