@@ -22,6 +22,7 @@ from latent_mixup.augment.base import (
     Transform,
     long_lived,
     split_targets,
+    warn_of_repeats,
 )
 from latent_mixup.augment.dataset import NUM_PROBES, read_sample
 from latent_mixup.augment.sources import SplitWarning, check_dataset, parts_of
@@ -83,6 +84,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         (torch.Size([64, 1, 28, 28]), torch.Size([64, 10]))
     """
 
+    @long_lived()
     def __init__(
         self,
         folder: str | Path,
@@ -117,16 +119,15 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
             seed=seed,
         )
         self.dataset: Any = dataset
-        with long_lived():
-            self._pool = Pool(Path(folder).absolute(), verify=verify)
-            self.num_classes = self._pool.index.num_classes if num_classes is None else num_classes
-            for name in ("labels_a", "labels_b"):
-                check_labels(self._pool.columns[name], self.num_classes)
-            self._length = self._pool.index.num_images if dataset is None else len(cast(Sized, dataset))
-            # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
-            self._shared = torch.zeros(2, dtype=torch.int64, device="cpu").share_memory_()
-            self._refreshed = Refreshed(self._pool, share, generator, bank) if share or generator is not None else None
-            self._allowed = None if dataset is None else _entries_of(self._pool, dataset, generator, bank, share)
+        self._pool = Pool(Path(folder).absolute(), verify=verify)
+        self.num_classes = self._pool.index.num_classes if num_classes is None else num_classes
+        for name in ("labels_a", "labels_b"):
+            check_labels(self._pool.columns[name], self.num_classes)
+        self._length = self._pool.index.num_images if dataset is None else len(cast(Sized, dataset))
+        # Shared with worker processes, persistent ones included: [epoch, whether the range was checked].
+        self._shared = torch.zeros(2, dtype=torch.int64, device="cpu").share_memory_()
+        self._refreshed = Refreshed(self._pool, share, generator, bank) if share or generator is not None else None
+        self._allowed = None if dataset is None else _entries_of(self._pool, dataset, generator, bank, share)
         self._repeats = Repeats(1 if dataset is None else self._length)
         self._planned: tuple[int, Tensor] | None = None
         self._soft: Tensor | None = None
@@ -172,6 +173,8 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         """
         if self._refreshed is not None:
             self._refreshed.prepare(epoch)
+        if epoch != self.epoch:
+            self._repeats.forget()
         self._shared[0] = epoch
 
     def __len__(self) -> int:
@@ -181,20 +184,20 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``."""
         return self.__getitems__([index])[0]
 
+    @long_lived()
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Several samples, read in one batch: what a DataLoader calls."""
         wanted = [self._index(index) for index in indices]
-        with long_lived():
-            if self.dataset is None:
-                return self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
-            if self.settings.prob:
-                self._check_range_once()
-            entries = self._entries(wanted)
-            mixes = iter(self._mixes(entries[entries >= 0]))
-            return [
-                next(mixes) if entry >= 0 else self._real(index)
-                for index, entry in zip(wanted, entries.tolist(), strict=True)
-            ]
+        if self.dataset is None:
+            return self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
+        if self.settings.prob:
+            self._check_range_once()
+        entries = self._entries(wanted)
+        mixes = iter(self._mixes(entries[entries >= 0]))
+        return [
+            next(mixes) if entry >= 0 else self._real(index)
+            for index, entry in zip(wanted, entries.tolist(), strict=True)
+        ]
 
     def _index(self, index: int) -> int:
         number = operator.index(index)
@@ -206,7 +209,8 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         """The pool's entry for each sample; -1: the data set's own."""
         if self.settings.seed is None:
             return self._drawn(len(wanted), sampling.fresh_seeds(1)[0])
-        self._repeats.note(self.epoch, wanted)
+        if self._repeats.note(wanted):
+            warn_of_repeats(self.epoch, stacklevel=5)
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = self.epoch, self._drawn(len(self), self.settings.seed, self.epoch)
         return self._planned[1][torch.tensor(wanted, dtype=torch.int64, device="cpu")]

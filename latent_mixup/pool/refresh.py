@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latent_mixup import files
 from latent_mixup.augment.base import Decoder
-from latent_mixup.augment.prefetch import THREAD_NAME, own_stream, use_one_core
+from latent_mixup.augment.prefetch import ONE_THREAD, THREAD_NAME, own_stream, use_one_core
 from latent_mixup.augment.sources import check_pair
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
@@ -90,7 +90,7 @@ class Refreshed:
         for path in set(self._folder.glob("part-*.safetensors")) - wanted:
             path.unlink(missing_ok=True)
             path.with_suffix(".lock").unlink(missing_ok=True)
-        in_thread = self._renderer.decoder.device.type != "mps"  # where two threads at work end the process
+        in_thread = self._renderer.decoder.device.type not in ONE_THREAD
         if in_thread and self._job is None and not self._path(*following).exists():
             self._job = _Job(following, self._writer(following))
 

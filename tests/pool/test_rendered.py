@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from conftest import LabelledImages, LinearGenerator, one_hot_bank
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
@@ -213,18 +216,36 @@ def test_the_options_of_decoding_go_with_the_pool(make):
     assert (Pool(half).images.int() - Pool(make()).images.int()).abs().max() <= 4  # 8 bits of mantissa
 
 
-def test_what_cannot_be_rendered(make, linear_generator, toy_bank, unlabelled_bank):
-    for wrong in ({"n": 0}, {"batch_size": 0}):
-        with pytest.raises(ValueError, match="a pool needs at least one image, and a batch as well"):
-            make(**wrong)
-    with pytest.raises(ValueError, match="alpha needs to be above 0"):
-        make(alpha=0.0)
-    with pytest.raises(ValueError, match=r"shard needs \(i, n\)"):
-        make(shard=(3, 3))
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "a pool needs at least one image, and a batch as well"),
+        ({"batch_size": 0}, ValueError, "a pool needs at least one image, and a batch as well"),
+        ({"n": "60"}, ValueError, "n needs to be an integer: got '60'"),
+        ({"n": 6e4}, ValueError, "n needs to be an integer: got 60000.0"),
+        ({"seed": 10**30}, ValueError, "seed needs to be an integer"),
+        ({"alpha": 0.0}, ValueError, "alpha needs to be above 0"),
+        ({"policy": "rebust"}, ValueError, "no policy is called 'rebust'"),
+        ({"shard": (3, 3)}, ValueError, r"shard needs \(i, n\)"),
+        ({"autocast": torch.float64}, ValueError, r"autocast needs to be torch\.bfloat16"),
+        ({"generator": "fashion-mnist"}, TypeError, r"load_generator\('fashion-mnist'\)"),
+        ({"generator": torch.nn.Linear(16, 16)}, TypeError, r"generators\.wrap\("),
+        ({"bank": "fashion-mnist"}, TypeError, r"LatentBank.from_pretrained\('fashion-mnist'\)"),
+    ],
+)
+def test_what_cannot_be_rendered(make, change, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        make(**change)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_bank_without_labels_and_swapped_arguments_cannot_be_rendered(
+    make, linear_generator, toy_bank, unlabelled_bank
+):
     with pytest.raises(ValueError, match="rows have no label"):
         make(bank=unlabelled_bank)
-    with pytest.raises(ValueError, match=r"autocast needs to be torch\.bfloat16"):
-        make(autocast=torch.float64)
+    with pytest.raises(TypeError, match="generator and bank have changed places"):
+        make(generator=toy_bank, bank=linear_generator)
 
 
 def test_the_command(tmp_path):
@@ -374,23 +395,86 @@ def test_pools_that_are_none(make, tmp_path):
         ("format_version", "1", "'format_version' needs an integer up to 1, found '1'"),
         ("num_images", 61, r"'files.pool.images.size' needs 976 for 61 images, found 960"),
         ("num_images", True, "'num_images' needs a positive integer, found True"),
+        ("num_images", 10**30, "'num_images' needs a positive integer"),
         ("img_shape", [1, 4], "'img_shape' needs three positive integers"),
+        ("img_shape", 3, "'img_shape' needs three positive integers"),
         ("label_dtype", "float16", "'label_dtype' needs int64 or float32"),
+        ("label_dtype", ["int64"], "'label_dtype' needs int64 or float32"),
+        ("num_classes", 2, "labels_a: label 2 is outside num_classes=2"),
         ("made_with", {}, "'made_with' needs an object with autocast"),
+        ("made_with", [], "'made_with' needs an object with autocast"),
+        ("made_with.seed", "0", "'made_with.seed' needs an integer of 64 bits, found '0'"),
+        ("made_with.seed", 2**80, "'made_with.seed' needs an integer of 64 bits"),
+        ("made_with.policy", "robust", "'made_with.policy' needs an object, found 'robust'"),
+        ("made_with.path", ["lerp"], "'made_with.path' needs lerp or slerp"),
+        ("made_with.autocast", "float64", "'made_with.autocast' needs null, bfloat16 or float16"),
+        ("made_with.autocast", {}, "'made_with.autocast' needs null, bfloat16 or float16"),
+        ("made_with.bank", None, "'made_with.bank' needs 64 hexadecimal digits, found None"),
         ("files", {"../x": {}}, "'files' needs size and sha256 of pool.images and pool.safetensors"),
+        ("files", [], "'files' needs size and sha256 of pool.images and pool.safetensors"),
+        ("files.pool~images", 7, "'files.pool.images' needs name, size and sha256, found 7"),
+        ("files.pool~images", {"size": 960, "sha256": "0"}, "'files.pool.images.sha256' needs 64 hexadecimal digits"),
+        ("files.pool~images", {"size": -1, "sha256": "0" * 64}, "'files.pool.images.size' needs a positive integer"),
         ("versions", None, "'versions' needs an object"),
         ("more", 1, "'more' is unknown"),
         ("num_classes", ..., "'num_classes' is missing"),
         ("label_dtype", "float32", r"pool.safetensors: field 'labels_a' needs F32 \[60, 3\], found 'I64 \[60\]'"),
+        ("num_sources", 3, r"pool.safetensors: field 'sources' needs I64 \[60, 3\], found 'I64 \[60, 2\]'"),
     ],
 )
 def test_each_field_of_the_index_is_checked(make, field, value, message):
     folder = make()
     index = json.loads((folder / INDEX_FILE).read_text())
-    index[field] = value
-    (folder / INDEX_FILE).write_text(json.dumps({name: said for name, said in index.items() if said is not ...}))
-    with pytest.raises(PoolFormatError, match=message):
+    *path, last = (name.replace("~", ".") for name in field.split("."))
+    held = index[path[0]] if path else index
+    held[last] = value
+    if value is ...:
+        del held[last]
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(PoolFormatError, match=f"{folder}.*{message}"):
         lm.RenderedMixupDataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("lam", {7: float("nan")}, r"lam needs to be in \[0, 1\]: got nan for mix 7"),
+        ("lam", {3: 7.0}, r"lam needs to be in \[0, 1\]: got 7.0 for mix 3"),
+        ("lam", {59: -3.0}, r"lam needs to be in \[0, 1\]: got -3.0 for mix 59"),
+        ("labels_a", {0: 3}, "labels_a: label 3 is outside num_classes=3"),
+        ("labels_b", {0: -1}, "labels_b: label -1 is outside num_classes=3"),
+        ("sources", {5: -2}, "sources needs rows of a bank, from 0: got -2"),
+    ],
+)
+def test_numbers_that_no_mix_has_are_refused(make, column, change, message):
+    folder = make()
+    columns = load_file(folder / COLUMNS_FILE)
+    for entry, value in change.items():
+        columns[column][entry] = value
+    save_file(columns, folder / COLUMNS_FILE)
+    with pytest.raises(PoolFormatError, match=f"{folder / COLUMNS_FILE}: {message}.*render it again"):
+        lm.RenderedMixupDataset(folder)
+
+
+@pytest.mark.parametrize("name", [INDEX_FILE, IMAGES_FILE, COLUMNS_FILE])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "zeros"])
+def test_odd_files_are_not_opened(make, tmp_path, name, kind):
+    folder = make()
+    size = (folder / name).stat().st_size
+    (folder / name).unlink()
+    if kind == "folder":
+        (folder / name).mkdir()
+    elif kind == "pipe":
+        os.mkfifo(folder / name)
+    elif kind == "link":
+        (tmp_path / "elsewhere").write_bytes(bytes(size))
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (folder / name).write_bytes(bytes(size))
+    if kind == "zeros" and name == IMAGES_FILE:
+        lm.RenderedMixupDataset(folder)  # black images; verify=True tells
+    with pytest.raises((PoolFormatError, FileNotFoundError), match=str(folder / name)):
+        lm.RenderedMixupDataset(folder, verify=kind == "zeros")
 
 
 @pytest.mark.parametrize(
@@ -639,6 +723,59 @@ def test_nothing_is_left_behind(refreshed):
     assert not folder.exists()
 
 
+RANK = """
+    import os, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    import latent_mixup as lm
+    from conftest import LinearGenerator
+    decoded = 0
+    class Counting(LinearGenerator):
+        def decode(self, latents):
+            global decoded
+            decoded += len(latents)
+            return super().decode(latents)
+    bank = lm.LatentBank.from_pretrained(sys.argv[1])
+    dataset = lm.RenderedMixupDataset(sys.argv[2], refresh=1 / 3, generator=Counting(), bank=bank)
+    print("ready", flush=True)
+    input()
+    images = []
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        images.append(int(dataset.images(torch.arange(60)).sum()))
+    if dataset._refreshed._job is not None:
+        dataset._refreshed._job.wait()
+    print(decoded, *images, dataset._refreshed._folder, flush=True)
+    input()
+"""
+
+
+def test_ranks_of_one_machine_decode_each_part_once(make, toy_bank, tmp_path):
+    toy_bank.save_pretrained(tmp_path / "bank", dtype=torch.float32)
+    code = textwrap.dedent(RANK.format(tests=str(Path(__file__).parents[1])))
+    run = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(os.getpid()), "OMP_NUM_THREADS": "1"}
+    command, pipes = [sys.executable, "-c", code, tmp_path / "bank", make()], {"stdin": -1, "stdout": -1, "text": True}
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(subprocess.Popen(command, env={**os.environ, **run, "RANK": rank}, **pipes))
+            for rank in "01"
+        ]
+
+        def all_of_them() -> list[str]:
+            """A line of each; then they go on."""
+            lines = [rank.stdout.readline() for rank in ranks]
+            for rank in ranks:
+                print(file=rank.stdin, flush=True)
+            return lines
+
+        assert all_of_them() == ["ready\n"] * 2
+        (one, *images), (other, *same) = (line.split() for line in all_of_them())
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert images == same
+    assert int(one) + int(other) == 4 * 20  # the parts of epochs 1 to 4, once each
+    assert not Path(images[-1]).exists()
+
+
 def test_an_error_of_the_thread_comes_out(refreshed, monkeypatch):
     dataset = refreshed()
 
@@ -659,6 +796,12 @@ def test_what_cannot_be_refreshed(make, refreshed, linear_generator, toy_bank):
     for settings in ({"refresh": 0.5}, {"refresh": 2, "generator": linear_generator, "bank": toy_bank}):
         with pytest.raises(ValueError, match=r"refresh needs a share in \(0, 1\], generator= and bank="):
             lm.RenderedMixupDataset(make(), **settings)
+    folder = make("other")
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index["made_with"]["policy"] = {"weights": {"kind": "Beta", "alpha": "1"}}
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(PoolFormatError, match=r"pool.index.json: field 'made_with.policy': Beta.alpha needs to be a"):
+        lm.RenderedMixupDataset(folder, refresh=0.5, generator=linear_generator, bank=toy_bank)
     with pytest.raises(RuntimeError, match="in the process that made the data set, not in a copy"):
         pickle.loads(pickle.dumps(refreshed())).set_epoch(1)  # noqa: S301
 
