@@ -19,6 +19,7 @@ Path: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``criterion(pred, y) -> loss``."""
 
+REDUCTIONS = ("mean", "sum", "none", "batchmean")
 MIN_SIN_SQUARED = 1e-6  # below it (a thousandth of a radian) slerp and lerp agree to float32
 PLAIN_MEAN = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiMarginLoss, nn.MultiLabelSoftMarginLoss)  # divide by all values
 
@@ -192,25 +193,25 @@ def mix_targets(
 def mixup_criterion(criterion: Criterion, pred: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor) -> Tensor:
     """``lam * criterion(pred, y_a) + (1 - lam) * criterion(pred, y_b)``, with one ``lam`` or one a sample.
 
-    With a vector the criterion is asked for one loss per sample, and the weighted losses are then reduced
-    as it would have done it. That works for a loss module with a ``reduction`` attribute (a copy of it is
-    used), for a function with a ``reduction=`` keyword, such as ``F.cross_entropy``, and for a criterion
-    that returns a loss per sample as it is. A mean over class weights, or over targets that are not
-    ``ignore_index``, is normalised for each of the two terms, as in the formula above.
+    With a vector, the criterion is asked for one loss per sample, and the weighted losses are then reduced as it would
+    have reduced them. That works for a loss module with a ``reduction`` attribute (of which a copy is used), for a
+    function with a ``reduction=`` keyword, such as ``F.cross_entropy``, and for a criterion that returns one loss per
+    sample. A mean over class weights, or over targets other than ``ignore_index``, is normalised for each of the two
+    terms, as in the formula above.
 
     Args:
         criterion: Any callable ``(pred, y) -> loss``.
         pred: The network's output, ``[B, ...]``.
         y_a: The samples' own targets, ``[B, ...]``: class indices, or soft labels as class probabilities.
-        y_b: Their partners' targets, ``[B, ...]``.
+        y_b: The partners' targets, ``[B, ...]``.
         lam: Weight of ``y_a`` in [0, 1]: a number, or ``[B]``.
 
     Returns:
         The loss, reduced as ``criterion`` reduces it.
 
     Raises:
-        ValueError: ``lam`` is neither one number nor ``[B]``, or the criterion returns one number for the
-            whole batch and cannot be asked for more.
+        ValueError: ``lam`` is neither one number nor ``[B]``, the criterion returns one number for the whole batch and
+            cannot be asked for more, or its reduction is unknown.
 
     Reference: Zhang et al. 2018 (arXiv 1710.09412), section 2, and their mixup-cifar10.
 
@@ -227,30 +228,41 @@ def mixup_criterion(criterion: Criterion, pred: Tensor, y_a: Tensor, y_b: Tensor
     per_sample, reduction = _without_reduction(criterion)
     own, other = per_sample(pred, y_a), per_sample(pred, y_b)
     for losses in (own, other):
-        _check_per_sample(losses, len(pred), criterion)
+        if losses.ndim == 0 or len(losses) != len(pred):
+            raise ValueError(
+                f"lam is a vector, but {_name(criterion)} returns a loss of shape {list(losses.shape)} for {len(pred)} "
+                "samples: give it reduction='none' or a reduction= keyword, use target_format=\"soft\", or use "
+                'mode="batch" with lam[0]'
+            )
     weight = lam.to(own).view(-1, *[1] * (own.ndim - 1))
-    if reduction != "mean":
-        mixed = weight * own + (1 - weight) * other
-        return mixed.sum() if reduction == "sum" else mixed
-    own_mean = (weight * own).sum() / _mean_divisor(criterion, own, y_a)
-    return own_mean + ((1 - weight) * other).sum() / _mean_divisor(criterion, other, y_b)
+    if reduction == "mean":
+        own_mean = (weight * own).sum() / _mean_divisor(criterion, own, y_a)
+        return own_mean + ((1 - weight) * other).sum() / _mean_divisor(criterion, other, y_b)
+    mixed = weight * own + (1 - weight) * other
+    return mixed if reduction == "none" else mixed.sum() / (len(pred) if reduction == "batchmean" else 1)
 
 
 def _without_reduction(criterion: Criterion) -> tuple[Criterion, str]:
     """The criterion with one loss per sample, and the reduction that was taken from it."""
     reduction = getattr(criterion, "reduction", None)
     if isinstance(reduction, str):
-        twin = copy.copy(criterion)
-        twin.reduction = "none"  # type: ignore[attr-defined]
-        return twin, reduction
-    keyword = _reduction_keyword(criterion)
-    if isinstance(keyword, str):
-        return functools.partial(criterion, reduction="none"), keyword  # type: ignore[call-arg]
-    return criterion, "none"
+        per_sample: Criterion = copy.copy(criterion)
+        per_sample.reduction = "none"  # type: ignore[attr-defined]
+    else:
+        reduction = _reduction_keyword(criterion)
+        per_sample = functools.partial(criterion, reduction="none") if isinstance(reduction, str) else criterion  # type: ignore[call-arg]
+    if not isinstance(reduction, str):
+        return criterion, "none"
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"lam is a vector, and how {_name(criterion)} reduces by {reduction!r} is not known: expected "
+            f"{', '.join(REDUCTIONS)}; give it reduction='none' and reduce the result"
+        )
+    return per_sample, reduction
 
 
 def _reduction_keyword(criterion: Criterion) -> Any:
-    """What ``reduction`` is when nobody gives it; None where there is no such keyword."""
+    """The default of a ``reduction`` keyword; None where there is no such keyword."""
     try:
         parameters = inspect.signature(criterion).parameters
     except (TypeError, ValueError):  # some built-ins have no signature
@@ -258,17 +270,8 @@ def _reduction_keyword(criterion: Criterion) -> Any:
     return parameters["reduction"].default if "reduction" in parameters else None
 
 
-def _check_per_sample(losses: Tensor, batch_size: int, criterion: Criterion) -> None:
-    if losses.ndim == 0 or len(losses) != batch_size:
-        raise ValueError(
-            f"lam is a vector, but {_name(criterion)} returns a loss of shape {list(losses.shape)} for "
-            f"{batch_size} samples: give it reduction='none' or a reduction= keyword, "
-            'use target_format="soft", or use mode="batch" with lam[0]'
-        )
-
-
 def _mean_divisor(criterion: Criterion, losses: Tensor, y: Tensor) -> Tensor:
-    """What the criterion's own mean divides the sum of ``losses`` by."""
+    """The number that the criterion's own mean divides the sum of ``losses`` by."""
     weight, ignore_index = _option(criterion, "weight", None), _option(criterion, "ignore_index", -100)
     everything = losses.new_tensor(losses.numel())
     if y.is_floating_point() or isinstance(criterion, PLAIN_MEAN):

@@ -154,7 +154,19 @@ def check_prob(prob: float) -> None:
 
 
 def default_rank() -> int:
-    """This process's rank: of ``torch.distributed`` where it is initialised, else of ``$RANK``, else 0."""
+    """This process's rank: of ``torch.distributed`` where it is initialised, else ``$RANK``, else 0."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes that train together: of ``torch.distributed``, else ``$WORLD_SIZE``, else 1."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def fresh_seeds(n: int) -> list[int]:
+    """Seeds from torch's global random state, which moves on, as it does for torchvision's transforms."""
+    return torch.randint(2**63 - 1, (n,), dtype=torch.int64, device="cpu").tolist()

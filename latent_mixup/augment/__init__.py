@@ -3,9 +3,11 @@
 from latent_mixup.augment.collate import LatentMixupCollate
 from latent_mixup.augment.dataset import LatentMixupDataset
 from latent_mixup.augment.loader import LatentMixupLoader
+from latent_mixup.augment.sources import SplitWarning
 
 __all__ = [
     "LatentMixupCollate",
     "LatentMixupDataset",
     "LatentMixupLoader",
+    "SplitWarning",
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import operator
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import torch
@@ -45,6 +48,16 @@ C = TypeVar("C", bound=type)
 AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
 
 
+@contextmanager
+def long_lived() -> Iterator[None]:
+    """Tensors made inside can be used later, outside of the caller's ``torch.inference_mode`` as well."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 class MixKeywords(TypedDict, total=False):
     """Keywords of all three wrappers.
 
@@ -64,9 +77,11 @@ class MixKeywords(TypedDict, total=False):
             one number each, or one a channel. Applied last to decoded images; None: they stay in [-1, 1].
         target_format: ``"soft"`` for float32 ``[B, num_classes]``; ``"pair"`` for ``(y_a, y_b, lam)``, which
             :func:`latent_mixup.mixup_criterion` takes. Where the bank or the batch has soft labels, so has the pair.
-        seed: Names all draws; None for ``torch.initial_seed()``, the number last given to ``torch.manual_seed``.
-        rank: Names them as well; None for this process's rank, so that ranks draw differently. With the same number in
-            all of them they draw the same.
+        seed: None: draws come from torch's global random state, as torchvision's transforms' do; every pass, call and
+            worker draws anew, and ``torch.manual_seed`` repeats a run. A number names the draws, together with epoch,
+            rank and sample or batch: they do not depend on workers, and are the same until ``set_epoch``.
+        rank: Names draws as well; None for this process's rank, so that ranks draw differently. With the same number in
+            all of them (and the same random state, without a seed) they draw the same.
     """
 
     alpha: float
@@ -141,15 +156,18 @@ class MixSettings:
             raise TypeError(f"there is no keyword {name!r}{near or ': expected ' + ', '.join(DEFAULTS)}")
         given: MixKeywords = {**DEFAULTS, **shared}
         alpha, mode, path, policy = given["alpha"], given["mode"], given["path"], given["policy"]
+        if not isinstance(policy, Policy | str | None):
+            raise TypeError(f"policy needs to be a Policy or the name of one: got {type(policy).__name__}")
         by_name = named(policy) if isinstance(policy, str) else None
         plain = Policy(Beta(alpha, mode), path=path)
         self.policy = by_name.policy if by_name else policy if isinstance(policy, Policy) else plain
         default_prob = by_name.prob if by_name else 1.0
-        self.prob = default_prob if given["prob"] is None else given["prob"]
-        self.num_classes, self.label_smoothing = given["num_classes"], given["label_smoothing"]
+        self.prob = default_prob if given["prob"] is None else _number("prob", given["prob"])
+        self.num_classes = _whole("num_classes", given["num_classes"])
+        self.label_smoothing = _number("label_smoothing", given["label_smoothing"])
         self.transform, self.target_format = given["transform"], given["target_format"]
         self.moments = None if given["normalize"] is None else moments_of(given["normalize"])
-        self.seed, self.rank = given["seed"], given["rank"]
+        self.seed, self.rank = _whole("seed", given["seed"]), _whole("rank", given["rank"])
         sampling.check_prob(self.prob)
         if policy is not None and (alpha, mode, path) != (1.0, "elem", None):
             raise ValueError(
@@ -251,7 +269,7 @@ class Decoder:
         first = next(self.generator.parameters(), None)
         return self.generator.device if first is None else first.device
 
-    @cached_property
+    @functools.cached_property
     def compiled(self) -> Callable[[Tensor], Tensor]:
         """The generator's ``decode``, compiled in this process."""
         return torch.compile(self.generator.decode)
@@ -268,35 +286,43 @@ class Mixer:
         bank: Codes and labels.
         settings: The wrapper's keywords.
         decoder: Calls the generator; None: ``Decoder(generator)``.
+        rows: Rows of the bank that may be mixed, int64, ascending; None: all.
+        repeats_in: Number of samples to remember, so that draws that are the same again are noticed.
 
     Attributes:
-        seed: The seed in use.
         num_classes: Width of the targets.
+        view: The rows that are mixed.
 
     Raises:
         ValueError: The bank is empty or another generator's, has a row without a label or outside ``num_classes``,
             or the policy cannot be followed with it.
     """
 
+    @long_lived()
     def __init__(
-        self, generator: Generator, bank: LatentBank, settings: MixSettings, decoder: Decoder | None = None
+        self,
+        generator: Generator,
+        bank: LatentBank,
+        settings: MixSettings,
+        decoder: Decoder | None = None,
+        rows: Tensor | None = None,
+        repeats_in: int = 1,
     ) -> None:
-        if not len(bank):
-            raise ValueError("the bank is empty: a mix needs at least one row")
         bank.check(generator)
         bank.check_labelled()
         self.bank, self.settings, self.policy = bank, settings, settings.policy
         self.decoder = Decoder(generator) if decoder is None else decoder
         self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
         check_labels(bank.labels, self.num_classes)
-        self._view = BankView(bank)
-        self.policy.check(self._view)
+        self.view = BankView(bank, rows)
+        self.policy.check(self.view)
         self.path = path_named(self.policy.path or generator.preferred_path)
-        self.seed = torch.initial_seed() if settings.seed is None else settings.seed
         self._soft = self.policy.soft or bank.labels.is_floating_point()
         self._rank = settings.rank
         # Shared with worker processes, persistent ones included: [epoch, whether the range was checked, on or off].
         self._shared = torch.tensor([0, 0, 1], dtype=torch.int64, device="cpu").share_memory_()
+        self._repeats = Repeats(repeats_in)
+        self._compared: list[tuple[Tensor, Tensor]] = []  # real and decoded images, until there are enough
 
     @property
     def epoch(self) -> int:
@@ -306,6 +332,7 @@ class Mixer:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._shared[0] = epoch
+        self._repeats.forget()
 
     @property
     def range_checked(self) -> bool:
@@ -321,29 +348,39 @@ class Mixer:
     def enabled(self, enabled: bool) -> None:
         self._shared[2] = int(enabled)
 
-    def key(self, *parts: int) -> Key:
+    def key(self, seed: int, *parts: int) -> Key:
         """Name of a random stream: ``(seed, epoch, rank, *parts)``."""
         rank = sampling.default_rank() if self._rank is None else self._rank
-        return (self.seed, self.epoch, rank, *parts)
+        return (seed, self.epoch, rank, *parts)
+
+    def keys(self, numbers: list[int]) -> list[Key]:
+        """Names of the draws of samples or batches: of these numbers where there is a seed, else new ones."""
+        if self.settings.seed is None:
+            return [self.key(seed) for seed in sampling.fresh_seeds(len(numbers))]
+        if self.settings.prob and self._repeats.note(numbers):
+            warn_of_repeats(self.epoch, stacklevel=5)
+        return [self.key(self.settings.seed, number) for number in numbers]
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker does not know its rank: it is told by the process that pickles this."""
-        return {**self.__dict__, "_rank": sampling.default_rank() if self._rank is None else self._rank}
+        rank = sampling.default_rank() if self._rank is None else self._rank
+        return {**self.__dict__, "_rank": rank, "_compared": []}
 
     # ---------------------------------------------------------------------------------------------
     # One batch
     # ---------------------------------------------------------------------------------------------
 
-    def draw(self, batch_size: int, key: Key, rows: Tensor | None = None) -> Draw:
+    def draw(self, batch_size: int, key: Key, rows: Tensor | None = None, view: BankView | None = None) -> Draw:
         """Decide what happens to a batch; nothing is decoded.
 
         Args:
             batch_size: Number of samples.
             key: Names the draws.
             rows: The samples' own rows of the bank, ``[batch_size]``; None: they are drawn.
+            view: The rows that others are drawn from; None: :attr:`view`.
         """
-        stream = sampling.keyed_generator("draws", *key)
-        return self.policy.draw_batch(batch_size, self.settings.prob, self._view, stream, epoch=key[1], rows=rows)
+        stream, view = sampling.keyed_generator("draws", *key), view or self.view
+        return self.policy.draw_batch(batch_size, self.settings.prob, view, stream, epoch=key[1], rows=rows)
 
     def decode(self, draw: Draw) -> tuple[Tensor, LabelPair]:
         """Mix and decode bank rows, without gradients.
@@ -366,7 +403,7 @@ class Mixer:
         rows = draw.sources.T
         codes, labels = self.bank[rows.flatten()]
         codes, labels = codes.unflatten(0, rows.shape).transpose(0, 1), labels.unflatten(0, rows.shape).transpose(0, 1)
-        latents = self.policy.mix(codes, draw, self._view, self.path)
+        latents = self.policy.mix(codes, draw, self.view, self.path)
         if not latents.isfinite().all():
             raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
         images = self.policy.finish(self.decoder(latents), draw)
@@ -390,6 +427,7 @@ class Mixer:
         """
         return self.blend_all([(images, labels, key)])[0]
 
+    @long_lived()
     def blend_all(self, batches: Sequence[tuple[Tensor, Tensor, Key]]) -> list[tuple[Tensor, Target]]:
         """:meth:`blend` for each ``(images, labels, key)``; the mixes of all are decoded in one call.
 
@@ -433,19 +471,65 @@ class Mixer:
         return images, self.settings.own_targets(labels, self.num_classes, soft=self._soft)
 
     def check_range(self, real: Tensor, decoded: Tensor) -> None:
-        """At the first batch that is large enough, warn where real and decoded images differ in range.
+        """Warn once where real and decoded images differ in range, as soon as batches have given enough of them.
 
         Where a small ``prob`` leaves too few decoded images, some more are decoded for this once.
         """
-        if self.range_checked or len(real) < MIN_IMAGES:
+        if self.range_checked:
+            return
+        if self._compared and self._compared[0][0].shape[1:] != real.shape[1:]:
+            self._compared.clear()
+        self._compared.append((real.detach().clone(), decoded.detach().clone()))
+        real, decoded = (torch.cat(images) for images in zip(*self._compared, strict=True))
+        if len(real) < MIN_IMAGES:
             return
         self._shared[1] = 1
+        self._compared.clear()
         if len(decoded) < MIN_IMAGES:
-            rows = torch.linspace(0, len(self.bank) - 1, MIN_IMAGES, device="cpu").long()
-            decoded = self.decode(Draw.alone(rows, self.policy.num_sources))[0]
+            some = torch.linspace(0, self.view.num_rows - 1, MIN_IMAGES, dtype=torch.float64, device="cpu").long()
+            rows = some if self.view.rows is None else self.view.rows[some]
+            decoded = self.decode(Draw.alone(rows, self.policy.num_sources))[0].to(real)
         message = range_mismatch(real, decoded)
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=3)
+
+
+class Repeats:
+    """Notices once that named draws come again; shared by all processes that hold a copy.
+
+    Args:
+        size: Number of names to remember.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._names = torch.zeros(size, dtype=torch.int64, device="cpu").share_memory_()
+        self._counts = torch.zeros(3, dtype=torch.int64, device="cpu").share_memory_()  # new, again, whether noticed
+
+    def forget(self) -> None:
+        """Another epoch has been named: nothing has come in it yet."""
+        self._names.zero_()
+        self._counts[:2] = 0
+
+    def note(self, numbers: Sequence[int]) -> bool:
+        """Whether, for the first time, as many names came again as were new, these included."""
+        if self._counts[2]:
+            return False
+        for number in numbers:
+            slot = number % len(self._names)
+            self._counts[int(self._names[slot] == number + 1)] += 1
+            self._names[slot] = number + 1
+        self._counts[2] = int(self._counts[1] >= self._counts[0])
+        return bool(self._counts[2])
+
+
+def warn_of_repeats(epoch: int, stacklevel: int) -> None:
+    """Say that a pass has the mixes of the pass before."""
+    warnings.warn(
+        f"epoch {epoch} is drawn a second time, so its mixes are the same: call set_epoch(epoch) before each pass, or "
+        "leave seed=None, which draws anew by itself",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def to_device(targets: Target, device: torch.device) -> Target:
@@ -506,3 +590,20 @@ def _check_batch(images: object, labels: object) -> None:
         raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
     if len(images) != len(labels):
         raise ValueError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
+
+
+def _number(name: str, value: object) -> float:
+    """A keyword's value as a number; raises ``TypeError`` for another type."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} needs to be a number: got {value!r:.100}")
+    return float(value)
+
+
+def _whole(name: str, value: object) -> int | None:
+    """A keyword's value as an integer or None; raises ``TypeError`` for another type."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return None if value is None else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} needs to be an integer: got {value!r:.100}") from None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, with_shared_keywords
+from latent_mixup.augment.sources import check_dataset, check_pair, rows_to_mix
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import hard_labels
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 NUM_PROBES = 4096
+NUM_REMEMBERED = 2**16  # batches of an epoch, of which repeated ones are noticed
 
 
 @with_shared_keywords
@@ -26,14 +28,16 @@ class LatentMixupCollate:
     """A ``collate_fn`` over any data set of ``(image, label)``; the label is an int, or a tensor of soft labels.
 
     It is also a call after the loader, as torchvision's ``v2.MixUp`` is: ``images, targets = mixup(images, labels)``.
-    A share ``prob`` of each batch is replaced by mixes drawn from the bank. The draws depend on seed, epoch, rank and
-    the batch itself, so neither on the number of workers nor on where a run was resumed (as long as the data set's own
-    images do not). Decodes where it is called, in a worker process on the CPU only: on an accelerator use
-    :class:`latent_mixup.LatentMixupLoader`.
+    A share ``prob`` of each batch is replaced by mixes drawn from the bank: from the rows of ``dataset``, where that is
+    given. With a ``seed`` the draws depend on seed, epoch, rank and the batch itself, so neither on the number of
+    workers nor on where a run was resumed (as long as the data set's own images do not). Decodes where it is called, in
+    a worker process on the CPU only: on an accelerator use :class:`latent_mixup.LatentMixupLoader`.
 
     Args:
         generator: Decodes the bank's codes.
         bank: Codes and labels.
+        dataset: The data set that is trained on, such as a ``Subset``: its images alone are mixed. None: any row of the
+            bank is mixed, and a warning says so unless the bank comes from ``bank.subset``.
         collate_fn: Makes ``(images, labels)`` of a list of samples.
         shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
@@ -42,14 +46,17 @@ class LatentMixupCollate:
             worker processes.
 
     Raises:
-        TypeError: A keyword is unknown.
+        TypeError: A keyword is unknown, or an argument is of another kind.
         ValueError: A setting is out of range, a row of the bank has no label, or bank and generator do not belong
-            together.
+            together, or ``dataset`` is not the bank's.
+
+    Warns:
+        SplitWarning: It cannot be told which rows may be mixed.
 
     Reference: Latent-Mixup, section 1.1.3.
 
     Example:
-        >>> mixup = LatentMixupCollate(generator, bank, prob=0.5)  # doctest: +SKIP
+        >>> mixup = LatentMixupCollate(generator, bank, dataset=dataset, prob=0.5)  # doctest: +SKIP
         >>> images, targets = next(iter(DataLoader(dataset, 64, collate_fn=mixup)))  # doctest: +SKIP
         >>> images.shape, targets.shape  # doctest: +SKIP
         (torch.Size([64, 1, 28, 28]), torch.Size([64, 10]))
@@ -60,14 +67,19 @@ class LatentMixupCollate:
         generator: Generator,
         bank: LatentBank,
         *,
+        dataset: Any = None,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         **shared: Unpack[MixKeywords],
     ) -> None:
         self.collate_fn = collate_fn
-        self._mixer = Mixer(generator, bank, MixSettings(**shared))
+        check_pair(generator, bank)
+        if dataset is not None:
+            check_dataset(dataset)
+        rows = rows_to_mix(bank, generator, dataset)
+        self._mixer = Mixer(generator, bank, MixSettings(**shared), rows=rows, repeats_in=NUM_REMEMBERED)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew; reaches worker processes, persistent ones included."""
+        """Name the epoch for draws with a ``seed``; reaches worker processes, persistent ones included."""
         self._mixer.epoch = epoch
 
     @property
@@ -94,7 +106,8 @@ class LatentMixupCollate:
     def _mix(self, images: Any, labels: Any) -> tuple[Tensor, Any]:
         if not self.mixup_enabled:
             return self._mixer.unmixed(images, labels)
-        return self._mixer.blend(images, labels, self._mixer.key(_fingerprint(images, labels)))
+        number = 0 if self._mixer.settings.seed is None else _fingerprint(images, labels)
+        return self._mixer.blend(images, labels, *self._mixer.keys([number]))
 
 
 def _fingerprint(images: Any, labels: Any) -> int:

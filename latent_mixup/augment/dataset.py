@@ -3,45 +3,57 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import ConcatDataset, Dataset, Subset, get_worker_info
 
-from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, split_targets, with_shared_keywords
+from latent_mixup.augment.base import (
+    Key,
+    Mixer,
+    MixKeywords,
+    MixSettings,
+    long_lived,
+    split_targets,
+    with_shared_keywords,
+)
+from latent_mixup.augment.sources import check_dataset, check_pair, parts_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, check_size
 from latent_mixup.labels import MISSING, read_label
-from latent_mixup.policies import Draw
+from latent_mixup.policies import BankView, Draw
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 NUM_PROBES = 16
+MAX_FRAMES = 12  # above a sample: the data sets around this one, and the loader that asks
 
 
 @with_shared_keywords
 class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     """Wrap a data set: sample i is decoded from its own code, mixed with that of a drawn partner.
 
-    The draws of sample i depend on seed, epoch, rank and i alone, so call ``set_epoch`` before each epoch: without it
-    every epoch has the same mixes. A sample without a code in the bank comes through as it is. A sample does not know
-    its batch, so ``mode`` is ``"elem"`` here; targets have no batch dimension. For speed, and on an accelerator, use
-    :class:`latent_mixup.LatentMixupLoader` instead.
+    Partners are drawn among the samples of ``dataset``; where this data set is asked through a ``Subset``, as
+    ``random_split`` gives, among the samples of the ``Subset``. With a ``seed`` the draws of sample i depend on seed,
+    epoch, rank and i alone: call ``set_epoch`` before each epoch. A sample without a code in the bank comes through as
+    it is. A sample does not know its batch, so ``mode`` is ``"elem"`` here; targets have no batch dimension. For speed,
+    and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
 
     Args:
         dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the decoded images'
             size, the label an int or soft, ``[num_classes]`` floats. None: the bank alone is the data set, sample i is
             its row i, and samples that are not mixes are decoded unmixed.
         generator: Decodes the bank's codes.
-        bank: The codes of ``dataset``.
+        bank: The codes of ``dataset``, or of a data set that it is a part of.
         shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
     Raises:
-        TypeError: A keyword is unknown.
+        TypeError: A keyword is unknown, or an argument is of another kind.
         ValueError: A setting is out of range, a row of the bank has no label, or data set, bank and generator do not
             belong together.
 
@@ -66,32 +78,48 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
                 'mode="batch" needs a batch, and a data set gives one sample at a time: '
                 "use LatentMixupLoader or LatentMixupCollate"
             )
-        self.dataset: Any = dataset
+        check_pair(generator, bank)
         if dataset is not None:
-            bank.check(dataset)
-        self._mixer = Mixer(generator, bank, settings)
+            check_dataset(dataset)
+        self.dataset: Any = dataset
         self._length = len(bank if dataset is None else cast(Sized, dataset))
-        self._rows: Tensor | None = None
+        self._row_of = None if dataset is None else self._find_rows(dataset, generator, bank)
+        coded = (
+            torch.arange(len(bank), device="cpu") if self._row_of is None else self._row_of[self._row_of >= 0].unique()
+        )
+        rows = coded if len(coded) < len(bank) else None
+        self._mixer = Mixer(generator, bank, settings, rows=rows, repeats_in=len(self))
         self._probes = self._choose_probes()
+        self._narrowed: tuple[Any, BankView] | None = None
+
+    @long_lived()
+    def _find_rows(self, dataset: Any, generator: Generator, bank: LatentBank) -> Tensor:
+        """The bank's row of each sample, ``[N]`` int64, -1 where it has none; shared with worker processes."""
+        rows = bank.rows_of_data(dataset, generator)
+        if rows is None or not (rows >= 0).any():
+            raise ValueError(
+                f"it cannot be told which rows of the bank are the samples of this {type(dataset).__name__} "
+                f"of {len(dataset)}: pass the data set that the bank was made of, or a torch.utils.data.Subset of it"
+            )
+        return rows.share_memory_()
+
+    def _rows_of(self, indices: Tensor) -> Tensor:
+        """The bank's row of some samples, -1 where it has none."""
+        return indices if self._row_of is None else self._row_of[indices]
 
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def _row_of(self) -> Tensor:
-        """The bank's row of each sample, ``[N]`` int64, -1 where it has none; each process finds them for itself."""
-        if self._rows is None:
-            indices = torch.arange(len(self), device="cpu")
-            self._rows = indices if self.dataset is None else self._mixer.bank.rows_of(indices)
-        return self._rows
-
     def __getstate__(self) -> dict[str, Any]:
-        """What is sent to a worker process does not grow with the data set."""
-        return {**self.__dict__, "_rows": None}
+        """Without what each process finds for itself."""
+        return {**self.__dict__, "_narrowed": None}
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew; reaches worker processes, persistent ones included."""
+        """Name the epoch for draws with a ``seed``, here and for ``dataset``; reaches worker processes."""
         self._mixer.epoch = epoch
+        for part in parts_of(self.dataset):
+            if callable(forward := getattr(part, "set_epoch", None)):
+                forward(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``.
@@ -102,10 +130,14 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
-        """Several samples, decoded in one batch: what a DataLoader calls. The same draws as one by one."""
+        """Several samples, decoded in one batch: what a DataLoader calls."""
+        return self._samples([self._index(index) for index in indices])
+
+    @long_lived()
+    def _samples(self, wanted: list[int]) -> list[tuple[Tensor, Any]]:
         self._check_range_once()
-        wanted = [self._index(index) for index in indices]
-        plans = [self._plan(index) for index in wanted]
+        view = self._view()
+        plans = [self._plan(index, key, view) for index, key in zip(wanted, self._mixer.keys(wanted), strict=True)]
         decoded = self._decode([plan for plan in plans if plan is not None])
         fresh = iter(decoded)
         samples = [
@@ -121,15 +153,36 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             raise IndexError(f"sample {number} is out of range for a data set of {len(self)}")
         return number % len(self)
 
-    def _plan(self, index: int) -> Draw | None:
-        """What becomes of sample ``index``; None where the data set's own comes through."""
-        row = self._row_of[[index]]
+    def _plan(self, index: int, key: Key, view: BankView) -> Draw | None:
+        """The mix that sample ``index`` becomes; None where the data set's own comes through."""
+        row = self._rows_of(torch.tensor([index], device="cpu"))
         if int(row) < 0:
             return None
-        draw = self._mixer.draw(1, self._mixer.key(index), row)
+        draw = self._mixer.draw(1, key, row, view)
         if len(draw):
             return draw
         return None if self.dataset is not None else Draw.alone(row, self._mixer.policy.num_sources)
+
+    def _view(self) -> BankView:
+        """The rows that partners are drawn from: of the samples in the ``Subset`` that asks, else of all."""
+        around = _data_sets_around(self)
+        if not any(isinstance(each, Subset) for each in around):
+            return self._mixer.view
+        outermost = around[-1]
+        if self._narrowed is None or self._narrowed[0] is not outermost:
+            indices, inside = list(range(len(outermost))), [self, *around[:-1]]
+            for outer, inner in zip(reversed(around), reversed(inside), strict=True):
+                if isinstance(outer, Subset):
+                    indices = [int(outer.indices[index]) for index in indices]
+                else:
+                    place = outer.datasets.index(inner)
+                    start = outer.cumulative_sizes[place] - len(inner)
+                    indices = [index - start for index in indices if start <= index < outer.cumulative_sizes[place]]
+            rows = self._rows_of(torch.tensor(indices, dtype=torch.int64, device="cpu"))
+            view = BankView(self._mixer.bank, rows[rows >= 0].unique())
+            self._mixer.policy.check(view)
+            self._narrowed = outermost, view
+        return self._narrowed[1]
 
     def _decode(self, plans: Sequence[Draw]) -> list[tuple[Tensor, Any]]:
         if not plans:
@@ -152,7 +205,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         worker = get_worker_info()
         if not len(self._probes) or self._mixer.range_checked or (worker is not None and worker.id != 0):
             return
-        rows = self._row_of[self._probes]
+        rows = self._rows_of(self._probes)
         with torch.random.fork_rng(devices=[]):  # a look that leaves no trace in the data set's augmentation
             decoded = self._mixer.decode(Draw.alone(rows, self._mixer.policy.num_sources))[0].cpu()
             images = [read_sample(self.dataset, index)[0] for index in self._probes.tolist()]
@@ -162,10 +215,34 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     def _choose_probes(self) -> Tensor:
         """Evenly spaced samples that have a code; none where there is nothing to compare."""
-        coded = (self._row_of >= 0).nonzero()[:, 0]
-        if self.dataset is None or self._mixer.settings.prob == 0 or len(coded) < MIN_IMAGES:
+        coded = (
+            torch.empty(0, dtype=torch.int64, device="cpu")
+            if self._row_of is None
+            else (self._row_of >= 0).nonzero()[:, 0]
+        )
+        if self._mixer.settings.prob == 0 or len(coded) < MIN_IMAGES:
             return coded[:0].clone()
-        return coded[torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), device="cpu").long()]
+        return coded[
+            torch.linspace(0, len(coded) - 1, min(NUM_PROBES, len(coded)), dtype=torch.float64, device="cpu").long()
+        ]
+
+
+def _data_sets_around(dataset: Any) -> list[Any]:
+    """``Subset`` and ``ConcatDataset`` objects through which a data set is being asked, from the innermost.
+
+    torch does not tell a data set that it is asked through a ``Subset``, which may have been put around it long after
+    it was made; the calling frames do.
+    """
+    around: list[Any] = []
+    frame = sys._getframe(1)
+    for _ in range(MAX_FRAMES):
+        if (above := frame.f_back) is None:
+            break
+        frame, caller, inner = above, above.f_locals.get("self"), around[-1] if around else dataset
+        of_it = isinstance(caller, Subset) and caller.dataset is inner
+        if of_it or (isinstance(caller, ConcatDataset) and any(each is inner for each in caller.datasets)):
+            around.append(caller)
+    return around
 
 
 def read_sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -10,18 +11,47 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from latent_mixup.augment.base import Decoder, Key, Mixer, MixKeywords, MixSettings, to_device, with_shared_keywords
-from latent_mixup.augment.prefetch import has_free_core, run_ahead
+from latent_mixup.augment.base import (
+    Decoder,
+    Key,
+    Mixer,
+    MixKeywords,
+    MixSettings,
+    to_device,
+    warn_of_repeats,
+    with_shared_keywords,
+)
+from latent_mixup.augment.prefetch import ONE_THREAD, has_free_core, run_ahead
+from latent_mixup.augment.sources import (
+    check_dataset,
+    check_loader,
+    check_pair,
+    given_indices,
+    is_shared_out,
+    parts_of,
+    rows_to_mix,
+)
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
+from latent_mixup.sampling import fresh_seeds, world_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Batch: TypeAlias = tuple[Tensor, Any]
 """Images and a :data:`~latent_mixup.augment.base.Target`; ``Any``, since the target's kind depends on an argument."""
-Call: TypeAlias = tuple[bool, list[tuple[Any, Key]]]
-"""Whether mixing is on; and batches, each with the name of its draws."""
+State: TypeAlias = dict[str, Any]
+"""See :meth:`LatentMixupLoader.state_dict`."""
+Call: TypeAlias = tuple[bool, list[tuple[Any, Key, State]]]
+"""Whether mixing is on; and batches, each with the name of its draws and the state after it."""
+
+FORWARDED = frozenset(
+    (
+        *("dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "collate_fn", "generator", "in_order"),
+        *("num_workers", "persistent_workers", "prefetch_factor", "worker_init_fn", "multiprocessing_context"),
+        *("pin_memory", "pin_memory_device", "timeout"),
+    )
+)
 
 
 @with_shared_keywords
@@ -30,20 +60,24 @@ class LatentMixupLoader:
 
     Mixes are decoded in this process, on the generator's device: by a background thread up to ``prefetch`` batches
     ahead of the training step (on an accelerator in a stream of its own, so beside it), or when a batch is asked for.
-    The draws depend on seed, epoch, rank and the number of the batch alone. Without ``set_epoch`` the epoch counts up
-    with every pass; after ``set_epoch`` it stays the one named last. ``len``, ``dataset``, ``sampler``, ``batch_size``
-    and other attributes are the wrapped loader's. With ``prefetch`` a ``transform`` runs in the background thread:
-    random draws in it would share torch's global state with the training step, so augment after the loader.
+    Only images that ``loader`` can give are mixed: those of a ``Subset``, or those that a sampler's indices or weights
+    leave. With a ``seed`` the draws depend on seed, epoch, rank and the number of the batch alone; without
+    ``set_epoch`` the epoch counts up with every pass, after ``set_epoch`` it stays the one named last. ``len``,
+    ``dataset``, ``sampler``, ``batch_size`` and a ``DataLoader``'s other attributes are the wrapped loader's;
+    :meth:`state_dict` is its own. With ``prefetch`` a ``transform`` runs in the background thread: random draws in it
+    would share torch's global state with the training step, so augment after the loader.
 
     Args:
         loader: A ``DataLoader``, or any iterable of ``(images, labels)``; labels ``[B]`` integers, or soft,
             ``[B, num_classes]``.
         generator: Decodes the bank's codes; moved to ``device`` where one is given.
         bank: Codes and labels.
+        dataset: The data set of the images that ``loader`` gives; None: ``loader.dataset``. Where it is unknown, or not
+            the bank's, any row of the bank is mixed, and a warning says so unless the bank comes from ``bank.subset``.
         device: Where batches come out; None for the generator's.
         prefetch: Batches decoded ahead, rounded up to whole calls; 0 decodes when a batch is asked for. None: 2 on an
             accelerator, and on a CPU with a core that torch's operations leave free; else 0, since the thread would
-            take its core from the training step (see ``benchmarks/speed/step_time.py``).
+            take its core from the training step (see ``benchmarks/speed/step_time.py``). 0 on MPS.
         decode_batches: Batches whose mixes are decoded in one call, which is faster for a small generator; as many are
             read from ``loader`` at a time. None: the generator's ``decode_batches`` on a CPU, 1 on an accelerator.
         autocast: ``torch.bfloat16`` or ``torch.float16``: decode under ``torch.autocast``; None: in float32. On a CPU
@@ -56,9 +90,12 @@ class LatentMixupLoader:
         mixup_enabled: timm's switch. False gives the data set's own images with targets of their own labels.
 
     Raises:
-        TypeError: A keyword is unknown.
+        TypeError: A keyword is unknown, or an argument is of another kind.
         ValueError: A setting is out of range, a row of the bank has no label, or bank and generator do not belong
-            together.
+            together, or the bank has no code of the loader's images.
+
+    Warns:
+        SplitWarning: It cannot be told which rows may be mixed.
 
     Reference: Latent-Mixup, section 1.1.3.
 
@@ -74,6 +111,7 @@ class LatentMixupLoader:
         generator: Generator,
         bank: LatentBank,
         *,
+        dataset: Any = None,
         device: torch.device | str | None = None,
         prefetch: int | None = None,
         decode_batches: int | None = None,
@@ -82,31 +120,47 @@ class LatentMixupLoader:
         compile: bool = False,
         **shared: Unpack[MixKeywords],
     ) -> None:
+        check_pair(generator, bank)
+        check_loader(loader)
+        if dataset is not None:
+            check_dataset(dataset)
         if prefetch is not None and prefetch < 0:
             raise ValueError(f"prefetch needs to be at least 0: got {prefetch}")
         if decode_batches is not None and decode_batches < 1:
             raise ValueError(f"decode_batches needs to be at least 1: got {decode_batches}")
-        decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
-        self._mixer = Mixer(generator, bank, MixSettings(**shared), decoder)
+        settings = MixSettings(**shared)
         # With its index: another thread need not have the same current device.
         self.device = generator.device if device is None else torch.empty(0, device=device).device
+        if prefetch and self.device.type in ONE_THREAD:
+            raise ValueError(f"prefetch needs to be 0 on {self.device.type}, where two threads at work end the process")
         if device is not None:
             generator.to(self.device)
+        decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
+        data = getattr(loader, "dataset", None) if dataset is None else dataset
+        rows = rows_to_mix(bank, generator, data, given_indices(loader) if dataset is None else None)
+        self._mixer = Mixer(generator, bank, settings, decoder, rows)
         self.loader: Any = loader
         on_cpu = self.device.type == "cpu"
-        self.prefetch = (0 if on_cpu and not has_free_core() else 2) if prefetch is None else prefetch
+        ahead = has_free_core() if on_cpu else self.device.type not in ONE_THREAD
+        self.prefetch = (2 if ahead else 0) if prefetch is None else prefetch
         self.decode_batches = (generator.decode_batches if on_cpu else 1) if decode_batches is None else decode_batches
         self._counts_epochs = True
         self._first_batch = 0
         self._passes = 0
+        self._place: State | None = None  # after the batch that was given last; None: between passes
+        self._loaded: State | None = None  # until the next pass
+        self._given = 0  # batches since the epoch was named
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
-        """Other attributes are the wrapped loader's: ``dataset``, ``sampler``, ``batch_size``, ..."""
-        if name.startswith("__") or "loader" not in self.__dict__:  # while being copied or unpickled
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        """A ``DataLoader``'s attributes, such as ``dataset``, ``sampler`` and ``batch_size``, of the wrapped loader."""
+        if name not in FORWARDED or "loader" not in self.__dict__:  # the second: while being copied or unpickled
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}; its attribute 'loader' is the wrapped one"
+            )
         return getattr(self.loader, name)
 
     @property
@@ -121,7 +175,7 @@ class LatentMixupLoader:
             self.loader.mixup_enabled = enabled
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Name the epoch, here and for the loader's sampler where that has a ``set_epoch``.
+        """Name the epoch, here and for each part of the wrapped loader with a ``set_epoch``: sampler, data set, ...
 
         Args:
             epoch: Counted from 0.
@@ -129,38 +183,120 @@ class LatentMixupLoader:
                 middle of an epoch and the wrapped loader skips the batches before it.
         """
         self._counts_epochs = False
-        self._first_batch = first_batch
+        self._first_batch, self._given = first_batch, 0
         self._mixer.epoch = epoch
-        forward = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
-        if forward is not None:
-            forward(epoch)
+        for part in parts_of(self.loader):
+            if callable(forward := getattr(part, "set_epoch", None)):
+                forward(epoch)
+
+    def state_dict(self) -> State:
+        """Where this loader is, counted in batches that were given: those read or decoded ahead do not count.
+
+        Returns:
+            ``epoch``; ``batch``, the number of the next batch; ``seed``, the one that names the draws of this pass;
+            ``loader``, the state that the wrapped loader had after the batch given last, where it has states.
+        """
+        if self._loaded is not None or self._place is not None:
+            return dict(self._loaded or self._place or {})
+        epoch = self._passes if self._counts_epochs else self._mixer.epoch
+        return {"epoch": epoch, "batch": 0, "seed": None, "loader": self._loaders_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on, with the next pass, after the batch that was given last when :meth:`state_dict` was called.
+
+        A wrapped loader with states of its own (such as torchdata's ``StatefulDataLoader``) goes on by itself; the
+        batches of another are read and dropped, so its order needs to be repeatable. The state is forgotten where
+        another epoch is named before the next pass.
+
+        Raises:
+            ValueError: This is not a state of this class.
+        """
+        if not isinstance(state, dict) or state.keys() != {"epoch", "batch", "seed", "loader"}:
+            found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"state needs to be what LatentMixupLoader.state_dict() gave: got {found}")
+        self._loaded, self._place = dict(state), None
+        self._passes = self._mixer.epoch = state["epoch"]
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass; its epoch is the one at its first batch."""
-        if self._counts_epochs:
-            self._mixer.epoch = self._passes
-        self._passes += 1
-        calls = self._calls(self._mixer.key())
+        calls = self._calls(*self._begin())
         ahead = -(-self.prefetch // self.decode_batches)
         mixed = run_ahead(calls, self._mix, ahead, self.device) if ahead else (self._mix(call) for call in calls)
         with closing(mixed):
-            for batches in mixed:
-                yield from batches
+            for batches, places in mixed:
+                for batch, self._place in zip(batches, places, strict=True):
+                    self._given += 1
+                    yield batch
+        self._place = None
 
-    def _calls(self, key: Key) -> Iterator[Call]:
-        """The wrapped loader's batches, each with the name of its draws, in lists that are decoded in one call."""
-        numbered = enumerate(self.loader, self._first_batch)
-        while batches := list(islice(numbered, self.decode_batches)):
-            yield self._mixer.enabled, [(batch, (*key, number)) for number, batch in batches]
+    def _begin(self) -> tuple[Key, int, int]:
+        """Start a pass, or go on with the loaded one.
 
-    def _mix(self, call: Call) -> list[Batch]:
-        enabled, keyed = call
-        batches = [(*self._read(batch), key) for batch, key in keyed]
+        Returns:
+            The name of its draws, and two numbers of batches: the first that the wrapped loader gives, and the first
+            that is given.
+        """
+        state, self._loaded = self._loaded, None
+        if self._counts_epochs:
+            self._mixer.epoch = self._passes
+        self._passes += 1
+        self._warn(again=state is None)
+        seed = self._mixer.settings.seed
+        if state is None or state["epoch"] != self._mixer.epoch or self._first_batch:
+            return self._mixer.key(fresh_seeds(1)[0] if seed is None else seed), self._first_batch, self._first_batch
+        if seed is None:
+            seed = fresh_seeds(1)[0] if state["seed"] is None else state["seed"]
+        if state["loader"] is None or not self._has_states:
+            return self._mixer.key(seed), 0, state["batch"]
+        self.loader.load_state_dict(state["loader"])
+        return self._mixer.key(seed), state["batch"], state["batch"]
+
+    def _warn(self, *, again: bool) -> None:
+        """Say once that draws are the same again, or that ranks train on the same data."""
+        if again and not self._counts_epochs and self._mixer.settings.seed is not None and self._given > 1:
+            if "repeats" not in self._warned:
+                warn_of_repeats(self._mixer.epoch, stacklevel=4)
+            self._warned.add("repeats")
+        self._given = 0
+        if "ranks" not in self._warned and world_size() > 1 and not is_shared_out(self.loader):
+            self._warned.add("ranks")
+            warnings.warn(
+                f"each of {world_size()} ranks gets all of the data: give the wrapped DataLoader sampler="
+                "torch.utils.data.DistributedSampler(dataset), since frameworks do not do so for a wrapped loader",
+                stacklevel=4,
+            )
+
+    @property
+    def _has_states(self) -> bool:
+        return all(callable(getattr(self.loader, name, None)) for name in ("state_dict", "load_state_dict"))
+
+    def _loaders_state(self) -> Any:
+        return self.loader.state_dict() if self._has_states else None
+
+    def _calls(self, key: Key, first: int, start: int) -> Iterator[Call]:
+        """The wrapped loader's batches from number ``start``, in lists that are decoded in one call."""
+        read: list[tuple[Any, Key, State]] = []
+        has_states = self._has_states
+        for number, batch in islice(enumerate(self.loader, first), start - first, None):
+            loader = self.loader.state_dict() if has_states else None
+            read.append(
+                (batch, (*key, number), {"epoch": key[1], "batch": number + 1, "seed": key[0], "loader": loader})
+            )
+            if len(read) == self.decode_batches:
+                yield self._mixer.enabled, read
+                read = []
+        if read:
+            yield self._mixer.enabled, read
+
+    def _mix(self, call: Call) -> tuple[list[Batch], list[State]]:
+        enabled, read = call
+        batches = [(*self._read(batch), key) for batch, key, _ in read]
         if enabled:
             mixed = self._mixer.blend_all(batches)
         else:
             mixed = [self._mixer.unmixed(images, labels) for images, labels, _ in batches]
-        return [(images, to_device(targets, self.device)) for images, targets in mixed]
+        given = [(images, to_device(targets, self.device)) for images, targets in mixed]
+        return given, [place for *_, place in read]
 
     def _read(self, batch: Any) -> tuple[Any, Any]:
         """Images, on the device where they are a tensor, and labels."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 THREAD_NAME = "latent-mixup"
 WITH_STREAMS = ("cuda", "xpu")  # devices that work on several streams at a time
+ONE_THREAD = ("mps",)  # devices that end the process where two of its threads work on them
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,10 +31,10 @@ def run_ahead(items: Iterable[T], work: Callable[[T], R], count: int, device: to
     Args:
         items: Read in the caller's thread, ``count`` ahead.
         work: Called in the background thread; its work on ``device`` runs beside the caller's.
-        count: From 1.
+        count: At least 1.
         device: Where the tensors in items and results (nested tuples and lists) are.
     """
-    stream = SideStream(device) if device.type in WITH_STREAMS else None
+    stream, owner = SideStream(device) if device.type in WITH_STREAMS else None, os.getpid()
     ahead: deque[Callable[[], R]] = deque()
     pool = ThreadPoolExecutor(1, THREAD_NAME, initializer=use_one_core)
     try:
@@ -44,10 +45,22 @@ def run_ahead(items: Iterable[T], work: Callable[[T], R], count: int, device: to
                 ahead.append(stream.submit(pool, work, item))
             if len(ahead) > count:
                 yield ahead.popleft()()
+                _refuse_fork(owner)
         while ahead:
             yield ahead.popleft()()
+            _refuse_fork(owner)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        if os.getpid() == owner:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _refuse_fork(owner: int) -> None:
+    """Raise ``RuntimeError`` in a forked child: the thread that decodes is the parent's."""
+    if os.getpid() != owner:
+        raise RuntimeError(
+            f"this iterator decodes in a thread of process {owner}, and a forked process has no copy of it: "
+            "start a new pass here, iter(loader), or use prefetch=0"
+        )
 
 
 class SideStream:

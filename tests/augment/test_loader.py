@@ -1,10 +1,8 @@
 import copy
 import pickle
-import random
 import threading
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +12,8 @@ from torchvision.transforms import v2
 
 from latent_mixup.augment import prefetch as ahead
 from latent_mixup.augment.loader import LatentMixupLoader
-from latent_mixup.functional import mixup_criterion
 from latent_mixup.generators import CompactGenerator
-from latent_mixup.images import RangeMismatchWarning, moments_of, normalized
+from latent_mixup.images import moments_of, normalized
 
 
 @pytest.fixture
@@ -49,13 +46,6 @@ class Failing:
 # ---- batches ---------------------------------------------------------------------------------------
 
 
-def test_every_batch_comes_out(wrap):
-    batches = list(wrap(prob=0.5))
-    assert [len(images) for images, _ in batches] == [8] * 6 + [2]
-    for images, targets in batches:
-        torch.testing.assert_close(targets.sum(1), torch.ones(len(images)))
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_on_a_gpu_batches_are_those_of_the_cpu(wrap, prefetch):
@@ -64,20 +54,6 @@ def test_on_a_gpu_batches_are_those_of_the_cpu(wrap, prefetch):
     assert all(part.is_cuda for part in found)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.cpu(), other)
-
-
-def test_prob_zero_is_the_data_set(wrap, toy_dataset):
-    images, targets = pull(wrap(prob=0.0))
-    assert torch.equal(images, toy_dataset.images)
-    assert torch.equal(targets.argmax(1), toy_dataset.labels)
-
-
-def test_pair_and_soft_are_one_loss(wrap):
-    for (images, soft), (same, (y_a, y_b, lam)) in zip(wrap(), wrap(target_format="pair"), strict=True):
-        assert torch.equal(images, same)
-        logits = images.flatten(1)[:, :3]
-        loss = mixup_criterion(torch.nn.functional.cross_entropy, logits, y_a, y_b, lam)
-        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, soft))
 
 
 @pytest.mark.parametrize("soft_samples", [False, True])
@@ -102,41 +78,11 @@ def test_one_hot_rows_do_what_class_indices_do(
                 assert torch.equal(targets, expected)
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_soft_labels(linear_generator, soft_dataset, soft_bank, prefetch):
-    inner = DataLoader(soft_dataset, 8)
-    settings = {"prob": 0.5, "seed": 0, "prefetch": prefetch}
-    soft = LatentMixupLoader(inner, linear_generator, soft_bank, **settings)
-    pairs = LatentMixupLoader(inner, linear_generator, soft_bank, **settings, target_format="pair")
-    own = soft_dataset.labels.split(8)
-    for (images, targets), (_, (y_a, y_b, lam)), real, labels in zip(
-        soft, pairs, soft_dataset.images.split(8), own, strict=True
-    ):
-        kept = (images == real).flatten(1).all(1)
-        assert torch.equal(targets[kept], labels[kept])
-        torch.testing.assert_close(lam[:, None] * y_a + (1 - lam[:, None]) * y_b, targets)
-        logits = images.flatten(1)[:, :3]
-        loss = mixup_criterion(F.cross_entropy, logits, y_a, y_b, lam)
-        torch.testing.assert_close(loss, F.cross_entropy(logits, targets))
-
-
-def test_rows_without_a_label_are_refused(linear_generator, toy_dataset, unlabelled_bank):
-    with pytest.raises(ValueError, match=r"rows have no label.*bank.subset\(bank.labels >= 0\)"):
-        LatentMixupLoader(DataLoader(toy_dataset, 8), linear_generator, unlabelled_bank)
-
-
 @pytest.mark.parametrize("prefetch", [1, 2, 5, 100])
 def test_prefetch_changes_nothing(wrap, prefetch):
     expected, ahead = pull(wrap(prefetch=0, prob=0.6)), pull(wrap(prefetch=prefetch, prob=0.6))
     assert torch.equal(expected[0], ahead[0])
     assert torch.equal(expected[1], ahead[1])
-
-
-def test_workers_of_the_wrapped_loader_change_nothing(wrap, toy_dataset):
-    expected = pull(wrap())
-    workers = pull(wrap(DataLoader(toy_dataset, 8, num_workers=2)))
-    assert torch.equal(expected[0], workers[0])
-    assert torch.equal(expected[1], workers[1])
 
 
 def test_any_iterable_will_do(wrap, toy_dataset):
@@ -313,13 +259,6 @@ def test_compile(wrap, prefetch, monkeypatch):
     assert torch.equal(pull(pickle.loads(pickle.dumps(loader)))[1], pull(loader)[1])  # noqa: S301
 
 
-def test_images_can_be_trained_on(wrap):
-    images, targets = next(iter(wrap()))
-    weight = torch.zeros(16, 3, requires_grad=True)
-    F.cross_entropy(images.flatten(1) @ weight, targets).backward()
-    assert weight.grad.abs().sum() > 0
-
-
 # ---- ahead, on an accelerator ----------------------------------------------------------------------
 
 
@@ -418,22 +357,6 @@ def test_an_iteration_keeps_its_epoch(wrap):
     assert torch.equal(torch.cat(targets), expected)
 
 
-def test_ranks_and_seeds_differ(wrap, monkeypatch):
-    draws = [pull(wrap())[1], pull(wrap(seed=1))[1]]
-    monkeypatch.setenv("RANK", "1")
-    draws.append(pull(wrap())[1])
-    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 3
-
-
-def test_global_random_state_is_untouched(wrap, toy_dataset):
-    batches = [(toy_dataset.images, toy_dataset.labels)]  # a DataLoader draws a base seed
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
-    list(wrap(batches))
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
-    assert (np.random.get_state()[1] == before[2]).all()  # noqa: NPY002
-
-
 # ---- a DataLoader to those who ask -----------------------------------------------------------------
 
 
@@ -502,15 +425,6 @@ def test_an_error_while_decoding_keeps_its_type(wrap, prefetch):
     with pytest.raises(ZeroDivisionError, match="broken transform"):
         list(wrap(transform=broken, prefetch=prefetch))
     assert decoders() == []
-
-
-def test_another_range_is_said_once(wrap, toy_dataset):
-    unit = LabelledImages((toy_dataset.images + 1) / 2, toy_dataset.labels)
-    loader = wrap(DataLoader(unit, 8))
-    with pytest.warns(RangeMismatchWarning, match="mean") as caught:
-        list(loader)
-    assert len(caught) == 1
-    list(loader)
 
 
 def test_bad_input(wrap, toy_dataset):

@@ -1,0 +1,160 @@
+"""What a wrapper was given: whether it fits, which samples a loader can give, and which rows of the bank these are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
+
+from latent_mixup.bank import LatentBank
+from latent_mixup.generators.base import Generator
+
+SHARED_OUT = ("num_replicas", "num_processes", "world_size", "_is_accelerate_prepared")  # said by what shares data out
+HOLDERS = ("batch_sampler", "sampler", "dataset", "collate_fn", "loader")  # parts of a loader that may hold others
+
+
+class SplitWarning(UserWarning):
+    """It cannot be told which rows of the bank may be mixed, so all of them are."""
+
+
+def check_pair(generator: object, bank: object) -> None:
+    """Raise ``TypeError`` unless these are a generator and a bank, in this order."""
+    if isinstance(generator, LatentBank) and isinstance(bank, Generator):
+        raise TypeError("generator and bank have changed places: pass the generator first, then the bank")
+    if not isinstance(generator, Generator):
+        if isinstance(generator, str):
+            mend = f"load it first, latent_mixup.load_generator({generator!r})"
+        elif callable(generator):
+            mend = "wrap it first, latent_mixup.generators.wrap(module, latent_shape=...)"
+        else:
+            mend = "latent_mixup.load_generator gives one"
+        raise TypeError(f"generator needs to be a Generator: got {_shown(generator)}; {mend}")
+    if not isinstance(bank, LatentBank):
+        load = f"latent_mixup.LatentBank.from_pretrained({bank!r})" if isinstance(bank, str) else "latent_mixup.invert"
+        mend = f"load it first, {load}" if isinstance(bank, str) else f"{load} makes one of your images"
+        raise TypeError(f"bank needs to be a LatentBank: got {_shown(bank)}; {mend}")
+
+
+def check_loader(loader: object) -> None:
+    """Raise ``TypeError`` unless this gives batches again and again, as far as its type tells."""
+    if isinstance(loader, Dataset):
+        raise TypeError(
+            f"a loader is needed: got the data set {type(loader).__name__}; "
+            "wrap it first, torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)"
+        )
+    if isinstance(loader, str | Generator | LatentBank | Tensor) or not isinstance(loader, Iterable):
+        raise TypeError(f"loader needs to be a DataLoader, or an iterable of (images, labels): got {_shown(loader)}")
+
+
+def check_dataset(dataset: object) -> None:
+    """Raise ``TypeError`` for a loader, or another thing without samples, in the place of a data set."""
+    if isinstance(dataset, DataLoader) or hasattr(dataset, "mixup_enabled"):
+        raise TypeError(f"a data set is needed: got {_shown(dataset)}; pass its data set, loader.dataset")
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if isinstance(dataset, str | Generator | LatentBank | IterableDataset) or not indexed:
+        raise TypeError(
+            f"dataset needs to be a map-style data set, dataset[i] -> (image, label), or None: got {_shown(dataset)}"
+        )
+
+
+def _shown(value: object) -> str:
+    return f"the string {value!r}" if isinstance(value, str) else type(value).__name__
+
+
+# --------------------------------------------------------------------------------------------------
+# Loaders
+# --------------------------------------------------------------------------------------------------
+
+
+def parts_of(loader: object) -> list[Any]:
+    """A loader, and the samplers, data sets and collate functions that it is made of, each once."""
+    found: dict[int, Any] = {}
+    waiting = [loader]
+    while waiting:
+        part = waiting.pop()
+        if part is None or isinstance(part, list | tuple | Tensor) or id(part) in found:
+            continue
+        found[id(part)] = part
+        waiting += [getattr(part, name, None) for name in HOLDERS]
+        waiting += part.datasets if isinstance(part, ConcatDataset) else []
+    return list(found.values())
+
+
+def is_shared_out(loader: object) -> bool:
+    """Whether ranks get different samples, as far as it can be told: not of iterables without a sampler."""
+    parts = parts_of(loader)
+    can_be_told = hasattr(loader, "sampler") and not any(isinstance(part, IterableDataset) for part in parts)
+    return not can_be_told or any(hasattr(part, name) for part in parts for name in SHARED_OUT)
+
+
+def given_indices(loader: object) -> Tensor | None:
+    """Samples that a loader's sampler can give, int64; None: all, as far as it can be told."""
+    sampler = loader
+    while True:
+        inner = getattr(sampler, "batch_sampler", None)
+        inner = getattr(sampler, "sampler", None) if inner is None else inner
+        if inner is None:
+            break
+        sampler = inner
+    if sampler is loader:
+        return None
+    chosen = getattr(sampler, "weights", getattr(sampler, "indices", sampler))
+    if chosen is sampler and not isinstance(sampler, list | tuple | range | Tensor):
+        return None
+    try:
+        if hasattr(sampler, "weights"):
+            return torch.as_tensor(chosen, device="cpu").nonzero()[:, 0]
+        batches = isinstance(chosen, list | tuple) and len(chosen) > 0 and isinstance(chosen[0], list | tuple | range)
+        return torch.as_tensor(list(chain(*chosen)) if batches else list(chosen), device="cpu").long().reshape(-1)
+    except (TypeError, ValueError, RuntimeError):  # attributes of these names with another meaning
+        return None
+
+
+# --------------------------------------------------------------------------------------------------
+# Rows of the bank
+# --------------------------------------------------------------------------------------------------
+
+
+def rows_to_mix(
+    bank: LatentBank, generator: Generator, dataset: object | None, indices: Tensor | None = None
+) -> Tensor | None:
+    """Rows of the bank whose images are trained on, int64, ascending; None: all.
+
+    Args:
+        bank: Codes and labels.
+        generator: The bank's.
+        dataset: The data set that is trained on; None: it is not known.
+        indices: The samples of it that are; None: all.
+
+    Raises:
+        ValueError: The bank has no code of these samples, or it can be told that they are not the bank's.
+
+    Warns:
+        SplitWarning: It cannot be told, and the bank was not restricted by ``bank.subset``.
+    """
+    rows = None if dataset is None else bank.rows_of_data(dataset, generator)
+    if rows is None:
+        if not getattr(bank, "is_part", False):
+            what = "a data set that was not given" if dataset is None else f"this {type(dataset).__name__}"
+            warnings.warn(
+                f"it cannot be told which rows of the bank are the images of {what}, so mixes are drawn from all of "
+                "them, held-out images included: pass dataset=train_set, or bank.subset(bank.rows_for(train_set)), or "
+                "bank.subset(slice(None)) where all may be mixed",
+                SplitWarning,
+                stacklevel=3,
+            )
+        return None
+    if indices is not None:
+        rows = rows[indices]
+    rows = rows[rows >= 0].unique()
+    if not len(rows):
+        raise ValueError(
+            "the bank has no code of any image that is trained on: pass the bank that was made of this data set, or "
+            "invert it, latent_mixup.invert(dataset, generator)"
+        )
+    return rows if len(rows) < len(bank) else None
