@@ -25,12 +25,32 @@ from latent_mixup.bundled import BundledImages
 from latent_mixup.generators.base import Generator
 
 torch.set_num_threads(1)  # the tests are small and may run beside each other
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # processes that they start compute alike
+
+
+# Draws from the global random state are the same in every run of a test, alone or among others in any order.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """Before a module is imported."""
+    torch.manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Networks get the same first weights in every run of a test, alone or among others."""
+    """Before a test."""
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: Any) -> Iterator[None]:
+    """Around a fixture that several tests share: the one that asks for it first goes on like the others."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return (yield)
 
 
 RESOLUTION = 4

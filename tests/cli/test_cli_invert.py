@@ -77,7 +77,7 @@ def test_shards_give_the_same_bank_and_say_what_they_did(tmp_path, data_root):
 def test_torch_distributed_run_shares_the_work_out(tmp_path, data_root):
     assert call(*command(data_root), "--out", tmp_path / "whole", "--threads", 1)[0] == 0
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "latent_mixup"]
-    arguments = map(str, command(data_root, "--out", tmp_path / "out"))
+    arguments = map(str, command(data_root, "--out", tmp_path / "out", "--threads", 1))
     done = subprocess.run([*run, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "shard 0/2: 24 images in " in done.stdout  # two chunks of three
