@@ -53,7 +53,7 @@ def class_index(wanted: str, names: Sequence[str]) -> int:
 
 
 def preview_sheet(
-    generator: Generator, bank: LatentBank, pairs: Sequence[tuple[str, str]], *, rows: int = 4, seed: int = 0
+    generator: Generator, bank: LatentBank, pairs: Sequence[Sequence[str | int]], *, rows: int = 4, seed: int = 0
 ) -> bytes:
     """A PNG of mixes of chosen classes: from a code of the first class, on the left, to one of the second.
 
@@ -69,7 +69,7 @@ def preview_sheet(
         ValueError: A class is not known, or the bank has no code of it, or no labels at all.
     """
     check_pair(generator, bank)
-    if isinstance(pairs, str) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs) or not pairs:
+    if not pairs or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
         raise ValueError(f'pairs needs two classes each, such as [("sneaker", "shirt")]: got {pairs!r:.80}')
     bank.check(generator)
     if (bank.labels < 0).all():

@@ -217,9 +217,10 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     def _drawn(self, n: int, *key: int) -> Tensor:
         stream = sampling.keyed_generator("pool-entries", *key)
-        entries = torch.randint(len(self._allowed), (n,), generator=stream, device="cpu")
+        most = self._pool.index.num_images if self._allowed is None else len(self._allowed)
+        entries = torch.randint(most, (n,), generator=stream, device="cpu")
         u = torch.rand(n, generator=stream, dtype=torch.float32, device="cpu")
-        return torch.where(u < self.settings.prob, self._allowed[entries], -1)
+        return torch.where(u < self.settings.prob, entries if self._allowed is None else self._allowed[entries], -1)
 
     def _mixes(self, entries: Tensor) -> list[tuple[Tensor, Any]]:
         if not len(entries):
@@ -254,9 +255,8 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
 def _entries_of(
     pool: Pool, dataset: object, generator: Generator | None, bank: LatentBank | None, refresh: float
-) -> Tensor:
-    """Entries of a pool that are mixes of a data set's own images, as far as it can be told; int64."""
-    every = torch.arange(pool.index.num_images, device="cpu")
+) -> Tensor | None:
+    """Entries of a pool that are mixes of a data set's own images, as far as it can be told, int64; None: all."""
     if bank is None:
         if any(isinstance(part, Subset) for part in parts_of(dataset)):
             warnings.warn(
@@ -265,7 +265,7 @@ def _entries_of(
                 SplitWarning,
                 stacklevel=4,
             )
-        return every
+        return None
     check_digest(pool, "bank", bank.digest())
     rows = bank.rows_of_data(dataset, generator)
     if rows is None:
@@ -280,4 +280,4 @@ def _entries_of(
             f"{int((~inside).sum())} of the pool's {len(inside)} mixes are of images outside this data set, and "
             f"{what}: render the pool from bank.subset(bank.rows_for(dataset))"
         )
-    return every[inside]
+    return None if inside.all() else inside.nonzero()[:, 0]
