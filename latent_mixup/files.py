@@ -201,7 +201,9 @@ def open_tensors(
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened
-    except SafetensorError as cause:
+    except (SafetensorError, RuntimeError) as cause:  # torch, which opens the file once more, has the second
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} was moved while it was read") from cause
         raise error(f"{path} is not a whole safetensors file: {cause}") from cause
 
 
@@ -407,14 +409,16 @@ def settled(index: Path, read: Callable[[], T]) -> T:
     Raises:
         OSError: The folder is replaced again and again.
     """
-    for attempt in range(_MAX_READS):
+    moved_at: object = None
+    for _ in range(_MAX_READS):
         before = _identity(index)
         try:
             found = read()
         except (OSError, ValueError) as error:
             moved = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
-            if _identity(index) == before and not (moved and attempt == 0):
+            if _identity(index) == before and not (moved and moved_at != before):
                 raise
+            moved_at = before
         else:
             if _identity(index) == before:
                 return found
