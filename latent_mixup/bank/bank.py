@@ -91,7 +91,8 @@ class LatentBank(hub.Published):
         num_classes: object = None,
     ) -> LatentBank:
         """Set every attribute to checked values; ``rows`` of the files are shown, None: all."""
-        self._codes, self._rows, self._cached_columns, self.metadata = codes, rows, columns, metadata
+        self._codes, self._rows, self.metadata = codes, rows, metadata
+        self._cached_columns: Columns | None = columns
         stated = metadata.get("num_classes") if num_classes is None else num_classes
         self.num_classes = count_classes(columns["labels"], stated, metadata.get("classes"))
         return self
@@ -123,8 +124,9 @@ class LatentBank(hub.Published):
             TypeError: Rows are not integers.
         """
         wanted = self._row_numbers(rows)
+        in_files = wanted if self._rows is None else self._rows[wanted]
         table = self._table
-        latents = self._stored(wanted) if table is None else table[wanted].float()
+        latents = cast("Shards", self._codes).latents(in_files) if table is None else table[in_files].float()
         labels = self.labels[wanted]
         if isinstance(rows, int) or getattr(rows, "ndim", 1) == 0:
             return latents[0], labels[0]
@@ -210,14 +212,9 @@ class LatentBank(hub.Published):
     @cached_property
     def _table(self) -> Tensor | None:
         """All codes, in memory or mmapped from one file, where a row number finds its code; else None."""
-        if isinstance(self._codes, Tensor):
-            return self._codes
-        one = isinstance(self._codes, Shards) and self._rows is None and len(self._codes.parts) == 1
-        return cast("Shards", self._codes).parts[0]["latents"] if one else None
-
-    def _stored(self, rows: Tensor) -> Tensor:
-        codes = cast("Shards | CodeFiles", self._codes)
-        return codes.latents(rows if self._rows is None else self._rows[rows])
+        if isinstance(self._codes, Shards):
+            return self._codes.parts[0]["latents"] if len(self._codes.parts) == 1 else None
+        return self._codes if isinstance(self._codes, Tensor) else None
 
     def _content(self) -> Content:
         return Content(self.latent_shape, self._columns, lambda rows: self[rows][0])
@@ -227,7 +224,7 @@ class LatentBank(hub.Published):
         size = self.labels.shape[0]
         if isinstance(rows, slice):
             return torch.arange(*rows.indices(size), device="cpu")
-        numbers = on_cpu(rows)
+        numbers = rows if isinstance(rows, Tensor) and rows.is_cpu else on_cpu(rows)
         if numbers.dtype == torch.bool and numbers.shape == (size,):
             return numbers.nonzero()[:, 0]
         if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
@@ -250,11 +247,21 @@ class LatentBank(hub.Published):
     # ---------------------------------------------------------------------------------------------
 
     def subset(self, rows: RowIndex) -> LatentBank:
-        """The bank of some rows, in the order given; the number of classes stays.
+        """The bank of some rows, in the order given; the number of classes stays, and :attr:`is_part` is true.
 
         Raises:
             ValueError: No row is left, or a row is there twice.
         """
+        part = self._choose(rows)
+        part.metadata["part_of"] = self.metadata.get("part_of", len(self))
+        return part
+
+    @property
+    def is_part(self) -> bool:
+        """Whether rows were chosen by :meth:`subset`: the wrappers then mix all of them, whatever is trained on."""
+        return "part_of" in self.metadata
+
+    def _choose(self, rows: RowIndex) -> LatentBank:
         wanted = self._row_numbers(rows)
         if not len(wanted):
             raise ValueError("empty bank: no row was chosen, give at least one")
@@ -300,7 +307,7 @@ class LatentBank(hub.Published):
             labels = self.hard_labels[rows]
             groups = [rows[labels == label] for label in labels.unique()] if per_class else [rows]
             rows = torch.cat([group[: max(1, round(keep * len(group)))] for group in groups])
-        kept = self.subset(rows.sort().values)
+        kept = self._choose(rows.sort().values)
         how = {"max_mse": max_mse, "keep": keep, "per_class": per_class, "rows": len(self)}
         kept.metadata["filtered"] = [*self.metadata.get("filtered", []), how]
         self._warn_of_emptied(kept)
@@ -346,6 +353,8 @@ class LatentBank(hub.Published):
             if all(key in bank.metadata and bank.metadata[key] == value for bank in banks)
         }
         metadata["num_classes"] = max(bank.num_classes for bank in banks)
+        if any(bank.set_aside for bank in banks):
+            metadata["set_aside"] = {k: v for bank in banks for k, v in bank.metadata.get("set_aside", {}).items()}
         return LatentBank(latents, columns.pop("labels"), **columns, metadata=metadata)
 
     def _check_same_kind(self, bank: LatentBank, number: int) -> None:
@@ -459,7 +468,7 @@ class LatentBank(hub.Published):
         Example:
             >>> DataLoader(bank.usable(ImageFolder("photos")), 64)  # doctest: +SKIP
         """
-        aside = torch.tensor(list(self.set_aside), dtype=torch.int64, device="cpu")
+        aside = self._source.set_aside
         if not len(aside):
             return dataset
         if (index := self._source.find(dataset)) is None:
@@ -474,7 +483,9 @@ class LatentBank(hub.Published):
     def _source(self) -> Source:
         """What the bank knows of its data set."""
         length = (self.metadata.get("dataset") or {}).get("length")
-        return Source(self.source_index, self.labels, length, (self.metadata.get("samples") or {}).get("label_key"))
+        label_key = (self.metadata.get("samples") or {}).get("label_key")
+        aside = torch.tensor(list(self.set_aside), dtype=torch.int64, device="cpu")
+        return Source(self.source_index, self.labels, length, label_key, aside)
 
     def _check_images(self, dataset: Any, rows: Tensor, generator: Generator) -> None:
         coded = (rows >= 0).nonzero()[:, 0]

@@ -138,6 +138,7 @@ _KNOWN: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
     ("classes",): (_are_texts, "a list of strings"),
     ("filtered",): (_are_stages, "a list of dicts"),
     ("refined",): (_are_stages, "a list of dicts"),
+    ("part_of",): (_is_length, "an integer from 0"),
     ("set_aside",): (_are_errors, "a dict of source indices, as text, and errors"),
 }
 """Keys of the metadata that a bank itself reads: place => whether a value may stand there, and what is expected."""

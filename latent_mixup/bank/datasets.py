@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -59,12 +59,14 @@ class Source:
         labels: The label of each row, ``[N]`` int64 or ``[N, num_classes]`` float32.
         length: Length of the data set; None: not stated.
         label_key: Place of the label in a sample; None: one of the usual ones.
+        set_aside: The source indices of images that could not be used, int64.
     """
 
     index: Tensor
     labels: Tensor
     length: int | None = None
     label_key: Key | None = None
+    set_aside: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
 
     @property
     def needed(self) -> int:
@@ -104,10 +106,12 @@ class Source:
         if not _is_data(dataset):
             return None
         parts, join = _inside(dataset)
-        if self._may_be_whole(dataset, parts):
-            everything = torch.arange(len(dataset), device="cpu")
-            if self._agrees(dataset, everything, faults):
-                return everything
+        everything = torch.arange(len(dataset) + len(self.set_aside), device="cpu")
+        usable = everything[~torch.isin(everything, self.set_aside)]
+        if self._may_be_whole(dataset, parts) and self._agrees(dataset, everything[: len(dataset)], faults):
+            return everything[: len(dataset)]
+        if len(everything) == self.length and len(usable) == len(dataset) and self._agrees(dataset, usable, []):
+            return usable  # the unusable files were removed
         if (found := _stated_index(dataset)) is None:
             inner = [self._find(part, faults) for part in parts]
             if all(each is None for each in inner):
@@ -164,15 +168,15 @@ class Source:
 
     def _differing(self, found: Tensor, rows: Tensor, samples: Tensor) -> str | None:
         labels = self.labels[rows]
+        same = found.shape[1:] == labels.shape[1:] or 1 in (found.ndim, labels.ndim)
+        if same and not differing(found, labels).any():  # one-hot rows are class indices
+            return None
         if found.ndim == 2 and found.shape[1:] != labels.shape[1:]:
             return (
                 f"the data set has {kind_of(found)}, the bank {kind_of(labels)}: invert the data set again, or keep "
                 "the codes, LatentBank(bank[:][0], labels, source_index=bank.source_index)"
             )
-        wrong = differing(found, labels).nonzero()[:, 0]
-        if not len(wrong):
-            return None
-        first = wrong[0]
+        first = differing(found, labels).nonzero()[0, 0]
         return (
             f"sample {int(samples[first])} has label {describe_label(found[first])} in the data set and "
             f"{describe_label(labels[first])} in the bank: pass the data set the bank was made from, in its order"
@@ -253,13 +257,16 @@ def _changed_targets(dataset: Any, change: Callable[[int], Any]) -> Tensor | Non
 
 def _some_of_each_class(labels: Tensor) -> Tensor:
     """Entries to look at: evenly spaced ones, and the first of each class, ascending."""
-    classes, number = hard_labels(labels).unique(return_inverse=True)
-    first = torch.full((len(classes),), len(labels), device="cpu").scatter_reduce_(
-        0, number, torch.arange(len(labels), device="cpu"), "amin"
-    )
-    spaced = torch.linspace(0, len(labels) - 1, min(_PROBES, len(labels)), device="cpu", dtype=torch.float64).long()
-    few = torch.linspace(0, len(first) - 1, min(_PROBED_CLASSES, len(first)), device="cpu", dtype=torch.float64).long()
-    return torch.cat([spaced, first[few]]).unique()
+    order = hard_labels(labels).argsort(stable=True)
+    classes = hard_labels(labels)[order]
+    first = order[classes != classes.roll(1)] if classes[0] != classes[-1] else order[:1]
+    chosen: Tensor = torch.cat([_spaced(len(labels), _PROBES), first[_spaced(len(first), _PROBED_CLASSES)]]).unique()
+    return chosen
+
+
+def _spaced(size: int, count: int) -> Tensor:
+    """At most ``count`` evenly spaced entries of ``size``, int64."""
+    return torch.linspace(0, size - 1, min(count, size), dtype=torch.float64, device="cpu").long()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -270,7 +277,7 @@ def _some_of_each_class(labels: Tensor) -> Tensor:
 def image_probes(labels: Tensor) -> Tensor:
     """Entries whose images tell a data set from another: four of each of four classes, evenly spaced, ascending."""
     order: Tensor = hard_labels(labels).argsort(stable=True)
-    starts = torch.linspace(0, max(0, len(labels) - 4), min(4, len(labels)), device="cpu", dtype=torch.float64).long()
+    starts = _spaced(max(1, len(labels) - 3), 4)
     chosen = (starts[:, None] + torch.arange(4, device="cpu")).flatten().unique()
     return order[chosen[chosen < len(labels)]].sort().values
 

@@ -261,6 +261,15 @@ def test_a_subset_of_a_subset(tmp_path):
         assert small.rows_of(bank.source_index[8]).tolist() == [1]
 
 
+def test_a_choice_by_hand_is_known_as_one(tmp_path):
+    bank = make_bank()
+    part = bank.subset(slice(None))
+    part.save_pretrained(tmp_path)
+    for chosen in (part, part.subset([1, 2]), part.filter(keep=0.5), LatentBank.from_pretrained(tmp_path)):
+        assert (chosen.is_part, chosen.metadata["part_of"]) == (True, 10)
+    assert not any(whole.is_part for whole in (bank, bank.filter(keep=0.5), LatentBank.concat([bank])))
+
+
 @pytest.mark.parametrize(("rows", "message"), [([], "empty bank"), ([1, -9], "row 1 is there twice")])
 def test_subset_refuses(rows, message):
     with pytest.raises(ValueError, match=message):

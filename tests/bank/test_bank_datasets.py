@@ -272,6 +272,17 @@ def test_usable_leaves_out_what_was_set_aside(mnist, part):
         bank.usable(Plain([0] * 7))
 
 
+def test_a_folder_without_the_files_that_were_set_aside_is_known(mnist):
+    mnist.transform = lambda image: torch.zeros(1)
+    kept = [i for i in range(40) if i not in (3, 14)]
+    bank = bank_of(mnist, kept[2:], set_aside={"3": "it is torn", "14": "it is empty"})
+    mnist.data, mnist.targets = mnist.data[kept], mnist.targets[kept]
+    assert bank.rows_of_data(mnist).tolist() == [-1, -1, *range(36)]
+    assert bank.usable(mnist) is mnist
+    mnist.targets = mnist.targets.roll(1)
+    assert bank.rows_of_data(mnist) is None
+
+
 # --- images
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,9 +164,9 @@ def sums(bank: LatentBank) -> tuple[float, list[int]]:
 def test_another_process_opens_the_folder_itself(folder, method, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     bank = LatentBank.from_pretrained(folder)
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        assert pool.apply(sums, (bank,)) == sums(bank)
-        assert pool.apply(sums, (bank.subset([3, 9]),)) == sums(bank.subset([3, 9]))
+    with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
+        for sent in (bank, bank.subset([3, 9])):
+            assert pool.submit(sums, sent).result() == sums(sent)
 
 
 def test_a_bank_from_a_folder_is_sent_as_the_folder(tmp_path):
