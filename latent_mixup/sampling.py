@@ -90,6 +90,7 @@ def _log_gamma(n: int, alpha: float, generator: torch.Generator) -> Tensor:
         if accepted.any(1).all():
             break
     first = accepted.to(torch.uint8).argmax(1, keepdim=True)
+    alpha = max(alpha, 1e-12)  # all weights are 0 or 1 long before
     return math.log(d) + log_v.gather(1, first).squeeze(1) + torch.log1p(-boost) / alpha
 
 

@@ -15,7 +15,7 @@ from latent_mixup.policies.blending import Channels, Layers, Whole
 from latent_mixup.policies.draws import Draw
 from latent_mixup.policies.labelling import Curve, Teacher
 from latent_mixup.policies.partners import Anyone, BankView, ClassPairs, Farthest, Nearest, OtherClass, SameClass
-from latent_mixup.policies.settings import Setting, as_json, from_json
+from latent_mixup.policies.settings import Setting, as_json, checked, from_json
 from latent_mixup.policies.vicinity import LowPass, Noise, Truncation
 from latent_mixup.policies.weights import Beta, Dirichlet, NearEnds, Scheduled, Uniform, on_own
 from latent_mixup.sampling import draw_slots
@@ -260,6 +260,7 @@ def to_config(policy: Policy) -> dict[str, Any]:
         >>> to_config(Policy(noise=Noise(0.5)))["noise"]
         {'kind': 'Noise', 'scale': 0.5}
     """
+    policy = checked(Policy, policy, "to_config")
     if isinstance(policy.labels, Teacher):
         raise ValueError("a policy with a Teacher holds a network, which JSON cannot hold: pass it in Python")
     return {name: value for name, value in as_json(policy).items() if name != "kind"}

@@ -152,6 +152,37 @@ def test_a_stream_is_one_draw(policy, rows):
 
 
 @pytest.mark.parametrize("policy", POLICIES + BLURRED, ids=named)
+def test_the_callers_defaults_change_nothing(policy, bank):
+    def made():
+        view = BankView(bank, torch.arange(60, device="cpu"))
+        draw = drawn(policy, view, 20)
+        targets, images = soft(policy, view, draw), torch.ones(20, 1, 8, 8, device="cpu", dtype=torch.float32)
+        return [*vars(draw).values(), mixed(policy, view, draw), targets, policy.finish(images, draw)]
+
+    expected = made()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            found = made()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(expected, found, strict=True):
+        assert one is other is None or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+@pytest.mark.parametrize("alpha", [1e-320, 1e-300, 1e-12, 1e12, 1e300])
+@pytest.mark.parametrize("kind", [Beta, Dirichlet])
+def test_extreme_alphas_give_weights(kind, alpha):
+    weights = kind(alpha).draw(1000, keyed_generator("test", 0), 0)
+    torch.testing.assert_close(weights.sum(1), torch.ones(1000))
+    if alpha < 1:
+        assert ((weights == 0) | (weights == 1)).all()
+        assert weights[:, 0].mean() == pytest.approx(1 / weights.shape[1], abs=0.06)
+    else:
+        torch.testing.assert_close(weights, torch.full_like(weights, 1 / weights.shape[1]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("policy", POLICIES + BLURRED, ids=named)
 def test_json_and_back(policy):
     said = json.loads(json.dumps(to_config(policy)))
     assert from_config(said) == policy
@@ -642,6 +673,7 @@ def test_whatever_json_holds_the_error_is_a_short_value_error(config):
         (lambda: Policy(path="arc"), 'path needs to be "lerp" or "slerp"'),
         (lambda: Policy(Dirichlet(1.0, 3), path="slerp"), 'use path="lerp" with Dirichlet of 3 and Whole'),
         (lambda: Policy(blend=Channels(), path="slerp"), 'use path="lerp" with Beta of 2 and Channels'),
+        (lambda: to_config(Beta(0.4)), "to_config needs to be Policy: got Beta"),
         (lambda: from_config([]), r"a policy needs to be an object: got \[\]"),
         (lambda: from_config({"alpha": 1.0}), "a policy has no setting 'alpha': expected some of weights, partners"),
         (
