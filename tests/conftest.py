@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from latent_mixup.generators.base import Generator
 
 torch.set_num_threads(1)  # the tests are small and may run beside each other
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # processes that they start compute alike
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)  # no clock, the same examples each time
+hypothesis.settings.load_profile("suite")
 
 
 # Draws from the global random state are the same in every run of a test, alone or among others in any order.

@@ -432,12 +432,12 @@ def connect(hub: LoopbackHub, home: Path, monkeypatch: Any) -> None:
         "HF_HUB_DISABLE_TELEMETRY": True,
         "HF_HUB_DISABLE_PROGRESS_BARS": True,
         "HF_HUB_OFFLINE": False,
-        "HF_HUB_DOWNLOAD_TIMEOUT": 0.3,
-        "HF_HUB_ETAG_TIMEOUT": 0.3,
+        "HF_HUB_DOWNLOAD_TIMEOUT": 60.0,  # on a busy machine as well
+        "HF_HUB_ETAG_TIMEOUT": 60.0,
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value, raising=False)
-    monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 0.3, raising=False)
+    monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 60.0, raising=False)
     for name, value in environment(hub, home).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

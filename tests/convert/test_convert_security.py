@@ -27,7 +27,7 @@ from latent_mixup.convert.pickles import MAX_OPCODES, read_file
 from latent_mixup.files import FormatError
 from latent_mixup.generators.stylegan2 import StyleGAN2
 
-SECONDS = 20  # on a busy machine; alone, the slowest takes 3
+SECONDS = 60  # of computing, whatever else the machine does; the slowest takes 3
 MEBIBYTES = 300
 
 
@@ -63,7 +63,7 @@ def refused(tmp_path, canary):
         path.write_bytes(data)
         modules = set(sys.modules)
         tracemalloc.start()
-        start = time.monotonic()
+        start = time.process_time()
         try:
             with pytest.raises(FormatError, match=message) as caught:
                 convert(path, tmp_path / "out")
@@ -73,7 +73,7 @@ def refused(tmp_path, canary):
         assert type(caught.value) in (FormatError, UnsafeCheckpointError)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 1000
-        assert time.monotonic() - start < SECONDS
+        assert time.process_time() - start < SECONDS
         assert peak < MEBIBYTES * 2**20 + 4 * len(data)
         assert not (tmp_path / "out").exists()
         assert not [
