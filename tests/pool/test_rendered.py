@@ -176,7 +176,8 @@ def test_what_is_finished_is_not_done_again(make, small_chunks, tmp_path, monkey
     assert contents(out) == expected
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path):
+@pytest.mark.parametrize(("at", "chunks"), [(4, 2), (7, 4), (8, 4)])  # a chunk, the columns, the index
+def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path, at, chunks):
     script = f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -190,7 +191,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path):
         replace, renamed = os.replace, []
         def killing(*names):
             renamed.append(names)
-            if len(renamed) == 4:
+            if len(renamed) == {at}:
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(*names)
         os.replace = killing
@@ -203,7 +204,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path):
         [sys.executable, "-c", textwrap.dedent(script), tmp_path / "bank", out], capture_output=True, text=True
     )
     assert found.returncode == -signal.SIGKILL, found.stderr
-    assert len(list((out / "chunks").glob("chunk-*.safetensors"))) == 2  # the settings were the first file
+    assert len(list((out / "chunks").glob("chunk-*.safetensors"))) == chunks  # the settings were the first file
+    assert not (out / INDEX_FILE).exists()
     expected = contents(make("whole", bank=bank))
     make("killed", bank=bank)
     assert contents(out) == expected
@@ -268,6 +270,15 @@ def test_the_command(tmp_path):
     assert Pool(tmp_path / "robust").index.made_with["policy"] == to_config(NAMED["robust"].policy)
     found = call(tmp_path / "other", "--n", 100, "--policy", "rebust")
     assert "--policy needs one of paper, robust, or a JSON file: got 'rebust'" in found.output
+    for content, message in [
+        ('{"weights": 3}', "weights needs an object with a kind"),
+        ("[" * 99_999, "not valid JSON"),
+    ]:
+        (tmp_path / "policy.json").write_text(content)
+        found = call(tmp_path / "other", "--n", 100, "--policy", tmp_path / "policy.json")
+        assert found.exit_code == 1
+        assert f"{tmp_path / 'policy.json'}" in found.output
+        assert message in found.output
     images, targets = pull(lm.RenderedMixupDataset(tmp_path / "pool", verify=True))
     assert images.shape == (6000, 1, 28, 28)
     assert targets.shape == (6000, 10)
