@@ -193,7 +193,7 @@ def decoded(prob: float) -> Method:
     def made(run: Run, draw: Draw) -> tuple[Tensor, Tensor]:
         codes = run.needed_codes()
         latents, labels = codes.bank[draw.rows]
-        return Decoder(codes.generator)(latents), soft_targets(labels, run.data.num_classes)
+        return run.transformed(Decoder(codes.generator)(latents)), soft_targets(labels, run.data.num_classes)
 
     return _in_place_of_mixes(prob, made)
 
@@ -206,7 +206,7 @@ def pixel_mix_of_decoded(prob: float) -> Method:
         decode = Decoder(codes.generator)
         (own, labels_a), (other, labels_b) = codes.bank[draw.rows], codes.bank[draw.partners]
         mixed = mix_targets(labels_a, labels_b, draw.lam, run.data.num_classes)
-        return lerp(decode(own), decode(other), draw.lam), mixed
+        return lerp(run.transformed(decode(own)), run.transformed(decode(other)), draw.lam), mixed
 
     return _in_place_of_mixes(prob, made)
 
