@@ -69,6 +69,13 @@ def test_bundled_files_fit():
     assert sum(path.stat().st_size for path in assets.rglob("*") if path.is_file()) < 15e6  # as does the wheel
 
 
+def test_licences_of_code_and_data_are_declared():
+    assert 'license = "Apache-2.0 AND MIT AND CC-BY-SA-3.0"' in (ROOT / "pyproject.toml").read_text()
+    notice = (ROOT / "NOTICE").read_text()
+    for words in ("assets/fashion-mnist", "The MIT License", "assets/mnist", "Creative Commons Attribution-Share"):
+        assert words in notice, words
+
+
 def snippets(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 

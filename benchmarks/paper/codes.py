@@ -307,24 +307,28 @@ def given_codes(pairs: Iterable[str], names: Sequence[str]) -> dict[str, str]:
 def check_belong(codes: Codes, images: Any) -> None:
     """Raise ``ValueError`` unless codes belong to their generator and to the images, in their order.
 
-    Shapes, digests and labels are compared, and the MSE of up to 256 decoded codes with their own and with others'
-    images.
+    Shapes, digests and labels are compared, and the MSE of up to 256 decoded codes with their own image and with
+    another one of the class.
     """
     codes.bank.check(codes.generator)
     codes.bank.check(images)
     probe = codes.bank.subset(torch.linspace(0, len(codes.bank) - 1, min(PROBES, len(codes.bank))).long())
-    pixels = uint8_images(images)
-    own, others = (float(mse_of(probe, codes.generator, pixels, shift).median()) for shift in (0, 1))
+    pixels, by_label = uint8_images(images), probe.hard_labels.argsort(stable=True)
+    another = torch.empty_like(by_label).index_copy(0, by_label, by_label.roll(-1))
+    own, others = (
+        float(mse_of(probe, codes.generator, pixels, probe.source_index[rows]).median())
+        for rows in (torch.arange(len(probe)), another)
+    )
     if own > MUCH_BETTER * others:
         raise ValueError(
-            f"the codes do not belong to the images: their median MSE is {own:.4g}, with others' images {others:.4g}; "
+            f"the codes do not belong to the images: their median MSE is {own:.4g}, with other images {others:.4g}; "
             "pass the generator and the data set that they were made with, in its order"
         )
 
 
-def mse_of(bank: LatentBank, generator: Generator, pixels: torch.Tensor, shift: int = 0) -> torch.Tensor:
-    """MSE of each row's decode with its own image, or with that of the row ``shift`` further on, ``[N]``."""
-    found, targets = [], bank.source_index.roll(-shift)
+def mse_of(bank: LatentBank, generator: Generator, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """MSE of each row's decode with the image of index ``targets`` ``[N]``, ``[N]``."""
+    found = []
     with torch.no_grad(), Progress(len(bank), "decode", "codes") as bar:
         for rows in torch.arange(len(bank)).split(100):
             latents, real = bank[rows][0], from_uint8(pixels[targets[rows]])

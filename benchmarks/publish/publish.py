@@ -318,7 +318,7 @@ def convert_bank(shop: Workshop, artefact: Artefact) -> Path:
         return shop.write(artefact, bank, torch.float16)
     bank.metadata["dataset"] = images.facts
     check_belong(Codes(generator, bank), images.train)
-    errors = mse_of(bank, generator, images.pixels)
+    errors = mse_of(bank, generator, images.pixels, bank.source_index)
     bank = LatentBank(bank[:][0], bank.labels, source_index=bank.source_index, mse=errors, metadata=bank.metadata)
     return shop.write(artefact, bank, torch.float16, mixes=mixes(generator, bank, images))
 

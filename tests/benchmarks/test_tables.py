@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from paper import small_images
+from publish import published
 from tables import code_tables, score_tables, tables, time_tables
 from tables import rows as rows_module
 
@@ -281,3 +282,56 @@ def test_the_table_of_codes_is_drawn_from_their_files(tmp_path, monkeypatch):
     (tmp_path / "cifar10" / "codes" / "gan.json").write_text(json.dumps({**facts, **shares}))
     monkeypatch.setattr(code_tables, "RESULTS", tmp_path)
     assert code_tables.codes_table("cifar10").splitlines()[2:] == ["| gan | 9,000 | 0.0123 | 0.0500 | 45.67% | 0.12% |"]
+
+
+def test_inversion_counts_what_a_run_learns_first(tmp_path, monkeypatch):
+    """1,024 gradients for 64 images are 16 an image: of 1,000 to 84 gradients, ten times fewer are left."""
+    authors = {"gradients_an_image": 1000.0, "seconds": 30.0, "mse": {"median": 0.5, "p95": 1.0}}
+    ours = {"gradients_an_image": 84.0, "seconds": 2.0, "mse": {"median": 0.25, "p95": 1.0}}
+    ways = {"authors": authors, "80 steps": ours, "authors, our start": authors}
+    problem = {"problem": "net", "n": 64, "learning": {"gradients": 1024, "seconds": 4.0}, "ways": ways}
+    (tmp_path / "inversion.json").write_text(json.dumps({"problems": [problem]}))
+    monkeypatch.setattr(code_tables, "RESULTS", tmp_path)
+    assert code_tables.inversion_table().splitlines()[2:] == [
+        "| net (n = 64) | 80 steps | 10.0 | 5.0 | -50.0% | +0.0% |",
+        "| net (n = 64) | authors, our start | 1.0 | 1.0 | +0.0% | +0.0% |",
+    ]
+
+
+def test_rows_from_other_hardware_or_versions_are_marked(results, monkeypatch):
+    monkeypatch.setattr(score_tables, "RESULTS", results)
+    cpu = {"hardware": {"device": "cpu", "threads": 1, "tf32": False}, "versions": {"torch": "2.14.1"}}
+    gpu = {"hardware": {"device": "NVIDIA H100", "threads": 1, "tf32": True}, "versions": {"torch": "2.11.0"}}
+    for path in (results / "mnist" / "fixed").glob("*-?.json"):
+        here = gpu if path.name.startswith("decoded") else cpu
+        path.write_text(json.dumps({**json.loads(path.read_text()), **here}))
+    drawn = score_tables.scores_table("mnist", "fixed")
+    body, note = drawn.split("\n\n")
+    assert note == "[1] NVIDIA H100 in TF32, torch 2.11.0; the other rows: CPU, torch 2.14.1."
+    names = [line.split("|")[1].strip() for line in body.splitlines()[2:]]
+    assert names == ["standard", "manifold mixup", "decoded, not mixed (control) [1]"]
+    assert "[1]" in score_tables.differences_table("mnist", "fixed")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "said"),
+    [
+        ({"device": "cpu", "threads": 1, "tf32": False}, "CPU, torch 2"),
+        ({"device": "cpu", "threads": 2, "tf32": False}, "CPU, 2 threads, torch 2"),
+        ({"machine": "x86_64", "threads": 1}, "CPU, torch 2"),
+        ({"device": "NVIDIA H100", "threads": 4, "tf32": False}, "NVIDIA H100, torch 2"),
+    ],
+)
+def test_hardware_in_words(hardware, said):
+    run = {"hardware": hardware, "versions": {"torch": "2"}}
+    assert rows_module.made_with([run, run]) == said
+
+
+def test_no_artefact_without_a_licence_is_listed():
+    table = code_tables.artefacts_table()
+    assert "the authors' codes" not in table
+    assert [artefact.name for artefact in published.ARTEFACTS if not artefact.licensed] == [
+        "stylegan2-cifar10-bank",
+        "stylegan2-cifar10-bank-0.025",
+        "stylegan2-cifar10-bank-0.020",
+    ]
