@@ -1,7 +1,7 @@
-"""Model and data-set cards: facts => Markdown with the Hub's header. Nothing here knows a generator or a bank.
+"""Model and data-set cards: facts => Markdown with the Hub's header, without knowing generators or banks.
 
-``save_pretrained`` writes a card as ``README.md``; one that somebody wrote or edited is never replaced, and nothing
-reads a card back.
+``save_pretrained`` writes a card as ``README.md``. A file that a user wrote or edited is never replaced, and no card is
+ever read back.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _LINE_WIDTH = 96  # of a command
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a thing knows of itself and its card says.
+    """Content of a card, as ``describe()`` of a network or bank gives it.
 
     Attributes:
-        kind: Of the repository on the Hub.
-        title: Plain text, as for ``summary``.
-        summary: What it is, in a sentence or two.
-        usage: Python that loads it by ``{here}``, and its generator by ``{generator}``.
-        facts: What => the fact, as Markdown.
-        metadata: Of the thing; they may come from anybody.
-        header: Fields of the Hub's header beside those that follow from ``metadata``.
+        kind: Kind of Hub repository.
+        title: Heading, plain text.
+        summary: What it is, in a sentence or two of Markdown.
+        usage: Python code that loads it by ``{here}``, and its generator by ``{generator}``.
+        facts: Label => Markdown, for the table.
+        metadata: Metadata of the network or bank; not trusted.
+        header: Fields of the Hub's header, beside those that follow from ``metadata``.
         generator: Name of the generator that it belongs to.
-        generator_digest: The digest of that one.
-        num_rows: Of a bank.
-        quality: Markdown.
+        generator_digest: Digest of that generator.
+        num_rows: Number of rows of a bank.
+        quality: Markdown of the section "Quality".
     """
 
     kind: Literal["model", "dataset"]
@@ -59,14 +59,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a card says beside what the thing itself knows.
+    """Additions to a card by whoever publishes it.
 
     Attributes:
-        name: How the card's example loads it: a name on the Hub, or the folder itself.
-        generator: How the example of an encoder or a bank loads its generator; None: as the metadata have it.
-        commands: That made it, beside the one in the metadata.
-        measured: What => how much, as text.
-        pictures: File beside the card => what it shows.
+        name: Name that the card's example loads: a Hub id, or the folder itself.
+        generator: Name of the generator in the example of an encoder or bank; None: from the metadata.
+        commands: Commands that made it, beside the one in the metadata.
+        measured: Label => measured value, as text.
+        pictures: File name beside the card => caption.
     """
 
     name: str = HERE
@@ -80,7 +80,7 @@ PLAIN = Extras()
 
 
 def card_file(folder: str | Path, describe: Callable[[], Facts], extras: Extras = PLAIN) -> dict[str, bytes]:
-    """What to write as the card of a folder: name => content; nothing where somebody has written or edited one."""
+    """The card of a folder as file name => content; empty if the folder has one that a user wrote or edited."""
     path = Path(folder) / CARD_FILE
     if (path.exists() or path.is_symlink()) and unsealed(path) is None:
         return {}
@@ -112,7 +112,7 @@ def card(about: Facts, extras: Extras = PLAIN) -> str:
 
 
 def generator_name(metadata: Mapping[str, Any], origin: Mapping[str, Any] | None) -> str:
-    """How a generator that metadata name is loaded; a guess where it is not on the Hub."""
+    """Name that loads the generator which metadata describe; off the Hub its own name, or a placeholder."""
     if origin and origin.get("repo") and origin.get("commit"):
         return f"{origin['repo']}@{origin['commit']}"
     name = metadata.get("name")

@@ -586,7 +586,7 @@ def _swap_in(folder: Path, staging: Path, names: list[str]) -> None:
     except BaseException:
         for name in reversed(done):
             if (backup / name).exists():
-                os.rename(backup / name, folder / name)
+                os.replace(backup / name, folder / name)
             elif not (staging / name).exists():
                 (folder / name).unlink(missing_ok=True)
         raise

@@ -62,8 +62,8 @@ class SavedNetwork(hub.Published, nn.Module):
     """A network that is saved into a folder or a Hub repository, and read from there, frozen and in eval mode.
 
     Attributes:
-        metadata: How the network came to be; kept in its ``config.json``. Read from the Hub, ``metadata["hub"]`` says
-            of which ``repo`` and ``commit``.
+        metadata: How the network was made; kept in its ``config.json``. For a network from the Hub,
+            ``metadata["hub"]`` names ``repo`` and ``commit``.
     """
 
     def arguments(self) -> dict[str, Any]:
@@ -75,25 +75,25 @@ class SavedNetwork(hub.Published, nn.Module):
         return files.tensors_sha256(self.state_dict())
 
     def describe(self, *, digest: str | None = None) -> cards.Facts:
-        """What the network's card says.
+        """The facts for the network's card.
 
         Args:
-            digest: Of the weights as they are stored; None: as they are.
+            digest: Digest of the weights as stored; None: ``self.digest()``.
         """
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
-        """Write ``config.json``, ``model.safetensors`` and a card; an older network in the folder is replaced whole.
+        """Write ``config.json``, ``model.safetensors`` and a card, ``README.md``, in place of an older network.
 
-        The card is ``README.md``; one that somebody wrote or edited stays.
+        Readers and a kill at any moment see the older or the newer network. A card that a user edited stays.
 
         Args:
-            folder: Made where it is missing.
-            dtype: Of the stored weights: float32, or float16 for half the size. They are read as float32.
+            folder: Folder, created if missing.
+            dtype: Dtype of the stored weights: float32, or float16 for half the size. They are read as float32.
 
         Raises:
-            ValueError: ``dtype`` is another one, or a weight is not finite in it.
-            NotImplementedError: The network is somebody else's.
+            ValueError: ``dtype`` is not one of these, or a weight is not finite in it.
+            NotImplementedError: The network has no file format of ours.
         """
         return write_network(self, folder, {"arguments": self.arguments(), "metadata": self.metadata}, dtype=dtype)
 

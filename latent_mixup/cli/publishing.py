@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 @click.command("push")
 @click.argument("folder", type=FOLDER)
 @click.argument("repo")
-@click.option("--generator", help="Folder, bundled name or Hub id: an encoder or a bank is checked with it.")
-@click.option("--private/--public", default=None, help="Of a new repository; default: as the organisation has it.")
-@click.option("--branch", help="Made where it is missing; default: the default branch.")
-@click.option("--message", help="Of the commit.")
-@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
-@click.option("--dry-run", is_flag=True, help="Check and list everything, and send nothing.")
+@click.option(
+    "--generator", help="Folder, bundled name or Hub id of the generator that an encoder or bank is checked with."
+)
+@click.option("--private/--public", default=None, help="Visibility of a new repository; default: the organisation's.")
+@click.option("--branch", help="Branch to push to, created if missing; default: the repository's default branch.")
+@click.option("--message", help="Commit message.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--dry-run", is_flag=True, help="Check and list the files without sending them.")
 @one_sentence
 def push_command(
     folder: Path,
@@ -36,8 +38,8 @@ def push_command(
 ) -> None:
     """Push FOLDER (generator, encoder, features or bank) to the Hub repository REPO (org/name), as one commit.
 
-    Before anything is sent, everything is loaded. What is sent are the files that belong to it, its card, licence and
-    pictures, and no others. The token is that of `hf auth login`, or HF_TOKEN.
+    Everything is loaded and checked before anything is sent. Only the model's or bank's own files, its card, licence
+    and pictures are sent. The token comes from `hf auth login` or HF_TOKEN.
     """
     from latent_mixup import files, hub
 
@@ -61,10 +63,10 @@ def push_command(
 
 
 def kind_of(folder: Path) -> Kind:
-    """What a folder holds, by its main file.
+    """Whether a folder holds a bank, an encoder, features or a generator, by its main file.
 
     Raises:
-        FileNotFoundError: It holds nothing of ours.
+        FileNotFoundError: It has no main file.
     """
     from latent_mixup import files, hub
     from latent_mixup.classifiers import FEATURES
@@ -83,11 +85,11 @@ def kind_of(folder: Path) -> Kind:
 
 
 def check(folder: Path, kind: Kind, generator: str | None) -> str:
-    """Load everything that is in a folder, as a reader would: what it is, in half a sentence.
+    """Load a folder as a user would, and describe it in half a sentence.
 
     Raises:
-        FormatError: A file is not what its format says.
-        ValueError: An encoder comes without a generator, or something does not belong to the generator given.
+        FormatError: A file is damaged or has another format.
+        ValueError: An encoder needs ``generator``, or does not belong to it.
     """
     from latent_mixup import LatentBank, files, hub, load_generator
     from latent_mixup.classifiers import FEATURES

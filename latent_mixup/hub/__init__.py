@@ -1,4 +1,4 @@
-"""Names, local folders and Hub repositories => folders and files."""
+"""The Hugging Face Hub: names => local folders, checked downloads, uploads."""
 
 from latent_mixup.hub.cache import check_cached, commit_of, origin_of, stated_origin, with_origin
 from latent_mixup.hub.download import Needed

@@ -33,13 +33,13 @@ def origin_of(folder: Path) -> dict[str, str] | None:
 
 
 def with_origin(metadata: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What a file says of itself; of a folder from the Hub also ``"hub"``, its repository and commit."""
+    """The metadata of a file; for a folder from the Hub with ``"hub"``, its repository and commit."""
     origin = origin_of(folder)
     return {**metadata, ORIGIN: origin} if origin else dict(metadata)
 
 
 def stated_origin(metadata: Mapping[str, Any]) -> dict[str, str] | None:
-    """Repository and commit that metadata name under ``"hub"``; None where they name none."""
+    """Repository and commit in ``metadata["hub"]``; None without them."""
     origin = metadata.get(ORIGIN)
     if not isinstance(origin, dict):
         return None
@@ -63,7 +63,7 @@ def check_cached(path: Path) -> None:
 
 
 def hash_like(path: Path, expected: str) -> str:
-    """The hash of a file that the Hub lists: SHA-256 (64 digits) of a large one, git's SHA-1 of a small one."""
+    """The hash of a file as the Hub lists it: SHA-256 if ``expected`` has 64 digits, else git's SHA-1 (small files)."""
     if len(expected) == 64:
         return sha256(path)
     blob = b"blob %d\0" % path.stat().st_size + path.read_bytes()

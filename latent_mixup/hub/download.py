@@ -1,8 +1,7 @@
-"""Hub repositories => folders in the Hub client's cache: the files that are needed, checked, and no other.
+"""Checked downloads: from a Hub repository into the Hub client's cache, only the files that are needed.
 
-Of a repository its main file is downloaded first; it names the others, by plain names in the same folder. Before a file
-is downloaded, its name, size and hash are compared with what the repository lists; afterwards its content is, and what
-is not right is removed again.
+The main file is downloaded first; it names the others, by plain names in the same folder. Name, size and hash are
+compared with the repository's listing before a download, and the content after it; a damaged file is removed again.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from latent_mixup.files import COMMIT, MAX_JSON_BYTES
 from latent_mixup.hub.cache import hash_like
-from latent_mixup.hub.errors import HubError, Task, is_unreachable
+from latent_mixup.hub.errors import HubCall, HubError, is_unreachable
 
 LIBRARY = "latent-mixup"
 PAUSES = (1.0, 2.0)  # seconds before a request is made again that the server failed to answer
@@ -31,9 +30,9 @@ class Needed:
     """A file that a main file names.
 
     Attributes:
-        name: In the folder of the main file.
-        at_most: Bytes that it may have.
-        sha256: Of its content; None where the main file does not say.
+        name: File name, in the folder of the main file.
+        at_most: Largest size in bytes.
+        sha256: SHA-256 of its content; None where the main file does not state it.
     """
 
     name: str
@@ -63,12 +62,12 @@ class Repository:
     Attributes:
         name: ``org/name``.
         type: ``"model"`` or ``"dataset"``.
-        revision: Branch, tag or commit; None is the default branch.
-        cache_dir: Where the Hub client keeps its downloads; None: its default.
-        token: The Hub client's; None: the one it has stored.
-        local_files_only: Use what is in the cache, and no network.
-        instead: What to do without the Hub, for its errors.
-        subfolder: Where in the repository the files lie; empty: at its top.
+        revision: Branch, tag or commit; None: the default branch.
+        cache_dir: Folder of the Hub client's downloads; None: its default.
+        token: The Hub client's token; None: the one it has stored.
+        local_files_only: Use the cache only, and no network.
+        instead: Advice for errors: what works without the Hub.
+        subfolder: Folder of the files in the repository; empty: its top.
     """
 
     name: str
@@ -83,15 +82,15 @@ class Repository:
     def download(
         self, main: str, named: Callable[[Path], Iterable[Needed]] = lambda main: (), *, at_most: int = MAX_JSON_BYTES
     ) -> Path:
-        """The folder of one commit, with the main file and those that it names.
+        """Download the main file and the files that it names, all of one commit; return their folder.
 
-        A commit that is whole in the cache needs no request. A branch or tag needs one, which resolves it; where no Hub
-        answers, the commit that it was last is used, with a warning.
+        A commit that is complete in the cache needs no request. A branch or tag needs one, to resolve it; if no Hub
+        answers, its last known commit is used, with a warning.
 
         Args:
-            main: The file that names the others.
-            named: The path of the main file => what it names. It raises where the main file is not right.
-            at_most: Bytes that the main file may have.
+            main: Name of the main file.
+            named: Path of the main file => the files it names; raises if the main file is not valid.
+            at_most: Largest size of the main file in bytes.
 
         Raises:
             HubError: The Hub did not give it.
@@ -113,7 +112,7 @@ class Repository:
         return path.parents[len(PurePosixPath(self.subfolder).parts)].name
 
     def _main(self, file: str, at_most: int) -> tuple[Path, _Listing | None]:
-        """The main file, and what is in its commit where that had to be asked for."""
+        """The main file, and the listing of its commit if one was requested."""
         cached = self._cached(file, self.revision)
         if cached and (self._offline() or self._is_commit()):
             return cached, None
@@ -128,13 +127,13 @@ class Repository:
             return cached, listing
         return self._fetch(Needed(file, at_most), listing, self.revision), listing
 
-    def task(self, file: str) -> Task:
+    def call(self, file: str) -> HubCall:
         """Reading one file."""
         unknown = (
             "neither a repository nor a local folder has this name, check it, set HF_TOKEN if it is private, "
             f"or {self.instead}"
         )
-        return Task(self.name, self.type, self.revision, file, unknown, self.instead)
+        return HubCall(self.name, self.type, self.revision, file, unknown, self.instead)
 
     def _is_commit(self) -> bool:
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
@@ -147,20 +146,20 @@ class Repository:
     def _cached(self, file: str, revision: str | None) -> Path | None:
         import huggingface_hub
 
-        with self.task(file).one_error():
+        with self.call(file).one_error():
             found = huggingface_hub.try_to_load_from_cache(self.name, file, self.cache_dir, revision, self.type)
         return Path(found) if isinstance(found, str) else None
 
     def _list(self, file: str, revision: str | None) -> _Listing:
-        """Which commit a revision is, and what files it has: one request, for the sake of ``file``."""
+        """The commit of a revision and its files: one request."""
         import huggingface_hub
         from huggingface_hub import constants
 
-        task = self.task(file)
+        call = self.call(file)
         if self._offline():
             why = "leave out local_files_only" if self.local_files_only else "unset HF_HUB_OFFLINE"
-            raise task.error(f"it is not in the cache, {why} to go online, or {self.instead}")
-        with task.one_error():
+            raise call.error(f"it is not in the cache, {why} to go online, or {self.instead}")
+        with call.one_error():
             api = huggingface_hub.HfApi(token=self.token, library_name=LIBRARY)
             info: Any = _patiently(
                 lambda: api.repo_info(
@@ -173,24 +172,24 @@ class Repository:
             )
             commit, files = str(info.sha), {file.rfilename: _listed(file) for file in info.siblings or []}
         if not COMMIT.fullmatch(commit) or (COMMIT.fullmatch(revision or "") and commit != revision):
-            raise task.error(f"the server answers with commit {commit!r:.50}, check HF_ENDPOINT")
+            raise call.error(f"the server answers with commit {commit!r:.50}, check HF_ENDPOINT")
         return _Listing(commit, files)
 
     def _fetch(self, needed: Needed, listing: _Listing, revision: str | None) -> Path:
-        """One file into the cache; ``revision`` is a branch where the client is to remember its commit."""
+        """Download one file into the cache; the client remembers which commit ``revision`` is."""
         import huggingface_hub
 
-        task = self.task(needed.name)
+        call = self.call(needed.name)
         listed = listing.files.get(needed.name)
         if listed is None:
-            raise task.error("the repository lacks the file, check its name and the revision")
+            raise call.error("the repository lacks the file, check its name and the revision")
         if listed.size is None or listed.size > needed.at_most:
-            raise task.error(f"it has {listed.size} bytes, expected at most {needed.at_most}, do not use this revision")
+            raise call.error(f"it has {listed.size} bytes, expected at most {needed.at_most}, do not use this revision")
         if needed.sha256 and listed.sha256 and needed.sha256 != listed.sha256:
-            raise task.error(
+            raise call.error(
                 f"it has SHA-256 {listed.sha256[:12]}, expected {needed.sha256[:12]}, do not use this revision"
             )
-        with task.one_error():
+        with call.one_error():
             downloaded = _patiently(
                 lambda: huggingface_hub.hf_hub_download(
                     self.name,
@@ -204,11 +203,11 @@ class Repository:
             )
         path = Path(downloaded)
         if self._commit(path) != listing.commit:
-            raise task.error("the repository was changed while it was read, try again")
+            raise call.error("the repository was changed while it was read, try again")
         if problem := _problem(path, needed, listed):
             path.resolve().unlink(missing_ok=True)  # the client compares sizes alone, and would keep it
             path.unlink(missing_ok=True)
-            raise task.error(f"it arrived damaged ({problem}), try again")
+            raise call.error(f"it arrived damaged ({problem}), try again")
         return path
 
 
@@ -217,7 +216,7 @@ def _listed(file: Any) -> _Listed:
 
 
 def _problem(path: Path, needed: Needed, listed: _Listed) -> str | None:
-    """What is wrong with a file that was downloaded."""
+    """What is wrong with a downloaded file; None if nothing is."""
     if (size := path.stat().st_size) != listed.size:
         return f"{size} bytes, expected {listed.size}"
     expected = needed.sha256 or listed.sha256 or listed.blob_id
@@ -227,7 +226,7 @@ def _problem(path: Path, needed: Needed, listed: _Listed) -> str | None:
 
 
 def _patiently(call: Callable[[], T]) -> T:
-    """Call the client; again, after a pause, where the server failed: the client itself does so for some requests."""
+    """Call the client, up to three times if the server fails (5xx); the client itself repeats only some requests."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for pause in PAUSES:

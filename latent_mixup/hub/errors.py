@@ -1,4 +1,4 @@
-"""Whatever the Hub client raises => one :class:`HubError`, in one sentence."""
+"""One error for whatever the Hub client raises: :class:`HubError`, in one sentence and without secrets."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class HubError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is being done on the Hub, as its error says it.
+class HubCall:
+    """A read from the Hub or a write to it, as its error describes it.
 
     Attributes:
         repo: ``org/name``.
         repo_type: ``"model"`` or ``"dataset"``.
-        revision: Branch, tag or commit; None is the default branch.
-        file: Of the repository, which is read; empty: a folder is written.
-        unknown: What to try where the Hub knows no such repository.
-        instead: What to do without the Hub.
+        revision: Branch, tag or commit; None: the default branch.
+        file: File that is read; empty: a folder is written.
+        unknown: Advice if the Hub knows no such repository.
+        instead: Advice that works without the Hub.
     """
 
     repo: str
@@ -48,14 +48,14 @@ class Task:
     instead: str
 
     def error(self, hint: str) -> HubError:
-        """An error that says what was done to what, and ``hint``: what happened and what to try."""
+        """The error for this call; ``hint`` tells what happened and what to try."""
         action = f"read {self.file} of" if self.file else "write to"
         message = f"cannot {action} the Hub {self.repo_type} {self.repo} (revision {self.revision or 'main'}): {hint}"
         return HubError(without_secrets(message), repo=self.repo, revision=self.revision, file=self.file)
 
     @contextmanager
     def one_error(self) -> Iterator[None]:
-        """Inside stand calls of the client: anything that they raise comes out as a :class:`HubError`."""
+        """Turn whatever the client raises inside into a :class:`HubError`."""
         try:
             yield
         except HubError:
@@ -67,19 +67,19 @@ class Task:
 
 
 def without_secrets(text: str) -> str:
-    """A text without the user and password of an address in it (``HF_ENDPOINT``, a proxy), and without tokens."""
+    """Mask tokens, and user and password in URLs (of ``HF_ENDPOINT``, of a proxy)."""
     return _TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def _hide_secrets(error: BaseException | None) -> None:
-    """Take secrets out of an error's own text, and of those behind it: a traceback shows them all."""
+    """Mask secrets in an error and in its causes, which a traceback shows as well."""
     while error is not None:
         error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
         error = error.__cause__ or error.__context__
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Whether an error of the client says that no Hub answered, or one that failed."""
+    """Whether an error of the client means that no Hub answered, or that it failed (5xx)."""
     from huggingface_hub import errors
 
     cause = _root(error) if isinstance(error, Exception) else error
@@ -89,7 +89,7 @@ def is_unreachable(error: BaseException | None) -> bool:
 
 
 def _root(error: Exception) -> Exception:
-    """The error that the client hides behind "not in the cache" or "error while uploading"."""
+    """The cause that the client hides behind "not in the cache" or "error while uploading"."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and isinstance(error.__cause__, Exception):
@@ -98,22 +98,22 @@ def _root(error: Exception) -> Exception:
 
 
 def _http() -> ModuleType:
-    """The library below the client: httpx of huggingface_hub 1, httpx2 of later ones."""
+    """The client's HTTP library: httpx for huggingface_hub 1, httpx2 for later versions."""
     from huggingface_hub import errors
 
     base = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     return sys.modules[base.__module__.partition(".")[0]]
 
 
-def _hint(error: Exception, task: Task) -> str:
-    """What happened and what to try, in half a sentence. Subclasses come before their bases."""
+def _hint(error: Exception, call: HubCall) -> str:
+    """What happened and what to try, in half a sentence; subclasses stand before their bases."""
     from huggingface_hub import constants, errors
 
-    http, instead = _http(), task.instead
+    http, instead = _http(), call.instead
     hints: list[tuple[type[Exception] | tuple[type[Exception], ...], str]] = [
-        (errors.GatedRepoError, f"access is gated, ask for it at {constants.ENDPOINT}/{task.repo} and set HF_TOKEN"),
+        (errors.GatedRepoError, f"access is gated, ask for it at {constants.ENDPOINT}/{call.repo} and set HF_TOKEN"),
         (errors.RevisionNotFoundError, "the repository has no such revision, name a branch, tag or commit of it"),
-        (errors.RepositoryNotFoundError, task.unknown),
+        (errors.RepositoryNotFoundError, call.unknown),
         (errors.DisabledRepoError, f"the Hub has disabled the repository, {instead}"),
         (errors.EntryNotFoundError, "the repository lacks the file, check its name and the revision"),
         (errors.HFValidationError, "this is not a valid repository id, it looks like org/repo"),
@@ -139,7 +139,7 @@ def _hint(error: Exception, task: Task) -> str:
 
 
 def _status_hint(error: Exception) -> str:
-    """What to try by the number that the server answered with."""
+    """What to try, by HTTP status."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     hints = {
         401: "no valid token came with it (401), set HF_TOKEN or run `hf auth login`",
@@ -154,7 +154,7 @@ def _status_hint(error: Exception) -> str:
 
 
 def _host(error: Exception) -> str:
-    """The server that a request went to: large files lie on another one than the Hub itself."""
+    """The server of a request; large files have another than the Hub itself."""
     from huggingface_hub import constants
 
     try:

@@ -1,4 +1,4 @@
-"""Names, local folders and Hub repositories => folders and files."""
+"""Resolve a name, a local, bundled or Hub one, to the folder that holds its files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class HubOptions(TypedDict, total=False):
 
 
 def bundled_names(kind: Kind | None = None) -> list[str]:
-    """Names that come with the package and need no network, sorted; ``kind=None``: of either kind."""
+    """Names bundled with the package, which need no network, sorted; ``kind=None``: of every kind."""
     kinds = MAIN_FILE if kind is None else (kind,)
     assets = _assets()
     if not assets.is_dir():
@@ -66,14 +66,14 @@ def locate(
 ) -> Path:
     """The folder that holds ``name``: a folder first, then a bundled name, then a Hub repository.
 
-    A local folder hides a bundled name only where it has the files of such a ``kind``.
+    A local folder hides a bundled name only if it holds the main file of this ``kind``.
 
     Args:
         name: A folder, a bundled name such as ``"fashion-mnist"``, or ``org/repo[@revision]``.
         kind: ``"generator"``, ``"encoder"``, ``"features"`` (model repositories) or ``"bank"`` (a data-set repository).
-        named: Of a Hub repository: the path of the main file => the files it names, which are downloaded as well. It
-            raises where the main file is not right. None: the weights of a network, and nothing of a bank.
-        subfolder: Where in the folder or the repository the files lie, such as ``"vae"``.
+        named: For a Hub repository: path of the main file => the files it names, which are downloaded as well; raises
+            if the main file is not valid. None: the weights for a network, nothing for a bank.
+        subfolder: Folder of the files in the folder or the repository, such as ``"vae"``.
         revision: See :class:`HubOptions`, as for the other three.
         cache_dir: As there.
         token: As there.
@@ -81,8 +81,8 @@ def locate(
 
     Raises:
         FileNotFoundError: There is no such folder, bundled name or Hub id.
-        ValueError: There are two revisions, or one that cannot be; or no such subfolder can be.
-        HubError: The Hub did not give it.
+        ValueError: Two revisions, or an impossible revision or subfolder.
+        HubError: The Hub refused, or could not be reached.
     """
     if not _SUBFOLDER.fullmatch(subfolder):
         raise ValueError(f"a subfolder looks like vae or a/b: got {subfolder!r:.100}")
@@ -125,7 +125,7 @@ def _local_folder(name: str | Path, kind: Kind, subfolder: str) -> Path | None:
 
 
 def _say_what_is_there(name: str | Path, folder: Path, kind: Kind) -> None:
-    """Raise ``FileNotFoundError`` where a folder without the main file of ``kind`` holds something else we know."""
+    """Raise ``FileNotFoundError`` with advice if a folder without the main file of ``kind`` holds something we know."""
     other = next((k for k, main in MAIN_FILE.items() if (folder / main).is_file()), None)
     foreign = next((path.name for path in sorted(folder.glob("*")) if path.name.endswith(_OTHERS)), None)
     if other is not None:
@@ -155,16 +155,16 @@ def _default_files(kind: Kind) -> Callable[[Path], Iterable[Needed]]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form ``org/repo[@revision]``; a relative path may have it as well."""
+    """Whether a name has the form ``org/repo[@revision]``, which a relative path may have as well."""
     return _HUB_ID.fullmatch(name) is not None
 
 
 def download_file(name: str, file: str) -> Path:
-    """One file of the Hub model repository ``org/repo[@revision]``, from the client's cache where it is there.
+    """Path of one file of the Hub model repository ``org/repo[@revision]``, downloaded unless it is in the cache.
 
     Raises:
-        ValueError: The name is no Hub id.
-        HubError: The Hub did not give it.
+        ValueError: The name is not a Hub id.
+        HubError: The Hub refused, or could not be reached.
     """
     match = _HUB_ID.fullmatch(name)
     if match is None:

@@ -1,4 +1,4 @@
-"""The data sets that the package knows: what they are called where, and the terms that they come under."""
+"""The data sets that the package knows: their names in several places, and their licences."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set, known by the labels of its parts.
+    """A data set, recognised by its labels.
 
     Attributes:
-        title: What it is called.
-        page: Where it comes from.
-        hub_id: On the Hugging Face Hub.
-        torchvision: Its class there.
-        licence: As the Hub writes it.
-        terms: A sentence on it, Markdown.
-        train: SHA-256 of its training labels, as :func:`latent_mixup.bank.fingerprint` has it; None: not known.
-        test: The same of its test labels.
+        title: Name for readers.
+        page: URL of its origin.
+        hub_id: Name on the Hugging Face Hub.
+        torchvision: Name of its torchvision class.
+        licence: Licence identifier, as the Hub writes it.
+        terms: A sentence on the licence, Markdown.
+        train: SHA-256 of its training labels, as :func:`latent_mixup.bank.fingerprint` computes it; None: unknown.
+        test: The same for its test labels.
     """
 
     title: str
@@ -71,7 +71,7 @@ DATA_SETS = {
 
 
 def known_data_set(stated: object) -> str | None:
-    """The key in :data:`DATA_SETS` of what metadata say under ``"dataset"``: by its labels, else by its name."""
+    """The key in :data:`DATA_SETS` for ``metadata["dataset"]``: by its labels, else by its name; None: unknown."""
     said: dict[str, Any] = stated if isinstance(stated, dict) else {}
     labels, name = said.get("labels"), said.get("name")
     for key, data_set in DATA_SETS.items():
@@ -81,6 +81,6 @@ def known_data_set(stated: object) -> str | None:
 
 
 def is_test_part(stated: object) -> bool:
-    """Whether these are the test images of a known data set."""
+    """Whether ``metadata["dataset"]`` states the test images of a known data set."""
     labels = stated.get("labels") if isinstance(stated, dict) else None
     return isinstance(labels, str) and labels in {data_set.test for data_set in DATA_SETS.values()}

@@ -16,18 +16,19 @@ import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 
 from latent_mixup.files import FileEntry, part_path, read_json, safe_path, wrong_field
 from latent_mixup.hub.cache import ORIGIN
 from latent_mixup.hub.download import LIBRARY
-from latent_mixup.hub.errors import Task
+from latent_mixup.hub.errors import HubCall
 from latent_mixup.hub.names import MAIN_FILE, REPO_TYPE, WEIGHTS_FILE, Kind
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+    from typing_extensions import Unpack
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 HERE = "."  # how a card's example loads what lies beside it, until it has a name on the Hub
@@ -39,12 +40,29 @@ _OWNED: dict[Kind, str] = {"bank": "bank-*.safetensors"}  # files that an older 
 logger = logging.getLogger(__name__)
 
 
-class Published:
-    """What has ``save_pretrained`` and ``metadata``, and can be pushed to the Hub.
+class PushOptions(TypedDict, total=False):
+    """How a push is made: keywords of ``push_to_hub`` and :func:`push_folder`.
 
-    The names and keywords are those of ``huggingface_hub.ModelHubMixin``. It is not inherited: it loads weights without
-    ``strict``, and from pickles where there are no others, passes whatever a config says to the constructor, and knows
-    no data sets.
+    Attributes:
+        private: Visibility of a new repository; default: the organisation's.
+        token: A Hub token that may write; default: the one the Hub client has stored.
+        branch: Branch to push to, created if missing; default: the repository's default branch.
+        commit_message: Commit message.
+        create_pr: Open a pull request against the default branch instead of committing.
+    """
+
+    private: bool | None
+    token: str | bool | None
+    branch: str | None
+    commit_message: str | None
+    create_pr: bool
+
+
+class Published:
+    """Base of everything with ``save_pretrained`` and ``metadata`` that can be pushed to the Hub.
+
+    Names and keywords are those of ``huggingface_hub.ModelHubMixin``, which is not inherited: it loads weights without
+    ``strict`` and from pickles, passes whatever a config holds to the constructor, and knows no data sets.
     """
 
     hub_kind: ClassVar[Kind]
@@ -55,26 +73,14 @@ class Published:
         raise NotImplementedError
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        branch: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        dtype: torch.dtype | None = None,
+        self, repo_id: str, *, dtype: torch.dtype | None = None, **options: Unpack[PushOptions]
     ) -> CommitInfo:
-        """Save into a repository of the Hugging Face Hub, made where it is missing; afterwards ``metadata`` names it.
+        """Save into a Hub repository, created if missing, as one commit; afterwards ``metadata["hub"]`` names it.
 
         Args:
-            repo_id: ``org/name``: a model repository, of a bank a data-set repository.
-            private: Of a new repository; None: as the organisation has it.
-            token: The Hub client's token, which may write; None: the one it has stored.
-            branch: Made where it is missing; None: the default branch.
-            commit_message: None: a plain one.
-            create_pr: Open a pull request against the default branch instead.
-            dtype: Of the stored numbers; None: as ``save_pretrained`` has it.
+            repo_id: ``org/name``: a model repository, or for a bank a data-set repository.
+            dtype: Dtype of the stored numbers; None: the default of ``save_pretrained``.
+            options: ``private``, ``token``, ``branch``, ``commit_message``, ``create_pr``: see :class:`PushOptions`.
 
         Returns:
             The URL of the commit, a ``str``; its ``oid`` is the commit hash, its ``pr_url`` the pull request.
@@ -82,22 +88,13 @@ class Published:
         Raises:
             ValueError: The arguments do not go together.
             NotImplementedError: It has no file format.
-            hub.HubError: The Hub did not take it.
+            hub.HubError: The Hub refused, or could not be reached.
         """
         unplaced = copy.copy(self)
         unplaced.metadata = {key: value for key, value in self.metadata.items() if key != ORIGIN}
         with tempfile.TemporaryDirectory() as folder:
             unplaced.save_pretrained(folder, **({} if dtype is None else {"dtype": dtype}))
-            pushed = push_folder(
-                folder,
-                repo_id,
-                self.hub_kind,
-                private=private,
-                token=token,
-                branch=branch,
-                commit_message=commit_message,
-                create_pr=create_pr,
-            )
+            pushed = push_folder(folder, repo_id, self.hub_kind, **options)
         self.metadata[ORIGIN] = {"repo": repo_id, "commit": pushed.oid}
         return pushed
 
@@ -115,18 +112,17 @@ def push_folder(
 ) -> CommitInfo:
     """Push what ``save_pretrained`` wrote, with its ``README.md``, licence and pictures, as one commit.
 
-    A reader sees all of the older files or all of the new ones; shards of an older bank go. Nothing is committed where
-    nothing changed.
+    Shards of an older bank are removed in the same commit. Without a change there is no commit.
 
     Args:
-        folder: With the main file of ``kind`` and the files it names.
+        folder: Folder with the main file of ``kind`` and the files it names.
         repo_id: ``org/name``.
-        kind: What is in the folder.
-        private: See :meth:`Published.push_to_hub`, as for the other arguments.
-        token: The Hub client's token.
-        branch: None: the default branch.
-        commit_message: None: a plain one.
-        create_pr: Open a pull request instead.
+        kind: What the folder holds.
+        private: See :class:`PushOptions`, as for the other four.
+        token: As there.
+        branch: As there.
+        commit_message: As there.
+        create_pr: As there.
 
     Returns:
         The URL of the commit, a ``str``; its ``oid`` is the commit hash, its ``pr_url`` the pull request.
@@ -134,8 +130,8 @@ def push_folder(
     Raises:
         FileNotFoundError: A file is missing in the folder.
         FormatError: A file is not what the main file says.
-        ValueError: ``repo_id`` is none, or a pull request was asked for on a branch.
-        HubError: The Hub did not take it.
+        ValueError: ``repo_id`` is not ``org/name``, or a pull request was asked for on a branch.
+        HubError: The Hub refused, or could not be reached.
     """
     if create_pr and branch is not None:
         raise ValueError(f"a pull request is opened against the default branch: leave out branch={branch!r}")
@@ -144,17 +140,17 @@ def push_folder(
     unknown = (
         f"the Hub knows no such repository that the token may write to, set HF_TOKEN to one of a member of {owner}"
     )
-    task = Task(repo_id, REPO_TYPE[kind], branch, "", unknown, "push it later")
+    call = HubCall(repo_id, REPO_TYPE[kind], branch, "", unknown, "push it later")
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise task.error("offline mode is on, unset HF_HUB_OFFLINE")
-    with task.one_error():
+        raise call.error("offline mode is on, unset HF_HUB_OFFLINE")
+    with call.one_error():
         api = HfApi(token=token, library_name=LIBRARY)
-        api.create_repo(repo_id, repo_type=task.repo_type, private=private, exist_ok=True)
+        api.create_repo(repo_id, repo_type=call.repo_type, private=private, exist_ok=True)
         if branch is not None:
-            api.create_branch(repo_id, repo_type=task.repo_type, branch=branch, exist_ok=True)
-        there = api.list_repo_files(repo_id, repo_type=task.repo_type, revision=branch) if kind in _OWNED else []
+            api.create_branch(repo_id, repo_type=call.repo_type, branch=branch, exist_ok=True)
+        there = api.list_repo_files(repo_id, repo_type=call.repo_type, revision=branch) if kind in _OWNED else []
         gone = [name for name in there if fnmatch(name, _OWNED[kind]) and name not in files]
         pushed = api.create_commit(
             repo_id,
@@ -163,7 +159,7 @@ def push_folder(
                 *(CommitOperationAdd(name, content) for name, content in files.items()),
             ],
             commit_message=commit_message or f"Push a {kind} with latent-mixup",
-            repo_type=task.repo_type,
+            repo_type=call.repo_type,
             revision=branch,
             create_pr=create_pr,
         )
