@@ -1,4 +1,4 @@
-"""What a command shows: sheets of images as PNG, tables as text."""
+"""Sheets of images as PNG, tables as text."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def class_index(wanted: str, names: Sequence[str]) -> int:
     begin = [name for name in lower if exact and name.startswith(exact.lower())]
     near = begin or difflib.get_close_matches(exact.lower(), lower, 1)
     meant = f": did you mean {' or '.join(map(repr, near[:3]))}?" if near else ":"
-    raise ValueError(f"{exact!r} is no class of this bank{meant} expected the number or name of one, of {known}")
+    raise ValueError(f"no class of this bank is called {exact!r}{meant} expected a name or a number, of {known}")
 
 
 def preview_sheet(

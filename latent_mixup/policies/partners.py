@@ -44,7 +44,7 @@ class BankView:
         return self.num_rows
 
     def __getstate__(self) -> dict[str, Any]:
-        """The bank and the rows alone: what is sent to a worker process does not grow with the codes."""
+        """The bank and the rows alone; a worker process computes the rest for itself."""
         return {"bank": self.bank, "rows": self.rows, "num_rows": self.num_rows}
 
     def codes(self, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A policy: what is mixed with what, by how much, and what label it gets."""
+"""A policy: partners, weights, path and label of a mix."""
 
 from __future__ import annotations
 

@@ -84,6 +84,8 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         (torch.Size([64, 1, 28, 28]), torch.Size([64, 10]))
     """
 
+    mixes_labels = True  # of the samples of `dataset`
+
     @long_lived()
     def __init__(
         self,

@@ -30,7 +30,7 @@ AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PoolFormatError(files.FormatError):
-    """A pool's folder is not what the format says; the message names the file and the field."""
+    """A pool's folder does not follow the format; the message names the file and the field."""
 
 
 def _is_seed(value: object) -> bool:
@@ -120,9 +120,9 @@ class PoolIndex:
 
     def entry(self, path: Path, name: str) -> FileEntry:
         """One of the two other files; ``path`` is the index's, for an error."""
-        said = self.files[name]
+        held = self.files[name]
         return FileEntry.read(
-            path, f"files.{name}", {"name": name, **said} if isinstance(said, dict) else said, PoolFormatError
+            path, f"files.{name}", {"name": name, **held} if isinstance(held, dict) else held, PoolFormatError
         )
 
     def to_bytes(self) -> bytes:

@@ -61,12 +61,12 @@ def test_preview_draws_the_classes_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ("sneaker,hat", "'hat' is no class of this bank: expected the number or name of one, of T-shirt/top, Trouser"),
-        ("a,b", "'a' is no class of this bank: did you mean 'ankle boot'?"),
-        ("sneaker,s", "'s' is no class of this bank: did you mean 'sandal' or 'shirt' or 'sneaker'?"),
+        ("sneaker,hat", "no class of this bank is called 'hat': expected a name or a number, of T-shirt/top, Trouser"),
+        ("a,b", "no class of this bank is called 'a': did you mean 'ankle boot'?"),
+        ("sneaker,s", "no class of this bank is called 's': did you mean 'sandal' or 'shirt' or 'sneaker'?"),
         ("sneaker", "--pairs needs two classes with a comma between them: got 'sneaker'"),
         ("sneaker,shirt,bag", "--pairs needs two classes"),
-        ("sneaker,10", "'10' is no class"),
+        ("sneaker,10", "no class of this bank is called '10'"),
     ],
 )
 def test_preview_says_what_is_wrong_and_writes_nothing(tmp_path, pairs, message):

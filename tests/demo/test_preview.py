@@ -59,12 +59,12 @@ def test_a_class_goes_by_its_whole_name_or_its_number(wanted, index):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("a", "'a' is no class of this bank: did you mean 'ankle boot' or 'ankle'?"),
+        ("a", "no class of this bank is called 'a': did you mean 'ankle boot' or 'ankle'?"),
         ("bgg", "did you mean 'bag'?"),
         ("CAT", r"'CAT' is the name of several classes, in other cases: use one of the numbers \[3, 4\]"),
-        ("6", "'6' is no class"),
-        ("\N{SUPERSCRIPT TWO}", "is no class"),
-        ("", "'' is no class of this bank: expected the number or name of one, of Ankle boot, Bag"),
+        ("6", "called '6'"),
+        ("\N{SUPERSCRIPT TWO}", "no class of this bank is called"),
+        ("", "no class of this bank is called '': expected a name or a number, of Ankle boot, Bag"),
     ],
 )
 def test_what_is_no_class_is_refused(wanted, message):
