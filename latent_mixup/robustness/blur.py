@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_mixup.robustness.accuracy import logits_of, share_right
-from latent_mixup.robustness.shared import Loader
+from latent_mixup.robustness.shared import Loader, check_list
 
 SIGMAS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # pixels; the last is the paper's
 
@@ -110,4 +110,5 @@ def blur_sweep(
         >>> list(blur_sweep(net, [(torch.rand(5, 3, 4, 4), torch.arange(5))], (1.0, 2.0)))
         [1.0, 2.0]
     """
+    check_list("sigmas", sigmas, may_be_empty=True)
     return {sigma: blurred_accuracy(model, loader, kernel_size, sigma, device=device) for sigma in sigmas}

@@ -104,6 +104,7 @@ def evaluate(
     for name, count in counts.items():
         if count < 0:
             raise ValueError(f"{name} must be at least 0: got {count}")
+    check_list("sigmas", sigmas, may_be_empty=True)
     if corruption_images:
         check_list("severities", severities)
     radii: dict[Norm, float] = {"linf": linf_eps, "l2": l2_eps}
@@ -151,8 +152,8 @@ def _clean(model: nn.Module, test: Batches, *, device: Any) -> dict[str, Any]:
 def _blur(model: nn.Module, test: Batches, *, sigmas: Sequence[float], device: Any) -> dict[str, Any]:
     by_sigma = blur_sweep(model, test, sorted({SIGMA, *sigmas}), kernel_size=KERNEL_SIZE, device=device)
     accuracy = [by_sigma[sigma] for sigma in sigmas]
-    sweep = {"kernel_size": KERNEL_SIZE, "sigmas": list(sigmas), "accuracy": accuracy}
-    return {"blurred_accuracy": by_sigma[SIGMA], **({"blur_sweep": sweep} if sigmas else {})}
+    sweep = {"kernel_size": KERNEL_SIZE, "sigmas": [float(sigma) for sigma in sigmas], "accuracy": accuracy}
+    return {"blurred_accuracy": by_sigma[SIGMA], **({"blur_sweep": sweep} if len(sigmas) else {})}
 
 
 def _deepfool(model: nn.Module, test: Batches, *, span: Range, device: Any, progress: bool) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _corruptions(
     model: nn.Module, test: Batches, *, severities: Sequence[int], seed: int, **how: Any
 ) -> dict[str, Any]:
     accuracies = corruption_accuracy(model, test, severities=severities, seed=seed, **how)
-    record = {"n_images": _num_images(test), "severities": list(severities), "seed": seed}
+    record = {"n_images": _num_images(test), "severities": [int(severity) for severity in severities], "seed": seed}
     mean = statistics.fmean(accuracy for row in accuracies.values() for accuracy in row)
     return {"corruptions": {**record, "mean_accuracy": mean, "accuracy": accuracies}}
 

@@ -107,9 +107,10 @@ def assumed_bounds(least: float, most: float) -> Bounds:
         ValueError: No value is below 0: the images may be in [0, 1].
     """
     if least >= 0:
+        white = 1 if most <= 1 else 255
         raise ValueError(
             f"the images lie between {least:.4g} and {most:.4g}, and bounds were not given: "
-            "pass bounds=(0, 1) if black is 0, or bounds=(-1, 1) if it is -1"
+            f"pass bounds=(0, {white}) if black is 0, or bounds=(-1, 1) if it is -1"
         )
     return (-1.0, 1.0)
 

@@ -141,10 +141,12 @@ def check_classes(labels: Tensor, num_classes: int) -> None:
         raise ValueError(f"labels must be in [0, {num_classes}), the logits' classes: got {least} to {most}; {advice}")
 
 
-def check_list(name: str, values: object) -> None:
+def check_list(name: str, values: object, *, may_be_empty: bool = False) -> None:
     """Raise ``ValueError`` unless ``values`` are several, in a list or another sequence."""
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray | Tensor) or not len(values):
-        raise ValueError(f"{name} must be a list with an entry at least: got {values!r:.100}")
+    listed = isinstance(values, Sequence | np.ndarray | Tensor) and not isinstance(values, str)
+    if not listed or not (len(values) or may_be_empty):  # type: ignore[arg-type]
+        some = "" if may_be_empty else " with an entry at least"
+        raise ValueError(f"{name} must be a list{some}: got {values!r:.100}")
 
 
 def check_eps(eps: float, norm: str) -> None:

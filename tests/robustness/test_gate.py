@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -315,6 +316,13 @@ def test_lists_that_are_none_are_refused(value: Any, net: nn.Module, data: tuple
     for name in ("severities", "names"):
         with pytest.raises(ValueError, match=f"{name} must be a list with an entry at least: got"):
             scores.corruption_accuracy(net, [data], bounds=UNIT, **{name: value})
+    if value != []:
+        for score in (
+            lambda: scores.evaluate(net, *data, bounds=UNIT, sigmas=value),
+            lambda: scores.blur_sweep(net, [data], value),
+        ):
+            with pytest.raises(ValueError, match="sigmas must be a list: got"):
+                score()
     with pytest.raises(ValueError, match=r"severity must be from 1 to 5: got '1'"):
         scores.corruption_accuracy(net, [data], bounds=UNIT, severities=["1"])  # type: ignore[list-item]
 
@@ -404,6 +412,8 @@ def test_a_range_that_nobody_named_is_not_assumed_for_images_in_0_1(
     images, labels = data
     with pytest.raises(ValueError, match=r"bounds were not given: pass bounds=\(0, 1\) if black is 0"):
         scores.evaluate(net, images, labels)
+    with pytest.raises(ValueError, match=r"bounds were not given: pass bounds=\(0, 255\)"):
+        scores.evaluate(net, images * 255, labels)
     score = scores.deepfool_score(net, [data], num_classes=2)
     with pytest.raises(ValueError, match="bounds were not given"):
         score.in_unit_range()
@@ -412,3 +422,13 @@ def test_a_range_that_nobody_named_is_not_assumed_for_images_in_0_1(
     assert scores.evaluate(net, images * 2 - 1, labels, **NO_CORRUPTIONS)["bounds"] == [-1.0, 1.0]
     with pytest.raises(ValueError, match="images must keep to bounds"):
         scores.deepfool_score(net, [(images * 3, labels)], num_classes=2).in_unit_range((0, 1))
+
+
+def test_evaluate_takes_a_loader_and_numbers_of_numpy(net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+    how: dict[str, Any] = {**NO_CORRUPTIONS, "corruption_images": 4, "bounds": UNIT}
+    expected = without_seconds(scores.evaluate(net, *data, **{**how, "severities": [1, 4], "sigmas": [1.0]}))
+    numbers = {"severities": np.array([1, 4]), "sigmas": np.array([1.0])}
+    found = without_seconds(scores.evaluate(net, DataLoader(TensorDataset(*data), 3), **{**how, **numbers}))
+    assert json.loads(json.dumps(found)) == expected
+    with pytest.raises(ValueError, match="accuracy needs labels"):
+        scores.evaluate(net, data[0], bounds=UNIT)
