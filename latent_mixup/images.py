@@ -226,7 +226,7 @@ class ImageFormat:
         images = self._signed(values)
         if images.abs().max() > (INSIDE if values.is_floating_point() else 1) or not images.isfinite().all():
             low, high = _finite_ends(values)
-            raise ValueError(f"an image has values from {low:.4g} to {high:.4g}: {self._expected(values)}")
+            raise ValueError(f"an image has values from {low:.6g} to {high:.6g}: {self._expected(values)}")
         return _of_channels(images, size)
 
     def _signed(self, values: Tensor) -> Tensor:

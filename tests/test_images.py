@@ -1,12 +1,15 @@
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 from torchvision import tv_tensors
+from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
@@ -15,10 +18,12 @@ from latent_mixup.images import (
     SIGNED,
     UNIT,
     ImageFormat,
+    check_loader,
     check_size,
     detect_format,
     from_uint8,
     from_uint16,
+    open_image,
     pixel_values,
     range_mismatch,
     to_uint8,
@@ -465,6 +470,55 @@ def test_sixteen_bits_that_are_eight():
     with pytest.raises(ValueError, match="16-bit images end at 65535, and these at 255: give 8-bit values as uint8"):
         detect_format([picture(1).numpy().astype(np.uint16)])
     assert detect_format([np.zeros((6, 6), np.uint16)]) == ImageFormat()
+
+
+@pytest.mark.parametrize("form", [lambda x: x, torch.from_numpy, lambda x: Image.fromarray(x[0])])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_the_bit_depth_of_images_in_uint16_is_told_by_the_first_of_them(bits, form):
+    """Black and white are the ends of their own range; fewer bits than 16 are said once."""
+    values = (picture(1).numpy().astype(np.float64) / 255 * (2**bits - 1)).round().astype(np.uint16)
+    said = pytest.warns(UserWarning, match=f"are read as {bits} bits, white is {2**bits - 1}")
+    with nullcontext() if bits == 16 else said:
+        format = detect_format([form(values), form(values // 2)])
+    assert format.bits == bits
+    assert ImageFormat(**json.loads(json.dumps(format.to_dict()))) == format
+    converted = format.convert(form(values), (1, SIZE, SIZE))
+    torch.testing.assert_close(converted, from_uint8(picture(1)), rtol=0, atol=4 / 2**bits)
+    assert (converted.min(), converted.max()) == (-1, 1)
+    assert format.convert(picture(1), (1, SIZE, SIZE)).equal(from_uint8(picture(1)))  # 8 bits say it themselves
+    if bits < 16:
+        with pytest.raises(ValueError, match=f"from 0 to 65535: the first images of this data set had {bits} bits"):
+            format.convert(picture(1).numpy().astype(np.uint16) * 257, (1, SIZE, SIZE))
+
+
+FILES = {
+    "8 bits.png": lambda x: x,
+    "16 bits.png": lambda x: x.astype(np.uint16) * 257,
+    "16 bits.tif": lambda x: x.astype(np.uint16) * 257,
+    "float.tif": lambda x: x.astype(np.float32) / 255,
+    "32 bits.tif": lambda x: x.astype(np.int32) * 257,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_keeps_its_bit_depth(tmp_path, name):
+    """ImageFolder with our loader gives the same image for all of them; with its own it is refused beyond 8 bits."""
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for index in range(MIN_IMAGES):
+        Image.fromarray(FILES[name](picture(1, index)[0].numpy())).save(folder / f"{index} {name}")
+    images = [image for image, _ in ImageFolder(str(tmp_path), loader=open_image)]
+    format = detect_format(images)
+    for index, image in enumerate(images):
+        torch.testing.assert_close(
+            format.convert(image, (1, SIZE, SIZE)), from_uint8(picture(1, index)), rtol=0, atol=1e-6
+        )
+    spoiling = ImageFolder(str(tmp_path))
+    check_loader(ImageFolder(str(tmp_path), loader=open_image), 0)
+    for dataset in (spoiling, Subset(spoiling, [3])):
+        refused = pytest.raises(ValueError, match=r"pass loader=latent_mixup.images.open_image")
+        with nullcontext() if name.startswith("8") else refused:
+            check_loader(dataset, 0)
 
 
 def test_a_later_image_of_another_range_is_no_image_of_this_data_set():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import call
@@ -166,6 +167,56 @@ def test_a_folder_of_images(tmp_path):
     code, output = call(*arguments[:5], tmp_path / "bank", "--out", tmp_path / "other")
     assert code == 1
     assert "Found no valid file for the classes chunks" in output
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "12 bits", "float"])
+def test_a_folder_of_images_with_more_than_8_bits_gives_the_codes_of_the_same_with_8(tmp_path, kind):
+    images = BundledImages("fashion-mnist", train=False)
+    codes = []
+    for form in ("8 bits", kind):
+        folder = tmp_path / form / "class"
+        folder.mkdir(parents=True)
+        for index in range(8):
+            values = images.data[index, 0].numpy()
+            values = {
+                "8 bits": lambda x: x,
+                "16 bits": lambda x: x.astype(np.uint16) * 257,
+                "12 bits": lambda x: (x / 255 * 4095).round().astype(np.uint16),
+                "float": lambda x: x.astype(np.float32) / 255,
+            }[form](values)
+            Image.fromarray(values).save(folder / f"{index}.{'tif' if form == 'float' else 'png'}")
+        arguments = ("--dataset", "imagefolder", "--data-root", tmp_path / form, "--steps", 0)
+        code, output = call("invert", "fashion-mnist", *arguments, "--out", tmp_path / f"bank {form}")
+        assert code == 0, output
+        assert ("value is 4095 are read as 12 bits, white is 4095" in output) == (form == "12 bits")
+        codes.append(LatentBank.from_pretrained(tmp_path / f"bank {form}")[:][0])
+    torch.testing.assert_close(*codes, rtol=0, atol=0.02)
+
+
+def test_images_that_are_set_aside_are_a_note(tmp_path, data_root):
+    folder = tmp_path / "images" / "class"
+    folder.mkdir(parents=True)
+    images = BundledImages("fashion-mnist", train=False)
+    for index in range(6):
+        Image.fromarray(images.data[index, 0].numpy()).save(folder / f"{index}.png")
+    (folder / "4.png").write_bytes(b"no picture")
+    arguments = ("--dataset", "imagefolder", "--data-root", tmp_path / "images", "--steps", 0, "--out")
+    code, output = call("invert", "fashion-mnist", *arguments, tmp_path / "bank")
+    assert code == 0, output
+    assert "note: 1 of 6 images cannot be used; the first, image 4: UnidentifiedImageError: " in output
+    bank = LatentBank.from_pretrained(tmp_path / "bank")
+    assert (len(bank), list(bank.set_aside)) == (5, [4])
+    for index in (1, 2, 3):
+        (folder / f"{index}.png").write_bytes(b"no picture")
+    code, output = call("invert", "fashion-mnist", *arguments, tmp_path / "other")
+    assert code == 1
+    assert "Error: 4 of 6 images cannot be used; the first, image 1: " in output
+
+
+def test_a_missing_data_set_names_the_folder_that_is_wanted(tmp_path):
+    for name, folder in (("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw")):
+        with pytest.raises(FileNotFoundError, match=f"expected {tmp_path / folder}; pass --data-root"):
+            torchvision_dataset(name, tmp_path, train=True)
 
 
 def failed_bank(tmp_path: Path) -> LatentBank:
