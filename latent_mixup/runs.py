@@ -279,7 +279,7 @@ class ChunkFolder(Chunks):
                     return None
                 chunk = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             return chunk if self._check is None or self._check(number, chunk) else None
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it is made again
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError):  # broken in any way
             return None
 
     def write(self, number: int, chunk: Tensors) -> None:

@@ -165,7 +165,7 @@ def invert(
             return pack(_no_rows(generator, samples.labels), samples.errors)
         _check_labels(samples.labels, classes)
         first_code, curvature = learnt()
-        start = torch.cat([first_code(images).detach() for images in samples.images.split(batch_size)])
+        start = torch.cat([first_code(images).detach().float() for images in samples.images.split(batch_size)])
         _check_codes(start, generator)
         codes, losses = optimise_codes(
             generator,

@@ -141,8 +141,20 @@ def probe(
 
 
 def stated_format(stated: Mapping[str, Any] | None, dataset: Any, generator: Generator) -> SampleFormat:
-    """The form of a bank's data set: ``bank.metadata["samples"]``, or else found by its first samples."""
-    return probe(dataset, generator)[0] if stated is None else SampleFormat.from_dict(stated)
+    """The form of a bank's data set: ``bank.metadata["samples"]``, or else found by its first samples.
+
+    Raises:
+        ValueError: The metadata are not those of :func:`latent_mixup.invert`, or as for :func:`probe`.
+    """
+    if stated is None:
+        return probe(dataset, generator)[0]
+    try:
+        return SampleFormat.from_dict(stated)
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        raise ValueError(
+            f"metadata['samples'] of the bank needs the form that invert writes: got {stated!r:.100}; remove it, and "
+            "the samples are read as they look"
+        ) from cause
 
 
 def read_samples(

@@ -13,8 +13,8 @@ class FeatureLoss(nn.Module):
     """MSE of a trained network's features plus ``pixel_weight`` times the pixel MSE.
 
     Args:
-        features: Images ``[B, C, H, W]`` in [-1, 1] to features of any shape. Its parameters are frozen in place, and it
-            runs in eval mode whatever mode its owner sets.
+        features: Images ``[B, C, H, W]`` in [-1, 1] to features of any shape. Its parameters are frozen in place, and
+            it runs in eval mode whatever mode its owner sets.
         pixel_weight: Weight of the pixel MSE. The paper's experiments use 0; features alone do not determine the
             brightness of flat areas.
 

@@ -112,8 +112,8 @@ class LPIPS(nn.Module):
         heads = _read_heads(backbone)
         self.widths = [head.numel() for head in heads]
         self.register_buffer("heads", torch.cat(heads))
-        self.register_buffer("shift", torch.tensor(SHIFT, device="cpu").view(3, 1, 1))
-        self.register_buffer("scale", torch.tensor(SCALE, device="cpu").view(3, 1, 1))
+        self.register_buffer("shift", torch.tensor(SHIFT, dtype=torch.float32, device="cpu").view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE, dtype=torch.float32, device="cpu").view(3, 1, 1))
         self.requires_grad_(False).eval()
 
     @property
@@ -265,7 +265,7 @@ def _load_features(spec: Backbone, weights: Weights | None, random_seed: int | N
     else:
         path = _cached_file(spec, download) if weights is None else _weights_file(weights, spec)
         tensors = _checked(str(path), _read_tensors(path, spec), shapes, spec)
-    features = features.to_empty(device="cpu")
+    features = features.float().to_empty(device="cpu")
     features.load_state_dict({name.removeprefix("features."): tensor for name, tensor in tensors.items()})
     return features
 
@@ -274,14 +274,14 @@ def _random_tensors(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Te
     """He's initialisation: normal filters of variance 2 / fan-in, biases of zero."""
     draw, tensors = keyed_generator("random-backbone", seed), {}
     for name, shape in shapes.items():
-        tensors[name] = torch.zeros(shape, device="cpu")
+        tensors[name] = torch.zeros(shape, dtype=torch.float32, device="cpu")
         if len(shape) > 1:
             tensors[name].normal_(0, sqrt(2 / shape[1:].numel()), generator=draw)
     return tensors
 
 
 def _official_url(spec: Backbone) -> str:
-    """Torchvision's address of the weights that ``lpips`` was trained with; the name holds 8 digits of their SHA-256."""
+    """Address of the weights that ``lpips`` was trained with; the name holds 8 digits of their SHA-256."""
     from torchvision import models
 
     return str(models.get_model_weights(spec.network).IMAGENET1K_V1.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -148,6 +149,12 @@ def test_an_encoder_of_ones_own(tmp_path, data_root):
     images = torch.stack([BundledImages("fashion-mnist", train=False)[index][0] for index in range(40)])
     torch.testing.assert_close(bank[:][0], encoder(images))
     assert bank.metadata["inversion"]["start"].startswith("MLPEncoder (")
+    bank.save_pretrained(tmp_path / "bank")
+    where = ("--generator", "fashion-mnist", "--dataset", "fashion-mnist", "--data-root", data_root, "--columns", 2)
+    out = tmp_path / "report"
+    code, output = call("report", tmp_path / "bank", *where, "--encoder", tmp_path / "encoder", "--out", out)
+    assert code == 0, output
+    assert json.loads((out / "report.json").read_text())["encoded"]["encoder"].startswith("MLPEncoder (")
 
 
 def test_a_folder_of_images(tmp_path):

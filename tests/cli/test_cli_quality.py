@@ -44,6 +44,14 @@ def test_refine_writes_a_better_bank_and_says_how_much(tmp_path, data_root, bank
     assert LatentBank.from_pretrained(tmp_path / "shared").digest() == after.digest()
 
 
+def test_refine_has_the_options_of_the_optimiser(tmp_path, data_root, bank):
+    arguments = ("refine", bank, *DATA, data_root, *QUICK, "--above", 0.01, "--out", tmp_path / "new")
+    code, output = call(*arguments, "--optimizer", "adam", "--seed", 3, "--draws", 16, "--restarts", 2)
+    assert code == 0, output
+    (stage,) = LatentBank.from_pretrained(tmp_path / "new").metadata["refined"]
+    assert {"optimizer": "adam", "seed": 3, "restarts": 2, "lr": 0.1, "batch_size": 8}.items() <= stage.items()
+
+
 def test_refine_with_nothing_to_do(tmp_path, data_root, bank):
     code, output = call("refine", bank, *DATA, data_root, "--above", 3, "--steps", 5, "--out", tmp_path / "new")
     assert code == 0

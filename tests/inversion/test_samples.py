@@ -19,7 +19,15 @@ from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
 from latent_mixup.images import SIGNED, UNIT, ImageFormat, from_uint8
-from latent_mixup.inversion.samples import NUM_PROBES, SampleFormat, Samples, class_names, probe, read_samples
+from latent_mixup.inversion.samples import (
+    NUM_PROBES,
+    SampleFormat,
+    Samples,
+    class_names,
+    probe,
+    read_samples,
+    stated_format,
+)
 
 N, SIZE = 20, 4
 LABELS = [index % 3 for index in range(N)]
@@ -347,6 +355,12 @@ def test_a_format_survives_json():
     for format in (probe(PAIRS, Sized())[0], SampleFormat(SIGNED, "img", "fine_label", 10), SampleFormat(UNIT)):
         assert SampleFormat.from_dict(json.loads(json.dumps(format.to_dict()))) == format
     assert probe(PAIRS, Sized())[0] == SampleFormat(ImageFormat(), 0, 1)
+
+
+@pytest.mark.parametrize("stated", ["mine", {}, {"images": 3}, {"images": {"mean": "x", "std": None}}, {"other": 1}])
+def test_a_stated_format_that_is_none_is_named(stated):
+    with pytest.raises(ValueError, match=r"metadata\['samples'\] of the bank needs the form that invert writes: got "):
+        stated_format(stated, PAIRS, Sized())
 
 
 # ---- a bad image is set aside ----------------------------------------------------------------------

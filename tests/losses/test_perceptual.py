@@ -197,6 +197,18 @@ def test_the_global_random_state_is_left_alone():
     assert callable_id(one) == callable_id(same) != callable_id(other)
 
 
+def test_the_default_dtype_changes_nothing(squeezenet):
+    images, targets = pairs()
+    expected = LPIPS("squeeze", weights=squeezenet)(images, targets)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loss = LPIPS("squeeze", weights=squeezenet)
+        assert loss(images, targets).equal(expected)
+        assert {tensor.dtype for tensor in loss.state_dict().values()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_it_is_made_on_the_cpu(squeezenet):
     with torch.device("meta"):  # a default device of the user's
         losses = [LPIPS("squeeze", weights=weights) for weights in ("random", squeezenet)]
