@@ -175,8 +175,8 @@ def _look(
     probes, mean_image = others[:PROBES], seen.mean(0)
     if failed(check_repeats(generator, probes), check_batch(generator, probes), check_range(seen), check_spread(seen)):
         return checks, None
-    stream, on_cpu = keyed_generator("self-test-directions", seed), {"dtype": torch.float32, "device": "cpu"}
-    noise = torch.randn(probes.shape, generator=stream, **on_cpu).to(probes)
+    stream = keyed_generator("self-test-directions", seed)
+    noise = torch.randn(probes.shape, generator=stream, dtype=torch.float32, device="cpu").to(probes)
     directed = list(zip(probes.split(1), (noise * probes.std()).split(1), strict=True))
     gradient, error = measured_gradient(generator, _bar(progress, "gradient", directed), mean_image)
     if failed(check_gradient(gradient, error)):

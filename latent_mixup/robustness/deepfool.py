@@ -79,8 +79,8 @@ class DeepFoolScore:
         span = Range.of(assumed_bounds(*self.input_range) if bounds is None else bounds, ends[None, None, None])
         width = span.width()
         least, most = span.to_unit(ends).tolist()
-        unit = {"score": self.score / width, "score_correct": self.score_correct / width}
-        return replace(self, **unit, input_range=(least, most))
+        score, score_correct = self.score / width, self.score_correct / width
+        return replace(self, score=score, score_correct=score_correct, input_range=(least, most))
 
 
 def deepfool(

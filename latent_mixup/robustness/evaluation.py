@@ -95,7 +95,7 @@ def evaluate(
         ['accuracy', 'blur_sweep', 'blurred_accuracy', 'bounds']
     """
     check_model(model)
-    if labels is None:
+    if not isinstance(images, Tensor) or labels is None:
         images, labels = (torch.cat(column) for column in zip(*batches(images), strict=True))
     check_images(images)
     labels = class_indices(labels, len(images))

@@ -115,7 +115,7 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must be finite: got {int((~images.isfinite()).sum())} nan or inf numbers")
 
 
-def class_indices(labels: Tensor, num_images: int) -> Tensor:
+def class_indices(labels: object, num_images: int) -> Tensor:
     """Labels ``[num_images]`` of any integer type as int64 on the CPU.
 
     Raises:
@@ -156,9 +156,9 @@ def check_eps(eps: float, norm: str) -> None:
     check_length("eps", eps)
 
 
-def check_length(name: str, value: float) -> None:
+def check_length(name: str, value: object) -> None:
     """Raise ``ValueError`` unless ``value`` is positive and finite."""
-    if not isinstance(value, Real) or not (math.isfinite(value) and value > 0):
+    if not isinstance(value, Real) or not (math.isfinite(value) and float(value) > 0):
         raise ValueError(f"{name} must be a positive length in the units of the images: got {value!r}")
 
 
