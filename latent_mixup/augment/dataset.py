@@ -65,6 +65,8 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         (torch.Size([1, 28, 28]), torch.Size([10]))
     """
 
+    mixes_labels = True  # of the samples of `dataset`
+
     def __init__(
         self,
         dataset: Dataset[Any] | Sequence[Any] | None,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
@@ -120,6 +120,17 @@ def given_indices(loader: object) -> Tensor | None:
 # --------------------------------------------------------------------------------------------------
 
 
+def _without_mixing(dataset: object | None) -> object | None:
+    """A data set in which others that mix labels are replaced by those that they mix; None: it is not known."""
+    if type(dataset) is Subset:
+        inner = _without_mixing(dataset.dataset)
+        return None if inner is None else Subset(inner, dataset.indices)  # type: ignore[arg-type]
+    if type(dataset) is ConcatDataset:
+        parts = [_without_mixing(part) for part in dataset.datasets]
+        return None if None in parts else ConcatDataset(parts)  # type: ignore[arg-type]
+    return _without_mixing(dataset.dataset) if hasattr(dataset, "mixes_labels") else dataset
+
+
 def rows_to_mix(
     bank: LatentBank, generator: Generator, dataset: object | None, indices: Tensor | None = None
 ) -> Tensor | None:
@@ -137,7 +148,8 @@ def rows_to_mix(
     Warns:
         SplitWarning: It cannot be told, and the bank was not restricted by ``bank.subset``.
     """
-    rows = None if dataset is None else bank.rows_of_data(dataset, generator)
+    plain = _without_mixing(dataset)
+    rows = None if plain is None else bank.rows_of_data(plain, generator)
     if rows is None:
         if not getattr(bank, "is_part", False):
             what = "a data set that was not given" if dataset is None else f"this {type(dataset).__name__}"

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Subset
 from torchvision.transforms import v2
 
+from latent_mixup.augment import LatentMixupCollate, LatentMixupLoader
 from latent_mixup.augment import prefetch as ahead
-from latent_mixup.augment.loader import LatentMixupLoader
 from latent_mixup.generators import CompactGenerator
 from latent_mixup.images import moments_of, normalized
 
@@ -20,7 +20,8 @@ from latent_mixup.images import moments_of, normalized
 def wrap(toy_dataset, linear_generator, toy_bank):
     def make(loader=None, **settings):
         loader = DataLoader(toy_dataset, 8) if loader is None else loader
-        return LatentMixupLoader(loader, linear_generator, toy_bank, **{"seed": 0, **settings})
+        known = {} if hasattr(loader, "dataset") else {"dataset": toy_dataset}
+        return LatentMixupLoader(loader, linear_generator, toy_bank, **{"seed": 0, **known, **settings})
 
     return make
 
@@ -204,7 +205,7 @@ class ConvGenerator(LinearGenerator):
 
 @pytest.fixture
 def conv_wrap(toy_dataset, toy_bank):
-    two_channels = LabelledImages(toy_dataset.images.repeat(1, 2, 1, 1), toy_dataset.labels)
+    two_channels = LabelledImages(ConvGenerator().decode(toy_bank[:][0]), toy_dataset.labels)
 
     def make(generator=None, **settings):
         return LatentMixupLoader(
@@ -333,23 +334,47 @@ def test_epochs_count_up_by_themselves(wrap):
     told = wrap()
     told.set_epoch(1)
     assert torch.equal(pull(told)[1], second)
-    assert torch.equal(pull(told)[1], second)  # it stays what was said
+    with pytest.warns(UserWarning, match="epoch 1 is drawn a second time.*call set_epoch"):
+        assert torch.equal(pull(told)[1], second)  # it stays the one named last
+    pull(told)  # said once
     told.set_epoch(0)
     assert torch.equal(pull(told)[1], first)
 
 
-def test_set_epoch_reaches_the_sampler(wrap, toy_dataset):
-    sampler = DistributedSampler(toy_dataset, num_replicas=2, rank=0)
-    loader = wrap(DataLoader(toy_dataset, 8, sampler=sampler))
-    loader.set_epoch(4)
-    assert sampler.epoch == 4
-    wrap(DataLoader(toy_dataset, 8)).set_epoch(4)  # whose sampler has no epoch
+class Told:
+    """A part of a loader that is told the epoch."""
+
+    epoch = None
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+class ToldImages(LabelledImages, Told):
+    pass
+
+
+class ToldLoader(DataLoader, Told):
+    pass
+
+
+def test_set_epoch_reaches_every_part_of_the_loader(wrap, toy_dataset, linear_generator, toy_bank):
+    images = ToldImages(toy_dataset.images, toy_dataset.labels)
+    for way in ("sampler", "batch_sampler"):
+        sampler = DistributedSampler(images, num_replicas=2, rank=0)
+        batches = {"batch_sampler": BatchSampler(sampler, 8, True)} if way == "batch_sampler" else {"sampler": sampler}
+        collate = LatentMixupCollate(linear_generator, toy_bank, dataset=images, seed=0)
+        inner = ToldLoader(Subset(images, range(50)), collate_fn=collate, **batches)
+        wrap(wrap(inner)).set_epoch(4)
+        assert [sampler.epoch, images.epoch, inner.epoch, collate._mixer.epoch] == [4] * 4
+    wrap(DataLoader(toy_dataset, 8)).set_epoch(4)  # whose parts have no epoch
 
 
 def test_an_iteration_keeps_its_epoch(wrap):
     loader = wrap(prefetch=0)
     loader.set_epoch(0)
     expected = pull(loader)[1]
+    loader.set_epoch(0)
     targets = []
     for _, target in loader:
         loader.set_epoch(9)
@@ -368,8 +393,9 @@ def test_attributes_are_the_wrapped_loaders(wrap, toy_dataset):
     assert loader.sampler is inner.sampler
     assert loader.batch_size == 8
     assert loader.drop_last
-    with pytest.raises(AttributeError):
-        _ = loader.nonsense
+    inner.state = "anything"
+    with pytest.raises(AttributeError, match="has no attribute 'state'; its attribute 'loader' is the wrapped one"):
+        _ = loader.state
 
 
 def test_mixup_enabled(wrap, toy_dataset):
@@ -438,6 +464,6 @@ def test_bad_input(wrap, toy_dataset):
         wrap(alpha=0)
     with pytest.raises(TypeError, match=r"\(images, labels\): got dict"):
         list(wrap([{"image": 1, "label": 2}]))
-    images_only = DataLoader(TensorDataset(toy_dataset.images), 8)
+    images_only = [[toy_dataset.images]]
     with pytest.raises(TypeError, match=r"\(images, labels\): got list of 1"):
         list(wrap(images_only))

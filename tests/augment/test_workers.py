@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LabelledImages, LinearGenerator
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, get_worker_info
 
 from latent_mixup import LatentBank, LatentMixupCollate, LatentMixupDataset, LatentMixupLoader, RenderedMixupDataset
 from latent_mixup.pool.render import render
@@ -30,7 +30,7 @@ def chain(toy_dataset, linear_generator, toy_bank, tmp_path):
     def make(**options):
         mixes = LatentMixupDataset(toy_dataset, linear_generator, bank, **settings)
         pool = RenderedMixupDataset(tmp_path / "pool", dataset=toy_dataset, **settings)
-        collate = LatentMixupCollate(linear_generator, bank, **settings)
+        collate = LatentMixupCollate(linear_generator, bank, dataset=toy_dataset, **settings)
         order = torch.randperm(100, generator=torch.Generator().manual_seed(3)).tolist()
         loader = DataLoader(ConcatDataset([mixes, pool]), 8, sampler=order, collate_fn=collate, **options)
         return LatentMixupLoader(loader, linear_generator, bank, **settings), (mixes, pool, collate)
@@ -79,12 +79,12 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from conftest import LabelledImages, LinearGenerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from latent_mixup import LatentBank, LatentMixupLoader
 
 class Deadly(LabelledImages):
     def __getitem__(self, index):
-        if index == 30:
+        if index == 30 and get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
@@ -131,7 +131,8 @@ def runs(pid: int) -> bool:
 def test_a_worker_that_hangs_is_an_error_at_the_timeout(toy_dataset, toy_bank):
     class Slow(LabelledImages):
         def __getitem__(self, index: int):
-            time.sleep(60)
+            time.sleep(60 if get_worker_info() is not None else 0)
+            return super().__getitem__(index)
 
     inner = DataLoader(Slow(toy_dataset.images, toy_dataset.labels), 8, num_workers=1, timeout=1)
     with pytest.raises(RuntimeError, match="DataLoader timed out after 1 seconds"):
