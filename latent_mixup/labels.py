@@ -5,8 +5,10 @@ Labels of many samples are int64 ``[N]`` or float32 ``[N, num_classes]``. A clas
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -267,18 +269,30 @@ def describe_sample(sample: Any) -> str:
     return f"a {type(sample).__name__}"
 
 
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """A look at samples whose augmentation may draw numbers: torch's, NumPy's and Python's are as before afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that augmentations use
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
 def labels_of(dataset: Any, indices: list[int], key: str | int | None = None) -> Tensor:
-    """The labels of a few samples, ``[B]`` or ``[B, num_classes]``; torch's global random state stays as it was.
+    """The labels of a few samples, ``[B]`` or ``[B, num_classes]``; no global random state changes.
 
     Args:
-        dataset: Of samples as in :func:`label_of`.
-        indices: Of them.
+        dataset: Its samples are as in :func:`label_of`.
+        indices: Of the samples.
         key: Where the label is, if it is there; before the usual places.
 
     Raises:
-        ValueError: A sample is no ``(image, label)``, or they have labels of several kinds.
+        ValueError: A sample is not ``(image, label)``, or they have labels of several kinds.
     """
-    with torch.random.fork_rng(devices=[]):  # augmentations draw from it
+    with random_states_kept():
         labels = [label_of(dataset[index], index, key) for index in indices]
     for index, label in zip(indices, labels, strict=True):
         if label.shape != labels[0].shape:

@@ -25,6 +25,7 @@ from latent_mixup.labels import (
     labels_of,
     on_cpu,
     part_of,
+    random_states_kept,
     read_label,
     targets_of,
 )
@@ -249,7 +250,7 @@ def _changed_targets(dataset: Any, change: Callable[[int], Any]) -> Tensor | Non
     """``dataset.targets`` after ``target_transform``, which is called once for each class."""
     try:
         classes, number = as_labels(dataset.targets, len(dataset)).unique(return_inverse=True)
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             return torch.stack([read_label(change(label)) for label in classes.tolist()])[number]
     except Exception:  # it is the user's own function: the samples tell
         return None
@@ -298,7 +299,7 @@ def read_images(dataset: Any, indices: list[int], size: tuple[int, ...], image_k
         return torch.stack(images)
 
     try:
-        with torch.random.fork_rng(devices=[]):  # augmentations draw from it
+        with random_states_kept():
             looks = [look(), look()]
             looks += [] if torch.equal(*looks) else [look(), look()]
     except Exception:  # whoever trains on them says what is wrong

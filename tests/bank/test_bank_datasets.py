@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from banks import make_bank, soft_rows
@@ -107,8 +110,8 @@ def test_a_dataset_may_change_its_targets():
         (Plain(["a", "b", "c"]), r"\(image, label\)"),
         ([{"image": 0, "kind": 1}] * 3, r"\(image, label\): item 0 is a dict"),
         (Plain([0, None, 2]), "sample 1 has label none in the data set and 1 in the bank"),
-        (Plain(torch.eye(3)), "data set has soft labels of 3 classes, the bank class indices: .*soft|codes"),
-        (WithTargets(torch.eye(3)), "data set has soft labels of 3 classes, the bank class indices"),
+        (Plain(torch.eye(3).flip(0)), "data set has soft labels of 3 classes, the bank class indices: .*soft|codes"),
+        (WithTargets(torch.eye(3).flip(0)), "data set has soft labels of 3 classes, the bank class indices"),
         (list(torch.rand(3, 1, 4, 4)), "sample 0 has label none in the data set and 0 in the bank"),
     ],
 )
@@ -218,6 +221,15 @@ def test_samples_of_another_form_cannot_be_told(mnist):
     assert bank_of(mnist).rows_of_data([{"x": 0, "y": 1}] * 40) is None
 
 
+@pytest.mark.parametrize("form", [torch.Tensor.float, torch.Tensor.long, torch.Tensor.tolist])
+def test_one_hot_rows_in_the_data_set_are_class_indices(form):
+    bank = LatentBank(torch.zeros(10, 2), CLASSES)
+    rows = torch.eye(3)[CLASSES]
+    assert bank.rows_for(Plain([form(row) for row in rows])).tolist() == list(range(10))
+    with pytest.raises(ValueError, match="soft labels of 3 classes, the bank class indices"):
+        bank.rows_for(Plain([form(row) for row in rows.flip(1)]))
+
+
 CHANGES = {
     "merged": lambda label: label // 2,
     "one class": lambda label: 0 if label == 9 else label,
@@ -311,11 +323,13 @@ def test_images_of_another_dataset_with_the_same_labels_are_refused(toy_bank, to
 def test_images_in_any_range_and_with_augmentation_pass(toy_bank, toy_dataset, linear_generator, change):
     class Changed(Plain):
         def __getitem__(self, index):
+            random.random(), np.random.rand()  # noqa: NPY002
             return change(toy_dataset.images[index]), self.labels_[index]
 
-    state = torch.get_rng_state()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     assert len(toy_bank.rows_for(Changed(toy_dataset.labels.tolist()), linear_generator)) == 50
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002
 
 
 def test_images_that_tell_nothing_pass():
