@@ -53,7 +53,8 @@ def png(rows: Sequence[Tensor], captions: Sequence[str] = (), *, headings: Seque
         zoom: Each pixel becomes ``zoom`` by ``zoom``.
 
     Raises:
-        ValueError: Rows differ in length, or there is not one caption a row, or one heading a column.
+        ValueError: Images are neither grey nor RGB, rows differ in length, or there is not one caption a row, or one
+            heading a column.
     """
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or len(captions) not in (0, len(rows)) or len(headings) not in (0, len(rows[0]) + 1):
@@ -61,6 +62,8 @@ def png(rows: Sequence[Tensor], captions: Sequence[str] = (), *, headings: Seque
             f"a sheet needs rows of one length, a caption each, and one more heading than columns: got rows of "
             f"{sorted(lengths)}, {len(captions)} captions for {len(rows)} rows, {len(headings)} headings"
         )
+    if rows[0].shape[1] not in (1, 3):
+        raise ValueError(f"a sheet needs grey or RGB images: got {rows[0].shape[1]} channels")
     enlarged = F.interpolate(torch.cat([row.float().cpu() for row in rows]), scale_factor=zoom, mode="nearest")
     grid = to_uint8(make_grid(enlarged, nrow=len(rows[0]), padding=2, pad_value=1.0)).permute(1, 2, 0)
     sheet = Image.fromarray(grid.contiguous().numpy())

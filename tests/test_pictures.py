@@ -49,6 +49,12 @@ def test_a_picture_needs_even_rows_and_a_caption_each(rows, more, message):
         png(rows, **more)
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_picture_is_grey_or_rgb(channels):
+    with pytest.raises(ValueError, match=f"grey or RGB images: got {channels} channels"):
+        png([torch.zeros(3, channels, 4, 4)])
+
+
 def test_a_table_lines_its_columns_up():
     rows = [("", "mse", "n"), ("median", 0.25, "1,000"), ("all",)]
     assert text_table(rows) == "         mse      n\nmedian  0.25  1,000\nall"

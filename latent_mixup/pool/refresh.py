@@ -88,8 +88,9 @@ class Refreshed:
                 self._writer(part)()
         wanted = {self._path(*part) for part in [*parts, *self._parts(epoch - 1), following]}  # a rank may be behind
         for path in set(self._folder.glob("part-*.safetensors")) - wanted:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
+            for each in (path, path.with_suffix(".lock")):
+                with contextlib.suppress(OSError):  # Windows removes no file that a worker has open
+                    each.unlink()
         in_thread = self._renderer.decoder.device.type not in ONE_THREAD
         if in_thread and self._job is None and not self._path(*following).exists():
             self._job = _Job(following, self._writer(following))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +104,11 @@ class Renderer:
         for draw in self.draw(entries, turn).split(sizes):
             codes = self.bank[draw.sources.flatten()][0].unflatten(0, draw.sources.shape)
             latents = self.policy.mix(codes, draw, self.rows, path)
-            yield to_uint8(self.policy.finish(self.decoder(latents), draw)).cpu().contiguous()
+            images = self.policy.finish(self.decoder(latents), draw)
+            for what, values in (("a code in the bank", latents), ("an image that the generator decodes", images)):
+                if not values.isfinite().all():
+                    raise ValueError(f"{what} is NaN or infinite: a pool of it is not written")
+            yield to_uint8(images).cpu().contiguous()
 
 
 def render(
@@ -168,6 +173,11 @@ def render(
     decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
     renderer = Renderer(decoder, bank, followed, seed, batch_size)
     followed.check(renderer.rows)
+    if followed.by_batch:
+        warnings.warn(
+            f'a pool knows no batches: mode="batch" gives each {POOL_BLOCK:,} mixes in a row one lam, use mode="elem"',
+            stacklevel=2,
+        )
     run = PoolRun(Path(out), renderer, n)
     if not run.is_complete() and shard[0] < len(run.chunks):
         sizes = [len(chunk) for chunk in run.chunks]

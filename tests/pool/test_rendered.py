@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from conftest import LabelledImages, LinearGenerator, one_hot_bank
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
@@ -239,6 +240,26 @@ def test_what_cannot_be_rendered(make, change, error, message, tmp_path):
     with pytest.raises(error, match=message):
         make(**change)
     assert not (tmp_path / "pool").exists()
+
+
+def test_codes_and_images_that_are_no_numbers_are_not_rendered(make, toy_bank, linear_generator, monkeypatch, tmp_path):
+    toy_bank.save_pretrained(tmp_path / "bank")
+    (shard,) = (tmp_path / "bank").glob("*.safetensors")
+    with safe_open(shard, framework="pt") as opened:
+        header = opened.metadata()
+    tensors = load_file(shard)
+    tensors["latents"][7] = torch.nan
+    save_file(tensors, shard, metadata=header)
+    with pytest.raises(ValueError, match="a code in the bank is NaN or infinite"):
+        make(bank=LatentBank.from_pretrained(tmp_path / "bank"), n=1000)
+    monkeypatch.setattr(linear_generator, "decode", lambda latents: torch.full((len(latents), 1, 4, 4), torch.inf))
+    with pytest.raises(ValueError, match="an image that the generator decodes is NaN or infinite"):
+        make("other")
+
+
+def test_one_lam_a_batch_means_little_in_a_pool(make):
+    with pytest.warns(UserWarning, match='mode="batch" gives each 1,024 mixes in a row one lam'):
+        make(policy="paper")
 
 
 def test_a_bank_without_labels_and_swapped_arguments_cannot_be_rendered(
