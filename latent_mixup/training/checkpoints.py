@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -92,6 +93,16 @@ def write_checkpoint(
             f"cannot write the checkpoint of step {state['step']:,} into {folder} ({cause}): make room for it and "
             "start again, which goes on from the checkpoint before it"
         ) from cause
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ``OSError`` if no checkpoint could be written, before the first step is taken; makes the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as cause:
+        raise OSError(f"cannot write into {folder} ({cause}): choose another folder") from cause
 
 
 def read_log(folder: Path, last_step: int) -> list[dict[str, float]]:

@@ -146,7 +146,8 @@ class CompactTraining(Training):
     def finish(self) -> dict[str, Any]:
         """Fit the prior to the codes of all images."""
         parts = self.images.split(4096)
-        self.network.fit_prior(torch.cat([self.network.encode(from_uint8(part)) for part in parts]))
+        codes = torch.cat([self.network.encode(from_uint8(part)).cpu() for part in parts])
+        self.network.fit_prior(codes)  # in float64, which not every device has
         return {}
 
     @torch.no_grad()

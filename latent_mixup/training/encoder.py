@@ -206,9 +206,10 @@ def train_encoder(
             raise ValueError(f"images need the size of the generator's, {wanted}: got {sizes}")
     options.setdefault("checkpoint_every", 500)
     options.setdefault("device", generator.device)
-    generator = generator.to(options["device"])
+    run = Run(out, **options)
+    generator = generator.to(run.device)
     compared = chosen_loss(generator, loss or "pixels")
-    Run(out, **options).train(
+    run.train(
         lambda: ARCHES[arch](generator, **(network or {})),
         lambda encoder, recipe: EncoderTraining(encoder, recipe, compared, images_uint8),
         recipe or EncoderRecipe(),

@@ -14,11 +14,18 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
+from latent_mixup import files
 from latent_mixup.images import from_uint8
 from latent_mixup.networks import SavedNetwork
 from latent_mixup.policies.settings import Setting
 from latent_mixup.runs import Progress, stoppable
-from latent_mixup.training.checkpoints import CHECKPOINT_FILE, read_checkpoint, read_log, write_checkpoint
+from latent_mixup.training.checkpoints import (
+    CHECKPOINT_FILE,
+    check_writable,
+    read_checkpoint,
+    read_log,
+    write_checkpoint,
+)
 
 COUNTS = ("steps", "epochs", "batch_size", "r1_every", "ema_images", "ada_images")
 RATES = ("lr", "critic_lr", "ema_ramp")
@@ -140,6 +147,16 @@ class Run:
     device: torch.device | str = "cpu"
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        if not files.is_count(self.checkpoint_every):
+            raise ValueError(f"checkpoint_every needs to be an integer from 1: got {self.checkpoint_every!r}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, TypeError) as cause:
+            raise ValueError(
+                f"device {str(self.device)!r} cannot be used here ({str(cause).splitlines()[0]})"
+            ) from cause
+
     def train(
         self,
         build: Callable[[], N],
@@ -174,6 +191,7 @@ class Run:
     def _take_steps(self, training: Training) -> None:
         out, identity = Path(self.out), training.identity()
         state, log = read_checkpoint(out, identity), list[dict[str, float]]()
+        check_writable(out)
         if state is None:
             training.prepare(self.progress)
         else:

@@ -328,6 +328,22 @@ def test_labels_that_cannot_be_trained_on(tmp_path, name, labels, message):
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"checkpoint_every": 0}, "checkpoint_every needs to be an integer from 1: got 0"),
+        ({"checkpoint_every": 2.5}, "checkpoint_every needs to be an integer from 1: got 2.5"),
+        ({"device": "gpu"}, r"device 'gpu' cannot be used here \("),
+        ({"device": "cuda:99"}, r"device 'cuda:99' cannot be used here \("),
+    ],
+)
+@pytest.mark.parametrize("name", PLAIN)
+def test_options_that_cannot_be(tmp_path, name, option, message):
+    with pytest.raises(ValueError, match=message):
+        KINDS[name].train(tmp_path / "out", **option)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("fields", "values"),
     [
         ({"steps", "epochs", "batch_size", "r1_every", "ema_images", "ada_images"}, (0, -1, 2.5, True, "6", None)),
@@ -417,6 +433,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(finished, tmp_path, monkeypatch
             kind.train(tmp_path)
     assert bytes_of(tmp_path) == before
     assert kind.train(tmp_path).digest() == finished("vae")[1].digest()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(KINDS["vae"].owner, "advance", None)
+    with pytest.raises(OSError, match=r"cannot write into .*file.* \(.*: choose another folder"):
+        KINDS["vae"].train(tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_progress_is_a_line_a_minute_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
