@@ -94,7 +94,7 @@ class Teacher:
             ValueError: The model does not return ``num_classes`` finite logits for each image (None: any number).
         """
         with eval_mode(self.model):
-            logits = logits_of_output(self.model(images), len(images), num_classes)
+            logits = logits_of_output(self.model(images.clone()), len(images), num_classes)  # it may work in place
         if not self._checked and are_probabilities(logits):
             warnings.warn(
                 "the teacher returns probabilities (from 0, each row sums to 1) in the place of logits, so its labels "
@@ -102,4 +102,5 @@ class Teacher:
                 stacklevel=2,
             )
         self._checked = True
-        return torch.softmax(logits.float() / self.temperature, 1)
+        logits = logits.float()
+        return torch.softmax((logits - logits.amax(1, keepdim=True)) / max(self.temperature, 1e-30), 1)

@@ -195,7 +195,8 @@ class ClassPairs(Setting):
 
     def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``: classes by the matrix, and a row uniform over each."""
-        edges = torch.tensor(self.matrix, dtype=torch.float64, device=rows.device)[bank.classes[rows]].cumsum(1)
+        matrix = torch.tensor(self.matrix, dtype=torch.float64, device=rows.device)
+        edges = (matrix / matrix.amax(1, keepdim=True))[bank.classes[rows]].cumsum(1)
         u = _uniform(rows[:, None].expand(-1, count), generator)
         return bank.draw_of_class(torch.searchsorted(edges, u * edges[:, -1:], right=True), generator)
 

@@ -293,6 +293,10 @@ def table_of(partners, rows, k=30_000):
         (Anyone(), torch.full((3, 3), 1 / 3)),
         (SameClass(), torch.eye(3)),
         (OtherClass(), (1 - torch.eye(3)) / 2),
+        (
+            ClassPairs([[0, 1e308, 1e308], [5e-324, 0, 0], [0, 1, 0]]),
+            torch.tensor([[0, 0.5, 0.5], [1, 0, 0], [0, 1.0, 0]]),
+        ),
         (ClassPairs([[0, 1, 3], [2, 2, 0], [0, 5, 0]]), torch.tensor([[0, 0.25, 0.75], [0.5, 0.5, 0], [0, 1.0, 0]])),
     ],
     ids=str,
@@ -549,6 +553,20 @@ def test_a_teachers_labels_stay_when_its_owner_trains_on():
     nn.ModuleList([model]).train()
     assert torch.equal(teacher(IMAGES), before)
     assert model.training  # as its owner left it
+
+
+def test_a_teacher_that_works_in_place_changes_no_image():
+    images = IMAGES.clone()
+    Teacher(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, CLASSES)))(images)
+    assert torch.equal(images, IMAGES)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-3, 1.0, 1e300])
+def test_a_teacher_of_any_temperature_gives_distributions(temperature):
+    found = Teacher(Returns(lambda x: x * 1000), temperature)(IMAGES)
+    torch.testing.assert_close(found.sum(1), torch.ones(5))
+    if temperature in (1e-300, 1e300):
+        torch.testing.assert_close(found.amax(1), torch.full((5,), 1.0 if temperature < 1 else 1 / CLASSES))
 
 
 def test_probabilities_in_the_place_of_logits_are_told_once():
