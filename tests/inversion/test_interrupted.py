@@ -92,7 +92,7 @@ def watched(dataset: LabelledImages, at: int | None = None, action=None) -> Watc
 FORKING = f"""
 import json, os, sys
 sys.path[:0] = [{str(Path(__file__).parents[0])!r}, {str(Path(__file__).parents[1])!r}]
-from test_resuming import *
+from test_interrupted import *
 invert(killed_dataset(), LinearGenerator(), **FEW)  # what is slow the first time is done before any fork
 for line in sys.stdin:
     text, out, arguments = json.loads(line)
