@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -238,7 +237,7 @@ def write_folder(folder: str | Path, files: Mapping[str, bytes | Writer], *, own
             in order, so a later one may describe the files of the earlier ones.
         owns: Glob of the files that belong to this kind of folder: those not in ``files`` go at the end.
     """
-    with _writing(folder) as (folder, staging):
+    with _writing(folder) as (folder, staging, _):
         _stage(staging, files)
         _swap_in(folder, staging, list(files))
         for path in folder.glob(owns) if owns else ():
@@ -282,6 +281,12 @@ class FileEntry:
         """The name under which the file waits until the index names it, where an older file has its own."""
         name = Path(self.name)
         return f"{name.stem}-{self.sha256[:16]}{name.suffix}"
+
+    @property
+    def interim_names(self) -> str:
+        """Glob of the interim names of all versions of this file."""
+        name = Path(self.name)
+        return f"{name.stem}-{'[0-9a-f]' * 16}{name.suffix}"
 
 
 @dataclass(frozen=True)
@@ -444,42 +449,47 @@ def write_indexed(
     beside: Mapping[str, bytes] | None = None,
     owns: str | None = None,
 ) -> Path:
-    """Write an indexed folder, so that at any moment, and after a kill at any moment, it is the older or the newer one.
+    """Write an indexed folder so that readers, and a kill at any moment, see the older or the newer version whole.
 
-    Everything is first written to a hidden folder and synced. A part whose name an older file has is then put beside
-    that under its interim name, which :func:`part_path` looks for first; the index is replaced, in one rename, which
-    switches all parts at once; the interim names become the usual ones, and what is left of the older version goes.
-    When anything fails up to the switch, what was there is put back. An open (or mmapped) older file is not touched.
+    Everything is first written to a hidden folder and synced. A part whose name is taken gets its interim name, where
+    :func:`part_path` looks first. One rename of the index then switches all parts at once. Afterwards the interim names
+    become the usual ones (not on a file system without locks), and older parts are removed. A failure before the switch
+    restores the folder. An open (or mmapped) older file is not touched.
 
     Args:
-        folder: Made where it is missing; the writers may read from it.
+        folder: Folder, created if missing; the writers may read from it.
         parts: Name => content, or a function that writes it to the path it is given; called in order.
-        index: The index's file name.
-        describe: The entries of the parts, in order => the index's content.
-        beside: Files that the index does not name, such as a card; they are replaced after the switch.
-        owns: Glob of the files that belong to this kind of folder: those that are not written go at the end.
+        index: File name of the index.
+        describe: Entries of the parts, in order => content of the index.
+        beside: Files that the index does not name, such as a card; replaced after the switch.
+        owns: Glob of the files that belong to this kind of folder; those not written are removed.
     """
     beside = beside or {}
-    with _writing(folder) as (folder, staging):
+    with _writing(folder) as (folder, staging, alone):
         _stage(staging, parts)
         entries = tuple(FileEntry.of(staging / name) for name in parts)
         _stage(staging, {**beside, index: describe(entries)})
-        interim = {entry.name: entry.interim for entry in entries if os.path.lexists(folder / entry.name)}
+        interim = {entry.name: entry.interim for entry in entries if not alone or os.path.lexists(folder / entry.name)}
         for name, other in interim.items():
             os.rename(staging / name, staging / other)
         _swap_in(folder, staging, [*(interim.get(name, name) for name in parts), index])
         # The newer version counts. What fails from here on is left to the next write: Windows replaces no open file.
-        moves = [(folder / other, folder / name) for name, other in interim.items()]
+        moves = [(folder / other, folder / name) for name, other in interim.items()] if alone else []
         for source, target in [*moves, *((staging / name, folder / name) for name in beside)]:
             with contextlib.suppress(OSError):
                 os.replace(source, target)
-        kept = {*parts, *beside, index, *(entry.interim for entry in entries)}
-        older = (folder.glob(f"{Path(name).stem}-{'[0-9a-f]' * 16}{Path(name).suffix}") for name in parts)
-        for path in itertools.chain(*older, folder.glob(owns) if owns else ()):
-            if path.name not in kept:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        _remove_older(folder, entries, owns, {*parts, *beside, index, *interim.values()}, alone)
     return folder
+
+
+def _remove_older(folder: Path, entries: tuple[FileEntry, ...], owns: str | None, kept: set[str], alone: bool) -> None:
+    """Remove the parts of older versions; where there may be other writers, what waits for their index stays a day."""
+    waiting = {path for entry in entries for path in folder.glob(entry.interim_names)}
+    owned = set(folder.glob(owns)) if owns else set()
+    for path in owned | waiting:
+        with contextlib.suppress(OSError):
+            if path.name not in kept and (alone or path not in waiting or _is_stale(path)):
+                path.unlink()
 
 
 def sweep(folder: Path) -> None:
@@ -490,14 +500,14 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder: str | Path) -> Iterator[tuple[Path, Path]]:
-    """The folder, made where it is missing and locked, and a hidden one in it to write to, which goes again."""
+def _writing(folder: str | Path) -> Iterator[tuple[Path, Path, bool]]:
+    """The folder, created if missing; a hidden one in it to write to, removed afterwards; whether it is locked."""
     folder = Path(folder)
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder) as alone, _staging(folder, alone) as staging:
-            yield folder, staging
+            yield folder, staging, alone
     except BaseException:
         if created:
             with contextlib.suppress(OSError):
@@ -554,8 +564,12 @@ def _sweep(folder: Path, alone: bool) -> None:
     """Remove older hidden folders; where there may be other writers, those that none can still be at work in."""
     for stale in folder.glob(f"{_STAGING}*"):
         with contextlib.suppress(OSError):
-            if alone or time.time() - stale.stat().st_mtime > _STALE_AFTER:
+            if alone or _is_stale(stale):
                 shutil.rmtree(stale, ignore_errors=True)
+
+
+def _is_stale(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _STALE_AFTER
 
 
 def _stage(staging: Path, files: Mapping[str, bytes | Writer]) -> None:

@@ -418,6 +418,33 @@ def test_a_folder_that_is_replaced_again_and_again_is_given_up(tmp_path):
         files.settled(tmp_path / "index.json", parts)
 
 
+def test_writers_without_locks_leave_one_version(tmp_path, monkeypatch):
+    """At each step of one save another one comes in between, and the folder is of one of the two."""
+    fcntl, real = pytest.importorskip("fcntl"), os.replace
+
+    def no_locks(*_):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    outcomes = set()
+    for first in ([], [b"old", b"old 2"]):
+        for call in range(8):
+            folder, calls = tmp_path / f"{len(first)}-{call}", itertools.count()
+            if first:
+                save(folder, *first)
+
+            def replace(*paths, _folder=folder, _calls=calls, _call=call):
+                if next(_calls) == _call:
+                    save(_folder, b"B", b"2")
+                real(*paths)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", replace)
+                save(folder, b"A", b"1")
+            outcomes.add(read(folder))
+    assert outcomes <= {b"A1", b"B2"}
+
+
 INDEX_ERRORS = {
     "no version": ({"files": []}, "field 'format_version' needs an integer up to 1, found None"),
     "a later version": ({"format_version": 2}, "has format_version 2, this version reads up to 1: upgrade"),
