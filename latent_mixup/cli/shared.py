@@ -80,7 +80,13 @@ def optimizer_options(restarts: int) -> Callable[[Any], Any]:
             show_default=True,
             help="Random restarts per image after convergence.",
         ),
-        click.option("--optimizer", type=click.Choice(["lbfgs", "adam"]), default="lbfgs", show_default=True),
+        click.option(
+            "--optimizer",
+            type=click.Choice(["lbfgs", "adam"]),
+            default="lbfgs",
+            show_default=True,
+            help="Optimizer; adam for a loss that is random.",
+        ),
         click.option("--lr", type=float, default=0.03, show_default=True, help="Length of the first step."),
         click.option(
             "--tolerance",
