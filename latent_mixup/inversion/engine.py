@@ -238,7 +238,7 @@ def invert(
     assert mine.status is not None
     if (failed := int((mine.status == FAILED).sum())) > 0:
         warnings.warn(
-            f"{failed:,} of {len(mine):,} images have no finite code: their rows have status 1 and an infinite mse; "
+            f"{failed:,} of {len(mine):,} images have no finite code: their rows have status 1 and the code of the start; "
             "leave them out, bank.subset(bank.status == 0)",
             stacklevel=3,
         )
