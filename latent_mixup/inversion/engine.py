@@ -238,8 +238,8 @@ def invert(
     assert mine.status is not None
     if (failed := int((mine.status == FAILED).sum())) > 0:
         warnings.warn(
-            f"{failed:,} of {len(mine):,} images have no finite code: their rows have status 1 and the code of the start; "
-            "leave them out, bank.subset(bank.status == 0)",
+            f"{failed:,} of {len(mine):,} images have no finite code: their rows have status 1 and the code of "
+            "the start; leave them out, bank.subset(bank.status == 0)",
             stacklevel=3,
         )
     if not isinstance(store, ChunkFolder) or store.finished() < len(chunks):
