@@ -235,19 +235,6 @@ def test_starting_again_does_all_again(linear_generator, toy_dataset, tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 50, None], ids=["empty", "other", "cut"])
-def test_a_broken_chunk_is_done_again(linear_generator, toy_dataset, tmp_path, content):
-    invert(toy_dataset, linear_generator, **QUICK, out=tmp_path)
-    expected, chunk = contents(tmp_path), chunk_path(tmp_path, 3)
-    whole = chunk.read_bytes()
-    chunk.write_bytes(whole[:-9] if content is None else content)
-    dataset = watched(toy_dataset)
-    invert(dataset, linear_generator, **QUICK, out=tmp_path)
-    assert dataset.reads[NUM_PROBES:] == list(range(3 * SIZE, 4 * SIZE))
-    assert chunk.read_bytes() == whole
-    assert contents(tmp_path) == expected
-
-
 def test_a_chunk_of_another_run_is_done_again(linear_generator, toy_dataset, tmp_path):
     invert(toy_dataset, linear_generator, **{**QUICK, "steps": 1}, out=tmp_path / "other")
     invert(toy_dataset, linear_generator, **QUICK, out=tmp_path / "out")
