@@ -70,12 +70,11 @@ class Kind:
     Attributes:
         function: ``train_...``.
         owner: The class whose ``advance`` takes a step.
-        recipe: Its settings' class.
-        settings: ... and values.
+        recipe: Class of its settings.
+        settings: Values of its settings.
         options: Further keywords.
         takes_labels: Whether images come with labels.
-        before: Arguments before the images, each made anew.
-        size: Of its images, in pixels.
+        size: Height and width of its images.
     """
 
     function: Any
@@ -103,7 +102,7 @@ class Kind:
 
 SIX = {"steps": 6, "batch_size": 8}
 KINDS = {
-    "compact": Kind(train_compact, CompactTraining, CompactRecipe, {**SIX, "feature_steps": 2}, {"z_dim": 8}, True, 28),
+    "compact": Kind(train_compact, CompactTraining, CompactRecipe, {**SIX, "feature_steps": 1}, {"z_dim": 8}, True, 28),
     "compact on pixels": Kind(train_compact, CompactTraining, CompactRecipe, SIX, {"z_dim": 8}, True),
     "vae": Kind(train_vae, VAETraining, VAERecipe, SIX, {"network": {"z_dim": 4, "hidden": (16,)}}),
     "dcgan": Kind(  # three steps an epoch

@@ -202,8 +202,14 @@ class Run:
                 raise ValueError(f"{out / CHECKPOINT_FILE} does not fit its training: remove it ({problem})") from cause
             log = read_log(out, training.step)
         before, kept = log[-1].get("seconds", 0.0) if log else 0.0, training.step
+
+        def what_is_kept() -> str:
+            if not kept:
+                return f"{out} has no checkpoint yet, the first is due at step {self.checkpoint_every:,}"
+            return f"{out} keeps step {kept:,} of {training.steps:,}, where the same call goes on"
+
         with (
-            stoppable(lambda: f"step {kept:,} of {training.steps:,} is kept in {out}; started again, it goes on"),
+            stoppable(what_is_kept),
             Progress(training.steps, "train", "steps", done=training.step, show=self.progress) as bar,
         ):
             while training.step < training.steps:
@@ -214,7 +220,7 @@ class Run:
                 if not (all(map(math.isfinite, losses.values())) and is_finite(state)):
                     raise RuntimeError(
                         f"training diverged at step {training.step:,}, with losses {losses}: start again in another "
-                        f"folder with a lower learning rate; {out} keeps step {kept:,}"
+                        f"folder with a lower learning rate; {what_is_kept()}"
                     )
                 if due:
                     row = {"step": training.step, **losses, **training.measure()}

@@ -88,7 +88,12 @@ def test_a_stopped_training_goes_on_bit_for_bit(finished, tmp_path, monkeypatch,
     kind, (whole, _) = KINDS[name], finished(name)
     with monkeypatch.context() as patch:
         stop_before(patch, kind.owner, stopped_before)
-        with pytest.raises(KeyboardInterrupt, match=f"stopped: step {stopped_before // 2 * 2} of 6 is kept in .*goes"):
+        kept = (
+            f"keeps step {stopped_before // 2 * 2} of 6, where"
+            if stopped_before
+            else "has no checkpoint yet, the first"
+        )
+        with pytest.raises(KeyboardInterrupt, match=f"stopped: .* {kept}"):
             kind.train(tmp_path, facts={"name": "halves"})
     assert (tmp_path / "checkpoint.pt").exists() == (stopped_before >= 2)
     assert not (tmp_path / "config.json").exists()
@@ -149,7 +154,7 @@ def test_sigterm_ends_a_training_with_what_is_kept(tmp_path, monkeypatch):
         return advance(training)
 
     monkeypatch.setattr(kind.owner, "advance", stops)
-    with pytest.raises(runs.Stopped, match=r"stopped by SIGTERM: step 2 of 6 is kept in .*; started again, it goes on"):
+    with pytest.raises(runs.Stopped, match=r"stopped by SIGTERM: .* keeps step 2 of 6, where the same call goes on"):
         kind.train(tmp_path)
 
 
