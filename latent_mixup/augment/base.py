@@ -278,6 +278,11 @@ class Decoder:
         return {name: value for name, value in vars(self).items() if name != "compiled"}
 
 
+def draws_of(key: Key) -> torch.Generator:
+    """The random stream of a batch or sample: ``(seed, epoch, rank, number)``."""
+    return sampling.keyed_generator("draws", *key)
+
+
 class Mixer:
     """Makes mixes of bank rows and puts them into batches. Checks at once what can be checked before training.
 
@@ -379,8 +384,8 @@ class Mixer:
             rows: The samples' own rows of the bank, ``[batch_size]``; None: they are drawn.
             view: The rows that others are drawn from; None: :attr:`view`.
         """
-        stream, view = sampling.keyed_generator("draws", *key), view or self.view
-        return self.policy.draw_batch(batch_size, self.settings.prob, view, stream, epoch=key[1], rows=rows)
+        view = view or self.view
+        return self.policy.draw_batch(batch_size, self.settings.prob, view, draws_of(key), epoch=key[1], rows=rows)
 
     def decode(self, draw: Draw) -> tuple[Tensor, LabelPair]:
         """Mix and decode bank rows, without gradients.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from latent_mixup.augment.base import Decoder
+from latent_mixup.augment.base import Decoder, draws_of
 from latent_mixup.augment.loader import LatentMixupLoader
 from latent_mixup.bank import LatentBank
 from latent_mixup.classifiers import PaperCNN
@@ -26,7 +26,6 @@ from latent_mixup.functional import lerp, mix_targets, soft_targets
 from latent_mixup.generators.base import Generator
 from latent_mixup.policies import NAMED, BankView, Beta, Draw, Policy
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
-from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy, shuffled_batches, train_classifier
 from latent_mixup.training.mixup import ManifoldMixup, mixup_batches
 
@@ -139,7 +138,7 @@ class Run:
             yield (
                 images,
                 labels,
-                policy.draw_batch(len(images), prob, rows, keyed_generator("draws", self.seed, 0, 0, number)),
+                policy.draw_batch(len(images), prob, rows, draws_of((self.seed, 0, 0, number))),
             )
 
 
