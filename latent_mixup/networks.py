@@ -272,6 +272,13 @@ def _weights_entry(main: Path, config: Mapping[str, Any]) -> files.FileEntry | N
     return entry
 
 
+def weights_path(folder: Path) -> Path:
+    """Path of the file of weights of a network's folder."""
+    main = files.safe_path(folder, CONFIG_FILE)
+    entry = _weights_entry(main, files.read_json(main))
+    return files.find_part(folder, entry) if entry else files.safe_path(folder, WEIGHTS_FILE)
+
+
 def needed_weights(
     main: Path, build: Callable[[], nn.Module], file: str = WEIGHTS_FILE, sha256: str | None = None
 ) -> hub.Needed:

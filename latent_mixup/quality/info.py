@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latent_mixup import hub
 from latent_mixup.generators.base import Generator, check_generator
-from latent_mixup.networks import WEIGHTS_FILE
+from latent_mixup.networks import weights_path
 from latent_mixup.pictures import png
 from latent_mixup.quality.self_test import DRAWS, SelfTest, self_test_table
 from latent_mixup.sampling import keyed_generator
@@ -60,7 +60,7 @@ def generator_info(generator: Generator, folder: Path | None = None) -> dict[str
         "has_features": generator.features is not None,
         "num_classes": int(getattr(generator, "c_dim", 0)),
         "parameters": {name: count for name, count in counts.items() if count},
-        "file_bytes": (folder / WEIGHTS_FILE).stat().st_size if folder else None,
+        "file_bytes": weights_path(folder).stat().st_size if folder else None,
         "decode_multiply_adds": multiply_adds(generator.decode, code),
         "encode_multiply_adds": multiply_adds(generator.encode, image) if generator.has_encoder else None,
         "digest": generator.digest(),
