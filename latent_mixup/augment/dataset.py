@@ -97,7 +97,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     @long_lived()
     def _find_rows(self, dataset: Any, generator: Generator, bank: LatentBank) -> Tensor:
         """The bank's row of each sample, ``[N]`` int64, -1 where it has none; shared with worker processes."""
-        rows = bank.rows_of_data(dataset, generator)
+        rows: Tensor | None = bank.rows_of_data(dataset, generator)
         if rows is None or not (rows >= 0).any():
             raise ValueError(
                 f"it cannot be told which rows of the bank are the samples of this {type(dataset).__name__} "

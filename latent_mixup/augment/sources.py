@@ -94,25 +94,25 @@ def is_shared_out(loader: object) -> bool:
 
 def given_indices(loader: object) -> Tensor | None:
     """Samples that a loader's sampler can give, int64; None: all, as far as it can be told."""
-    sampler = loader
-    while True:
-        inner = getattr(sampler, "batch_sampler", None)
-        inner = getattr(sampler, "sampler", None) if inner is None else inner
-        if inner is None:
-            break
+    sampler: Any = loader
+    while (inner := _inner_sampler(sampler)) is not None:
         sampler = inner
     if sampler is loader:
         return None
-    chosen = getattr(sampler, "weights", getattr(sampler, "indices", sampler))
-    if chosen is sampler and not isinstance(sampler, list | tuple | range | Tensor):
-        return None
     try:
         if hasattr(sampler, "weights"):
-            return torch.as_tensor(chosen, device="cpu").nonzero()[:, 0]
-        batches = isinstance(chosen, list | tuple) and len(chosen) > 0 and isinstance(chosen[0], list | tuple | range)
-        return torch.as_tensor(list(chain(*chosen)) if batches else list(chosen), device="cpu").long().reshape(-1)
-    except (TypeError, ValueError, RuntimeError):  # attributes of these names with another meaning
+            return torch.as_tensor(sampler.weights, device="cpu").nonzero()[:, 0]
+        chosen = sampler if isinstance(sampler, list | tuple | range | Tensor) else list(sampler.indices)
+        if len(chosen) and isinstance(chosen[0], list | tuple | range):
+            chosen = list(chain(*chosen))
+        return torch.as_tensor(chosen, dtype=torch.int64, device="cpu").reshape(-1)
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # no indices, or another meaning of the word
         return None
+
+
+def _inner_sampler(sampler: Any) -> Any:
+    found = getattr(sampler, "batch_sampler", None)
+    return getattr(sampler, "sampler", None) if found is None else found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -120,14 +120,14 @@ def given_indices(loader: object) -> Tensor | None:
 # --------------------------------------------------------------------------------------------------
 
 
-def _without_mixing(dataset: object | None) -> object | None:
+def _without_mixing(dataset: Any) -> Any:
     """A data set in which others that mix labels are replaced by those that they mix; None: it is not known."""
     if type(dataset) is Subset:
         inner = _without_mixing(dataset.dataset)
-        return None if inner is None else Subset(inner, dataset.indices)  # type: ignore[arg-type]
+        return None if inner is None else Subset(inner, dataset.indices)
     if type(dataset) is ConcatDataset:
         parts = [_without_mixing(part) for part in dataset.datasets]
-        return None if None in parts else ConcatDataset(parts)  # type: ignore[arg-type]
+        return None if None in parts else ConcatDataset(parts)
     return _without_mixing(dataset.dataset) if hasattr(dataset, "mixes_labels") else dataset
 
 
