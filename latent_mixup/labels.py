@@ -233,16 +233,21 @@ def label_key_of(sample: Any, key: Key | None = None) -> Key | None:
     """The place of the label in a sample: ``key`` where it is given, else the usual one; None for an image alone.
 
     Raises:
-        ValueError: It is a mapping with none of ``LABEL_KEYS``.
+        ValueError: It is a mapping with none of ``LABEL_KEYS``, or an image alone although a key is given.
     """
     if key is not None:
+        if not isinstance(sample, tuple | list | Mapping):
+            raise ValueError(f"image_key and label_key need samples with parts: got {describe_sample(sample)}")
         return key
     if isinstance(sample, tuple | list):
         return 1 if len(sample) > 1 else None
     if not isinstance(sample, Mapping) or len(sample) == 1:
         return None
     if (found := next((name for name in LABEL_KEYS if name in sample), None)) is None:
-        raise ValueError(f"no label among {list(sample)}: expected one of the names {', '.join(LABEL_KEYS)}")
+        raise ValueError(
+            f"no label among {list(sample)}: expected one of the names {', '.join(LABEL_KEYS)}; pass label_key=, or "
+            "leave the image alone in the data set if there are no labels, such as by select_columns"
+        )
     return found
 
 

@@ -121,7 +121,7 @@ def probe(
         raise _unusable(errors)
     structures = [_structure(sample) for sample in held.values()]
     typical = list(held.values())[structures.index(mode(structures))]
-    image_key, label_key = image_key_of(typical, image_key), _label_key(typical, image_key, label_key)
+    image_key, label_key = image_key_of(typical, image_key), label_key_of(typical, label_key)
     values: dict[int, Tensor] = {}
     for index, sample in held.items():
         try:
@@ -267,19 +267,6 @@ def _structure(sample: Any) -> tuple[Any, ...] | int | None:
     if isinstance(sample, Mapping):
         return tuple(sample)
     return len(sample) if isinstance(sample, tuple | list) else None
-
-
-def _label_key(sample: Any, image_key: Key | None, label_key: Key | None) -> Key | None:
-    """The place of the label; of an image alone none may be given."""
-    if label_key is not None and not isinstance(sample, tuple | list | Mapping):
-        image_key_of(sample, label_key)  # raises
-    try:
-        return label_key_of(sample, label_key)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; pass label_key=, or leave the image alone in the data set where there are no labels, "
-            f"e.g. dataset.select_columns({image_key_of(sample, image_key)!r})"
-        ) from None
 
 
 def _label_part(sample: Any, key: Key | None, index: int) -> Any:
