@@ -51,7 +51,7 @@ def test_an_image_depends_on_its_own_code_alone(make):
     generator = make()
     generator.train()  # the paper's mistake: BatchNorm looked at the whole batch
     alone = torch.cat([generator.decode(code[None]) for code in codes()])
-    torch.testing.assert_close(generator.decode(codes()), alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(generator.decode(codes()), alone, atol=1e-5, rtol=0)
 
 
 def test_decode_is_differentiable_and_the_weights_are_frozen(make):

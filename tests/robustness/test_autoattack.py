@@ -42,7 +42,7 @@ class InUnits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         low, high = BOUNDS
-        logits: Tensor = self.inner((images * (high - low) + low).double())
+        logits: Tensor = self.inner(low + (high - low) * images.double())
         return logits
 
 
@@ -73,7 +73,7 @@ def test_autoattack_sees_images_in_0_1(trained: nn.Module, data: tuple[Tensor, T
     own = autoattack(trained, images, labels, bounds=BOUNDS, eps=0.4, **how)
     there = autoattack(InUnits(trained), unit.float(), labels, bounds=(0, 1), eps=0.1, **how)
     found = (own.float() - BOUNDS[0]) / (BOUNDS[1] - BOUNDS[0])
-    torch.testing.assert_close(found, there, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, there, atol=1e-5, rtol=0)  # the models compute alike, so no sign can differ
 
 
 def test_autoattack_refuses_too_few_classes(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:

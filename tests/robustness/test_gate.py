@@ -203,7 +203,9 @@ def test_a_score_does_not_depend_on_the_callers_mode(
 ) -> None:
     expected = SCORES[name](net, *data)
     with mode():
+        before = torch.is_grad_enabled()
         assert SCORES[name](net, data[0] * 1, data[1] * 1) == expected  # images that are made in this mode
+        assert torch.is_grad_enabled() is before
 
 
 def test_a_model_made_in_inference_mode_is_refused_by_attacks_alone(data: tuple[Tensor, Tensor]) -> None:

@@ -216,17 +216,9 @@ def test_bad_models_and_batches_are_refused(trained: nn.Module, data: tuple[Tens
         def forward(self, images: Tensor) -> Tensor:
             return trained(images.detach())
 
-    class Broken(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return trained(images) / 0
-
     images, labels = data
     with pytest.raises(ValueError, match="no gradient back to the images"):
         pgd(Detached().requires_grad_(False), images, labels, eps=0.1, bounds=BOUNDS)
-    with pytest.raises(ValueError, match="NaN or infinite logits for 48 of 48 images"):
-        pgd(Broken(), images, labels, eps=0.1, bounds=BOUNDS)
-    with pytest.raises(ValueError, match=r"labels must be class indices \[48\]: got int64 \[47\]"):
-        pgd(trained, images, labels[:-1], eps=0.1, bounds=BOUNDS)
     with pytest.raises(ValueError, match="needs labels: pass a loader"):
         pgd_accuracy(trained, images, eps=0.1, bounds=BOUNDS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one image: the loader gave none"):
