@@ -1,7 +1,7 @@
 """LatentBank: the inverted codes of a data set."""
 
 from latent_mixup.bank.bank import LatentBank
-from latent_mixup.bank.datasets import fingerprint, same_images
+from latent_mixup.bank.datasets import fingerprint
 from latent_mixup.bank.files import BankFormatError
 
-__all__ = ["BankFormatError", "LatentBank", "fingerprint", "same_images"]
+__all__ = ["BankFormatError", "LatentBank", "fingerprint"]

@@ -21,7 +21,7 @@ from latent_mixup.bank.columns import (
     check_metadata,
     first_repeated,
 )
-from latent_mixup.bank.datasets import Source, image_probes, kind_of, read_images, same_images
+from latent_mixup.bank.datasets import Source, image_probes, kind_of, shows
 from latent_mixup.bank.facts import bank_facts
 from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
 from latent_mixup.generators.base import Generator
@@ -489,15 +489,13 @@ class LatentBank(hub.Published):
 
     def _check_images(self, dataset: Any, rows: Tensor, generator: Generator) -> None:
         coded = (rows >= 0).nonzero()[:, 0]
-        probes = coded[image_probes(self.labels[rows[coded]])]
-        size = (generator.img_channels, generator.img_resolution, generator.img_resolution)
-        key = (self.metadata.get("samples") or {}).get("image_key")
-        if (images := read_images(dataset, probes.tolist(), size, key)) is None:
+        if not len(coded):
             return
+        probes = coded[image_probes(self.labels[rows[coded]])]
         codes, labels = self[rows[probes]]
         with torch.no_grad():
             decodes = generator.decode(codes.to(generator.device)).cpu()
-        if not same_images(images, decodes, labels):
+        if not shows(dataset, probes.tolist(), decodes, labels, (self.metadata.get("samples") or {}).get("image_key")):
             raise ValueError(
                 f"the images of this {type(dataset).__name__} are not those of the bank, whose codes decode to others: "
                 "pass the data set the bank was made from, in its order, or invert this one"

@@ -5,6 +5,7 @@ A sample is known by its source index: its index in the data set that the bank w
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
@@ -180,7 +181,8 @@ class Source:
         first = differing(found, labels).nonzero()[0, 0]
         return (
             f"sample {int(samples[first])} has label {describe_label(found[first])} in the data set and "
-            f"{describe_label(labels[first])} in the bank: pass the data set the bank was made from, in its order"
+            f"{describe_label(labels[first])} in the bank: pass the data set the bank was made from, in its order, "
+            "or a bank with these labels, LatentBank(bank[:][0], labels, source_index=bank.source_index)"
         )
 
 
@@ -283,38 +285,72 @@ def image_probes(labels: Tensor) -> Tensor:
     return order[chosen[chosen < len(labels)]].sort().values
 
 
-def read_images(dataset: Any, indices: list[int], size: tuple[int, ...], image_key: Key | None = None) -> Tensor | None:
-    """Images of some samples, ``[looks, B, C, R, R]`` float32 in whatever range; None where one cannot be used.
+def shows(dataset: Any, indices: list[int], decodes: Tensor, labels: Tensor, image_key: Key | None = None) -> bool:
+    """Whether samples of a data set show the same pictures as some decodes; True where it cannot be told.
 
-    There is one look, or four where images are changed at random: augmented ones.
+    Images that a ``transform`` changes at random are compared as they are without it.
+
+    Args:
+        dataset: The data set.
+        indices: Of the samples, B.
+        decodes: ``[B, C, R, R]``.
+        labels: Of the samples.
+        image_key: Place of the image in a sample; None: the usual one.
     """
+    with random_states_kept():
+        looks = [_read_images(dataset, indices, decodes[0].shape, image_key) for _ in range(2)]
+        if looks[0] is None or looks[1] is None:
+            return True
+        if torch.equal(looks[0], looks[1]):
+            return same_images(looks[0], decodes, labels)
+        plain = _without_transform(dataset)
+        bare = [_read_images(plain, indices, decodes[0].shape, image_key) for _ in range(2)]
+    if bare[0] is None or bare[1] is None or not torch.equal(bare[0], bare[1]):
+        return True
+    return same_images(bare[0], decodes, labels) or same_images(
+        torch.stack(cast("list[Tensor]", looks)), decodes, labels
+    )
 
-    def look() -> Tensor:
-        images = []
-        for sample in (dataset[index] for index in indices):
-            image = pixel_values(part_of(sample, image_key_of(sample, image_key)), size[0])
-            if tuple(image.shape) != size:
-                raise ValueError(f"the generator's images are {size}: got {list(image.shape)}")
-            images.append(image.float())
-        return torch.stack(images)
 
+def _read_images(dataset: Any, indices: list[int], size: torch.Size, image_key: Key | None) -> Tensor | None:
+    """Images of some samples, ``[B, C, R, R]`` float32 in whatever range; None where one cannot be used."""
+    images = []
     try:
-        with random_states_kept():
-            looks = [look(), look()]
-            looks += [] if torch.equal(*looks) else [look(), look()]
+        for sample in (dataset[index] for index in indices):
+            images.append(pixel_values(part_of(sample, image_key_of(sample, image_key)), size[0]).float())
     except Exception:  # whoever trains on them says what is wrong
         return None
-    return torch.stack(looks[1:] if len(looks) == 2 else looks)
+    return torch.stack(images) if all(image.shape == size for image in images) else None
+
+
+def _without_transform(dataset: Any) -> Any:
+    """A shallow copy of a data set, and of those inside it, whose ``transform`` changes nothing."""
+    plain = copy.copy(dataset)
+    for name, value in getattr(dataset, "__dict__", {}).items():
+        if name in _TRANSFORMS and callable(value):
+            setattr(plain, name, _TRANSFORMS[name])
+        elif isinstance(value, Dataset):
+            setattr(plain, name, _without_transform(value))
+        elif name == "datasets" and isinstance(value, list):
+            plain.datasets = [_without_transform(part) for part in value]
+    return plain
+
+
+_TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "transform": lambda image: image,
+    "transforms": lambda image, target: (image, target),
+}
 
 
 def same_images(images: Tensor, decodes: Tensor, labels: Tensor | None = None) -> bool:
     """Whether images and the decodes of their own rows show the same pictures; True where it cannot be told.
 
     An image has to correlate better with its own decode than with those of others, of its own class where ``labels``
-    are given; that holds in any range and under the usual augmentations.
+    are given; that holds in any range.
 
     Args:
-        images: ``[B, C, H, W]``, or several looks at augmented ones, ``[looks, B, C, H, W]``; in any range.
+        images: ``[B, C, H, W]`` in any range; or several looks at augmented ones, ``[looks, B, C, H, W]``, with a lower
+            threshold.
         decodes: ``[B, C, H, W]``.
         labels: ``[B]`` int64, or soft, ``[B, num_classes]``; None: all are compared with all.
     """

@@ -313,7 +313,9 @@ class Shards:
     @cached_property
     def parts(self) -> list[Columns]:
         """The tensors of all shards, mmapped, after sizes and headers were compared with the index."""
-        return [self._open(number) for number in range(len(self.index.files))]
+        return files.settled(
+            self.folder / INDEX_FILE, lambda: [self._open(number) for number in range(len(self.index.files))]
+        )
 
     def latents(self, rows: Tensor) -> Tensor:
         """Codes of the rows ``[B]``: ``[B, *latent_shape]`` float32."""
