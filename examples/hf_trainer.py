@@ -52,7 +52,7 @@ class MixingTrainer(Trainer):
 
 
 def soft_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """Of class indices or soft targets; divided by the samples of all accumulated batches where Trainer says so."""
+    """Cross-entropy, soft targets or not; averaged over all accumulated batches where Trainer says how many."""
     total = F.cross_entropy(outputs.logits, labels, reduction="sum")
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
@@ -70,6 +70,7 @@ def main(count: int = 4000, epochs: int = 2) -> dict[str, float]:
         num_labels=10,
     )
     generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    images = Pictures(True, count)
     with tempfile.TemporaryDirectory() as out:
         options = TrainingArguments(
             out,
@@ -87,10 +88,10 @@ def main(count: int = 4000, epochs: int = 2) -> dict[str, float]:
         trainer = MixingTrainer(
             ViTForImageClassification(network),
             options,
-            train_dataset=Pictures(True, count),
+            train_dataset=images,
             eval_dataset=Pictures(False, 1000),
             compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())},
-            mixup=lm.LatentMixupCollate(generator, bank, prob=0.5),
+            mixup=lm.LatentMixupCollate(generator, bank, dataset=images.source, prob=0.5),
         )
         trainer.train()
         scores: dict[str, float] = trainer.evaluate()

@@ -24,7 +24,7 @@ from latent_mixup.classifiers import PaperCNN
 
 
 class Classifier(L.LightningModule):
-    """Nothing of it is ours."""
+    """A module as you have it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,15 +43,16 @@ class Classifier(L.LightningModule):
 
 
 class Fashion(L.LightningDataModule):
-    """The bundled images; mixed where they are trained on."""
+    """The bundled images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.generator = lm.load_generator("fashion-mnist")
         self.bank = lm.LatentBank.from_pretrained("fashion-mnist")
+        self.images = BundledImages("fashion-mnist")
 
     def train_dataloader(self) -> Any:
-        return DataLoader(BundledImages("fashion-mnist"), batch_size=64, shuffle=True)
+        return DataLoader(self.images, batch_size=64, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(BundledImages("fashion-mnist", train=False), batch_size=500)
@@ -62,7 +63,7 @@ class MixedOnDevice(Fashion):
 
     def setup(self, stage: str) -> None:
         generator = self.generator.to(self.trainer.strategy.root_device)
-        self.mixup = lm.LatentMixupCollate(generator, self.bank, prob=0.5)
+        self.mixup = lm.LatentMixupCollate(generator, self.bank, dataset=self.images, prob=0.5, seed=0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.mixup(*batch) if self.trainer.training else batch
@@ -72,12 +73,12 @@ class MixedAhead(Fashion):
     """Decodes ahead of the training step. On several devices, give the DataLoader a DistributedSampler."""
 
     def train_dataloader(self) -> Any:
-        self.mixup = lm.LatentMixupLoader(super().train_dataloader(), self.generator, self.bank, prob=0.5)
+        self.mixup = lm.LatentMixupLoader(super().train_dataloader(), self.generator, self.bank, prob=0.5, seed=0)
         return self.mixup
 
 
 class SetEpoch(L.Callback):
-    """A run that goes on from a checkpoint draws what the whole run would have drawn."""
+    """With a seed, a run that goes on from a checkpoint has the mixes that the whole run would have had."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         trainer.datamodule.mixup.set_epoch(trainer.current_epoch)

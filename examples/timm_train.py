@@ -25,7 +25,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 import latent_mixup as lm
 from latent_mixup.bundled import BundledImages
 
-MEAN, STD = (0.286,), (0.353,)  # of Fashion-MNIST
+MEAN, STD = (0.286,), (0.353,)  # Fashion-MNIST's
 LOSSES = {"ce": SoftTargetCrossEntropy, "bce": BinaryCrossEntropy}
 
 
@@ -36,6 +36,7 @@ class Pictures(Dataset[tuple[Any, int]]):
         source = BundledImages("fashion-mnist", train=train)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:count]
         self.images, self.labels = source.data[order], source.targets[order]
+        self.source_index = source.source_index[order] if train else None  # tells a bank which images these are
         self.transform: Any = None
 
     def __len__(self) -> int:
@@ -60,15 +61,15 @@ def main(arguments: argparse.Namespace) -> float:
         "num_workers": arguments.workers,
         "device": device,
     }
-    train: Any = create_loader(
-        Pictures(True, arguments.count), is_training=True, scale=(0.7, 1.0), color_jitter=None, **shared
-    )
+    pictures = Pictures(True, arguments.count)
+    train: Any = create_loader(pictures, is_training=True, scale=(0.7, 1.0), color_jitter=None, **shared)
     test = create_loader(Pictures(False, 500), is_training=False, crop_pct=1.0, **shared)
     mixup_fn = None
 
     # What latent mixup adds. Its targets are soft, and smoothed already: hence a loss for soft targets.
     generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
     options: dict[str, Any] = {"prob": 0.5, "label_smoothing": arguments.smoothing, "normalize": (MEAN, STD)}
+    options["dataset"] = pictures  # whose images alone are mixed; a loader's own is found without this
     if prefetcher:
         train = lm.LatentMixupLoader(train, generator, bank, **options)
     else:  # where timm calls `images, targets = mixup_fn(images, targets)`

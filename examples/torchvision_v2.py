@@ -21,7 +21,7 @@ from latent_mixup.bundled import BundledImages
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.images import to_unit
 
-MEAN, STD = [0.286], [0.353]  # of Fashion-MNIST
+MEAN, STD = [0.286], [0.353]  # Fashion-MNIST's
 
 
 def main(where: str = "collate", epochs: int = 2, max_batches: int | None = None) -> float:
@@ -29,7 +29,9 @@ def main(where: str = "collate", epochs: int = 2, max_batches: int | None = None
     normalise = v2.Compose([to_unit, v2.Normalize(MEAN, STD)])
     augment = v2.Compose([normalise, v2.RandomHorizontalFlip(), v2.RandomCrop(28, padding=2)])
 
+    images = BundledImages("fashion-mnist", transform=augment)
     generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    bank = bank.subset(bank.rows_for(images))  # these alone are mixed; images may be a Subset
     mixup = lm.LatentMixupCollate(generator, bank, prob=0.5, normalize=(MEAN, STD))  # was v2.MixUp(num_classes=10)
     cutmix = v2.CutMix(num_classes=10)  # takes soft targets, and ours takes its
     mixup_cutmix = v2.RandomChoice([mixup, cutmix, lambda images, labels: cutmix(*mixup(images, labels))])
@@ -37,7 +39,6 @@ def main(where: str = "collate", epochs: int = 2, max_batches: int | None = None
     def collate_fn(samples: list[Any]) -> Any:
         return mixup_cutmix(*default_collate(samples))
 
-    images = BundledImages("fashion-mnist", transform=augment)
     train: DataLoader[Any] = DataLoader(
         images, batch_size=64, shuffle=True, collate_fn=collate_fn if where == "collate" else None
     )

@@ -103,7 +103,8 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
                 f"it cannot be told which rows of the bank are the samples of this {type(dataset).__name__} "
                 f"of {len(dataset)}: pass the data set that the bank was made of, or a torch.utils.data.Subset of it"
             )
-        return rows.share_memory_()
+        rows.share_memory_()
+        return rows
 
     def _rows_of(self, indices: Tensor) -> Tensor:
         """The bank's row of some samples, -1 where it has none."""

@@ -66,8 +66,10 @@ def test_the_lines_of_the_readme_are_those_of_the_example(name):
 
 
 def test_in_the_collate_fn_and_after_the_loader_are_one(bundled, images):
-    mixup = lm.LatentMixupCollate(*bundled, prob=0.5, seed=0)
+    mixup = lm.LatentMixupCollate(*bundled, dataset=images, prob=0.5, seed=0)
     inside, outside = DataLoader(images, 33, collate_fn=mixup), DataLoader(images, 33)
+    inside = list(inside)
+    mixup.set_epoch(0)
     for (found, targets), batch in zip(inside, outside, strict=True):
         expected = mixup(*batch)
         assert torch.equal(found, expected[0])
@@ -76,8 +78,9 @@ def test_in_the_collate_fn_and_after_the_loader_are_one(bundled, images):
 
 @pytest.mark.parametrize("other", [v2.CutMix(num_classes=10), v2.MixUp(num_classes=10)], ids=lambda other: type(other))
 def test_chained_with_its_mixing(bundled, images, other):
-    mixup = lm.LatentMixupCollate(*bundled, prob=0.5, seed=0)
-    for batch in DataLoader(images, 33):
+    mixup = lm.LatentMixupCollate(*bundled, dataset=images, prob=0.5, seed=0)
+    for number, batch in enumerate(DataLoader(images, 33)):
+        mixup.set_epoch(number)
         for found, targets in (other(*mixup(*batch)), mixup(*other(*batch))):
             assert found.shape == batch[0].shape
             assert targets.shape == (len(found), 10)
@@ -86,16 +89,17 @@ def test_chained_with_its_mixing(bundled, images, other):
 
 
 def test_its_transforms_take_decoded_images(bundled, images):
-    flip = lm.LatentMixupCollate(*bundled, seed=0, transform=v2.RandomHorizontalFlip(1.0))
-    plain = lm.LatentMixupCollate(*bundled, seed=0)
+    flip = lm.LatentMixupCollate(*bundled, dataset=images, seed=0, transform=v2.RandomHorizontalFlip(1.0))
+    plain = lm.LatentMixupCollate(*bundled, dataset=images, seed=0)
     batch = default_collate([images[i] for i in range(8)])
     found, targets = v2.RandomHorizontalFlip(1.0)(*flip(*batch))  # an image and its soft target
-    torch.testing.assert_close(found, plain(*batch)[0])
-    assert torch.equal(targets, plain(*batch)[1])
+    unflipped, expected = plain(*batch)
+    torch.testing.assert_close(found, unflipped)
+    assert torch.equal(targets, expected)
 
 
 def test_the_switch_reaches_persistent_workers(bundled, images):
-    mixup = lm.LatentMixupCollate(*bundled, seed=0)
+    mixup = lm.LatentMixupCollate(*bundled, dataset=images, seed=0)
     loader = DataLoader(images, 100, collate_fn=mixup, num_workers=1, persistent_workers=True)
     for enabled in (True, False):
         mixup.mixup_enabled = enabled
@@ -137,7 +141,7 @@ def test_lightning_goes_on_from_a_checkpoint(bundled, images, ahead, tmp_path):
             return DataLoader(images, 100)
 
     def fit(epochs, checkpoint=None):
-        torch.manual_seed(0)  # which names our draws and the order of the samples
+        torch.manual_seed(0)  # which names the order of the samples
         data = InOrder()
         options = {"accelerator": "cpu", "max_epochs": epochs, "limit_train_batches": 3, "logger": False}
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -187,7 +191,8 @@ def test_accumulated_batches_are_one_large_batch():
 @pytest.mark.filterwarnings("ignore")
 def test_trainer_with_a_collator(bundled, tmp_path):
     script = example("hf_trainer", needs="transformers")
-    mixup, seen = lm.LatentMixupCollate(*bundled, seed=0), []
+    pictures = script.Pictures(True, 50)
+    mixup, seen = lm.LatentMixupCollate(*bundled, dataset=pictures.source, seed=0), []
 
     def collate(samples):
         pixel_values, labels = mixup([(sample["pixel_values"], sample["labels"]) for sample in samples])
@@ -200,7 +205,7 @@ def test_trainer_with_a_collator(bundled, tmp_path):
     trainer = script.Trainer(
         script.ViTForImageClassification(network),
         script.TrainingArguments(str(tmp_path), per_device_train_batch_size=16, **options),
-        train_dataset=script.Pictures(True, 50),
+        train_dataset=pictures,
         data_collator=collate,
         compute_loss_func=script.soft_cross_entropy,
     )
@@ -216,9 +221,10 @@ def test_accelerate_example():
 @pytest.mark.filterwarnings("ignore")
 def test_accelerate_goes_on_in_the_middle_of_an_epoch(bundled, images):
     accelerate = pytest.importorskip("accelerate")
-    mixup = lm.LatentMixupCollate(*bundled, prob=0.5, seed=0)
+    mixup = lm.LatentMixupCollate(*bundled, dataset=images, prob=0.5, seed=0)
     loader = accelerate.Accelerator(cpu=True).prepare(DataLoader(images, 33, collate_fn=mixup))
     whole = list(loader)
+    mixup.set_epoch(0)
     rest = list(accelerate.skip_first_batches(loader, 4))
     assert len(whole) == 7
     for (found, targets), expected in zip(rest, whole[4:], strict=True):
@@ -249,7 +255,7 @@ draws = {}
 for name, settings in (("own", {}), ("same", {"rank": 0})):
     loader = torch.utils.data.DataLoader(images, 32)
     ahead = lm.LatentMixupLoader(loader, generator, bank, seed=0, **settings)
-    collate = lm.LatentMixupCollate(generator, bank, seed=0, **settings)
+    collate = lm.LatentMixupCollate(generator, bank, dataset=images, seed=0, **settings)
     inside = torch.utils.data.DataLoader(images, 32, collate_fn=collate)
     draws[name] = [[targets.sum(0).tolist() for _, targets in batches] for batches in (ahead, inside)]
 (out / f"{rank}.json").write_text(json.dumps(draws))
@@ -278,7 +284,7 @@ def test_a_loader_that_starts_in_the_middle(bundled, images):
     whole.set_epoch(3)
     expected = list(whole)[4:]
     rest = torch.utils.data.Subset(images, range(128, 200))
-    resumed = lm.LatentMixupLoader(DataLoader(rest, 32), *bundled, prob=0.5, seed=0)
+    resumed = lm.LatentMixupLoader(DataLoader(rest, 32), *bundled, dataset=images, prob=0.5, seed=0)
     resumed.set_epoch(3, first_batch=4)
     for found, wanted in zip(resumed, expected, strict=True):
         torch.testing.assert_close(found[0], wanted[0])
@@ -292,4 +298,5 @@ def test_the_epoch_is_that_of_the_first_batch(bundled, images):
     loader.set_epoch(0)
     batches = iter(loader)  # before the epoch is named, as Lightning does it
     loader.set_epoch(5)
-    assert torch.equal(next(batches)[1], next(iter(loader))[1])
+    first = next(batches)[1]
+    assert torch.equal(first, next(iter(loader))[1])

@@ -106,6 +106,7 @@ def our_lines(prefetcher: bool) -> tuple[list[str], str]:
     return [first, second], loader if prefetcher else mixup
 
 
+@pytest.mark.filterwarnings("ignore::latent_mixup.augment.SplitWarning")  # the lines of a short page
 @pytest.mark.parametrize("prefetcher", [True, False])
 def test_our_lines_at_their_places(timm_loader, prefetcher):
     imports, line = our_lines(prefetcher)
