@@ -5,8 +5,8 @@ classifier's own, normalised input range. Norms are in the units of that range: 
 of the same images in [0, 1], so scores are comparable in one range only. ``bounds`` is that range in every score that
 needs it, the values of black and white: two numbers, or two lists with a number per channel.
 
-A classifier may return a tensor of logits ``[B, K]``, an object with ``.logits``, a mapping with ``"logits"``, or a tuple
-of one of these; two logits or more, all finite. Labels are its classes, integers of any type.
+A classifier may return a tensor of logits ``[B, K]``, an object with ``.logits``, a mapping with ``"logits"``, or a
+tuple of one of these; two logits or more, all finite. Labels are its classes, integers of any type.
 """
 
 from latent_mixup.robustness.accuracy import accuracy, logits_of
