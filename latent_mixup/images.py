@@ -29,6 +29,7 @@ NEGATIVE_SHARE = 0.2  # of the contrast. Measured: bicubic resizes of binary noi
 MIN_CONTRAST = 0.05  # less is black, or was divided by 255 twice
 UNIT_LOW, UNIT_HIGH = (-0.01, 0.25), 0.5  # range of the darkest value of images in [0, 1], least brightest value
 BIT_DEPTHS = (10, 12, 14, 16)  # of images in uint16
+DARK = 16  # of 255: 8-bit images that are darker were probably not scaled
 
 Moments: TypeAlias = float | Sequence[float] | Tensor
 Ends: TypeAlias = tuple[float, float]  # least and greatest value
@@ -287,7 +288,7 @@ def detect_format(
         TypeError: None of them is an image.
 
     Warns:
-        UserWarning: Images in uint16 are taken to have fewer than 16 bits.
+        UserWarning: Images in uint16 are taken to have fewer than 16 bits, or 8-bit images are nearly black.
 
     Example:
         >>> detect_format(torch.rand(8, 3, 32, 32)).to_dict()
@@ -309,6 +310,12 @@ def detect_format(
     if failure and not floats and not largest:
         raise failure
     bits = _bit_depth(largest.get(torch.uint16, 0))
+    if 0 < (white := largest.get(torch.uint8, 0)) <= DARK:
+        warnings.warn(
+            f"8-bit images whose largest value is {white:.0f} are nearly black, white is 255; if {white:.0f} is white, "
+            "multiply them, or give them as bool or as float in [0, 1]",
+            stacklevel=2,
+        )
     if given.mean is None:
         found = _float_format(floats) if floats else given
         return ImageFormat(found.mean, found.std, bits)

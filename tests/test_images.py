@@ -466,6 +466,14 @@ def test_mean_and_std_have_to_fit():
         detect_format(batch[:, :1], IMAGENET.mean, IMAGENET.std)
 
 
+@pytest.mark.parametrize("white", [1, 16, 17, 0])
+def test_eight_bits_that_were_not_scaled_are_told(white):
+    values = (picture(1).double() / 255 * white).round().to(torch.uint8)
+    said = pytest.warns(UserWarning, match=f"8-bit images whose largest value is {white} are nearly black")
+    with said if white in (1, 16) else nullcontext():
+        assert detect_format([values]) == ImageFormat()
+
+
 def test_sixteen_bits_that_are_eight():
     with pytest.raises(ValueError, match="16-bit images end at 65535, and these at 255: give 8-bit values as uint8"):
         detect_format([picture(1).numpy().astype(np.uint16)])
