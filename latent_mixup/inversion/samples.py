@@ -199,11 +199,12 @@ def read_samples(
         images.append(image)
         labels.append(label)
         read.append(index)
+    no_images = torch.empty(0, *size, dtype=torch.float32, device="cpu")
     none = torch.empty(0, dtype=torch.int64, device="cpu")
     if format.num_classes is not None:
         none = torch.empty(0, format.num_classes, dtype=torch.float32, device="cpu")
     return Samples(
-        images=(torch.stack(images) if images else torch.empty(0, *size, dtype=torch.float32)).to(generator.device),
+        images=(torch.stack(images) if images else no_images).to(generator.device),
         labels=torch.stack(labels) if labels else none,
         index=torch.tensor(read, dtype=torch.int64, device="cpu"),
         errors=errors,
