@@ -459,12 +459,12 @@ def test_progress_is_a_line_a_minute_where_there_is_no_terminal(tmp_path, monkey
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_callers_defaults_have_no_influence(finished, tmp_path, name):
-    kind, data = KINDS[name], KINDS[name].data()
+    kind, data, expected = KINDS[name], KINDS[name].data(), finished(name)[1].digest()
     options = {"generator": compact()} if name == "restyle" else {}
     torch.set_default_dtype(torch.float64)
     try:
         with torch.inference_mode(), torch.device("meta"):
-            assert kind.train(tmp_path, data, **options).digest() == finished(name)[1].digest()
+            assert kind.train(tmp_path, data, **options).digest() == expected
     finally:
         torch.set_default_dtype(torch.float32)
 
