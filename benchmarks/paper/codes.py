@@ -249,10 +249,8 @@ def dcgan_as_published(shop: Workshop) -> Codes:
                         for batch in images[rows].to(shop.device).split(paper_code.INVERSION_BATCH)
                     ]
                     latents, mse = (torch.cat(each).cpu() for each in zip(*pairs, strict=True))
-                    tensors = {"latents": latents, "mse": mse}
-                    files.write_folder(
-                        path.parent, {path.name: lambda at, tensors=tensors: files.save_tensors(at, tensors)}
-                    )
+                    made = safetensors.torch.save({"latents": latents, "mse": mse})
+                    files.write_folder(path.parent, {path.name: made})
                 found.append(safetensors.torch.load_file(path))
                 bar.advance(len(rows))
         latents, mse = (torch.cat([part[name] for part in found]) for name in ("latents", "mse"))
