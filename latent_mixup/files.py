@@ -453,7 +453,7 @@ def write_indexed(
 
     Everything is first written to a hidden folder and synced. A part whose name is taken gets its interim name, where
     :func:`part_path` looks first. One rename of the index then switches all parts at once. Afterwards the interim names
-    become the usual ones (not on a file system without locks), and older parts are removed. A failure before the switch
+    become the usual ones (never without locks), and older parts are removed. A failure before the switch
     restores the folder. An open (or mmapped) older file is not touched.
 
     Args:
@@ -469,10 +469,16 @@ def write_indexed(
         _stage(staging, parts)
         entries = tuple(FileEntry.of(staging / name) for name in parts)
         _stage(staging, {**beside, index: describe(entries)})
-        interim = {entry.name: entry.interim for entry in entries if not alone or os.path.lexists(folder / entry.name)}
+        claimed = set() if alone else {entry.name for entry in entries if _claim(staging, folder, entry)}
+        taken = [
+            entry
+            for entry in entries
+            if entry.name not in claimed and (os.path.lexists(folder / entry.name) or not alone)
+        ]
+        interim = {entry.name: entry.interim for entry in taken}
         for name, other in interim.items():
             os.rename(staging / name, staging / other)
-        _swap_in(folder, staging, [*(interim.get(name, name) for name in parts), index])
+        _swap_in(folder, staging, [*(interim.get(name, name) for name in parts if name not in claimed), index])
         # The newer version counts. What fails from here on is left to the next write: Windows replaces no open file.
         moves = [(folder / other, folder / name) for name, other in interim.items()] if alone else []
         for source, target in [*moves, *((staging / name, folder / name) for name in beside)]:
@@ -483,13 +489,24 @@ def write_indexed(
 
 
 def _remove_older(folder: Path, entries: tuple[FileEntry, ...], owns: str | None, kept: set[str], alone: bool) -> None:
-    """Remove the parts of older versions; where there may be other writers, what waits for their index stays a day."""
-    waiting = {path for entry in entries for path in folder.glob(entry.interim_names)}
-    owned = set(folder.glob(owns)) if owns else set()
-    for path in owned | waiting:
+    """Remove the parts of older versions; where there may be other writers, after a day."""
+    found = {path for entry in entries for path in folder.glob(entry.interim_names)}
+    for path in found.union(folder.glob(owns) if owns else ()):
         with contextlib.suppress(OSError):
-            if path.name not in kept and (alone or path not in waiting or _is_stale(path)):
+            if path.name not in kept and (alone or _is_stale(path)):
                 path.unlink()
+
+
+def _claim(staging: Path, folder: Path, entry: FileEntry) -> bool:
+    """Give a part its usual name without a lock: only if the name is free or has the same content, for good."""
+    try:
+        os.link(staging / entry.name, folder / entry.name)
+    except FileExistsError:
+        path = folder / entry.name
+        return path.is_file() and FileEntry.of(path) == entry
+    except OSError:  # no hard links
+        return False
+    return True
 
 
 def sweep(folder: Path) -> None:
@@ -599,9 +616,11 @@ def _swap_in(folder: Path, staging: Path, names: list[str]) -> None:
         _sync(folder)
     except BaseException:
         for name in reversed(done):
+            if (staging / name).exists():
+                continue
             if (backup / name).exists():
                 os.replace(backup / name, folder / name)
-            elif not (staging / name).exists():
+            else:
                 (folder / name).unlink(missing_ok=True)
         raise
 
