@@ -453,8 +453,8 @@ def write_indexed(
 
     Everything is first written to a hidden folder and synced. A part whose name is taken gets its interim name, where
     :func:`part_path` looks first. One rename of the index then switches all parts at once. Afterwards the interim names
-    become the usual ones (never without locks), and older parts are removed. A failure before the switch
-    restores the folder. An open (or mmapped) older file is not touched.
+    become the usual ones (never without locks), and older parts are removed. A failure before the switch restores the
+    folder. An open (or mmapped) older file is not touched.
 
     Args:
         folder: Folder, created if missing; the writers may read from it.
@@ -470,15 +470,11 @@ def write_indexed(
         entries = tuple(FileEntry.of(staging / name) for name in parts)
         _stage(staging, {**beside, index: describe(entries)})
         claimed = set() if alone else {entry.name for entry in entries if _claim(staging, folder, entry)}
-        taken = [
-            entry
-            for entry in entries
-            if entry.name not in claimed and (os.path.lexists(folder / entry.name) or not alone)
-        ]
-        interim = {entry.name: entry.interim for entry in taken}
+        waits = [entry for entry in entries if entry.name not in claimed]
+        interim = {entry.name: entry.interim for entry in waits if not alone or os.path.lexists(folder / entry.name)}
         for name, other in interim.items():
             os.rename(staging / name, staging / other)
-        _swap_in(folder, staging, [*(interim.get(name, name) for name in parts if name not in claimed), index])
+        _swap_in(folder, staging, [*(interim.get(entry.name, entry.name) for entry in waits), index])
         # The newer version counts. What fails from here on is left to the next write: Windows replaces no open file.
         moves = [(folder / other, folder / name) for name, other in interim.items()] if alone else []
         for source, target in [*moves, *((staging / name, folder / name) for name in beside)]:
