@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 CLASSES = 6
 
@@ -20,8 +21,8 @@ def small_cnn() -> nn.Sequential:
     )
 
 
-def noisy_patterns() -> tuple[Tensor, Tensor]:
-    """Noisy copies of six patterns: 48 images of 12x12 and their labels.
+def noisy_patterns(*, limit: float = torch.inf, mislabelled: slice = slice(0)) -> tuple[Tensor, Tensor]:
+    """Noisy copies of six patterns: 48 images of 12x12, clamped to [-limit, limit], and their labels, some wrong.
 
     In float64, so that no rounding decides on which side of a ReLU's kink an image lies.
     """
@@ -29,7 +30,8 @@ def noisy_patterns() -> tuple[Tensor, Tensor]:
     patterns = torch.randn(CLASSES, 1, 12, 12, generator=draw)
     labels = torch.arange(48) % CLASSES
     images = 0.5 * patterns[labels] + 0.5 * torch.randn(48, 1, 12, 12, generator=draw)
-    return images.double(), labels
+    labels[mislabelled] = (labels[mislabelled] + 1) % CLASSES
+    return images.double().clamp(-limit, limit), labels
 
 
 def trained_cnn(images: Tensor, labels: Tensor) -> nn.Module:
@@ -43,3 +45,7 @@ def trained_cnn(images: Tensor, labels: Tensor) -> nn.Module:
             nn.functional.cross_entropy(net(images), labels).backward()
             adam.step()
     return net.eval()
+
+
+def loader_of(data: tuple[Tensor, Tensor], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(TensorDataset(*data), batch_size=batch_size)

@@ -6,38 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from classifier import CLASSES, noisy_patterns, trained_cnn
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from classifier import CLASSES, loader_of
+from torch import Tensor
 
 from latent_mixup.robustness import accuracy, blur_sweep, blurred, blurred_accuracy, deepfool_score, logits_of
 
 
-@pytest.fixture(scope="module")
-def data() -> tuple[Tensor, Tensor]:
-    return noisy_patterns()
-
-
-@pytest.fixture(scope="module")
-def trained(data: tuple[Tensor, Tensor]) -> nn.Module:
-    return trained_cnn(*data)
-
-
-@pytest.fixture
-def linear() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        return nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
-
-
-def loader_of(data: tuple[Tensor, Tensor], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(TensorDataset(*data), batch_size=batch_size)
-
-
-def test_bad_loaders_are_refused(linear: nn.Module) -> None:
+def test_bad_loaders_are_refused(linear):
     images = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"must give \(images, labels\): got float32 \[2, 3, 4, 4\]"):
-        accuracy(linear, [images])  # type: ignore[list-item]
+        accuracy(linear, [images])
     with pytest.raises(ValueError, match=r"labels must be class indices \[2\]: got float32 \[2, 4\]"):
         deepfool_score(linear, [(images, torch.zeros(2, 4))], num_classes=4)
     with pytest.raises(ValueError, match="max_images must be at least 1"):
@@ -50,7 +28,7 @@ def test_bad_loaders_are_refused(linear: nn.Module) -> None:
         deepfool_score(linear, sizes, num_classes=4)
 
 
-def test_accuracy_is_the_share_of_right_predictions(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_accuracy_is_the_share_of_right_predictions(trained, data):
     images, labels = data
     right = int((trained(images).argmax(1) == labels).sum())
     for batch_size in (1, 7, 48):
@@ -60,14 +38,14 @@ def test_accuracy_is_the_share_of_right_predictions(trained: nn.Module, data: tu
     assert accuracy(trained, [(images, wrong)]) <= 0.75
 
 
-def test_a_narrow_blur_changes_nothing_and_a_wide_one_does(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_a_narrow_blur_changes_nothing_and_a_wide_one_does(trained, data):
     plain = accuracy(trained, [data])
     assert blurred_accuracy(trained, [data], sigma=1e-3) == plain
     assert blurred_accuracy(trained, [data]) < plain
     assert len({blurred_accuracy(trained, loader_of(data, size)) for size in (1, 7, 48)}) == 1
 
 
-def test_a_sweep_is_the_blurred_accuracy_at_each_sigma(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_a_sweep_is_the_blurred_accuracy_at_each_sigma(trained, data):
     swept = blur_sweep(trained, [data], (5.0, 1e-3, 2.0))
     assert list(swept) == [5.0, 1e-3, 2.0]
     assert swept[1e-3] == accuracy(trained, [data])
@@ -77,13 +55,13 @@ def test_a_sweep_is_the_blurred_accuracy_at_each_sigma(trained: nn.Module, data:
         blur_sweep(trained, iter([data]), (1.0, 5.0))
 
 
-def test_logits_come_in_the_order_of_the_loader(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_logits_come_in_the_order_of_the_loader(trained, data):
     logits, labels = logits_of(trained, loader_of(data, 7))
     torch.testing.assert_close(logits, trained(data[0]).detach())
     assert torch.equal(labels, data[1])
 
 
-def test_the_blur_is_an_average_of_neighbours() -> None:
+def test_the_blur_is_an_average_of_neighbours():
     dot, flat = torch.zeros(1, 1, 9, 9), torch.full((1, 1, 9, 9), -0.7)
     dot[..., 4, 4] = 1
     spread, still_flat = blurred(torch.cat([dot, flat]))
@@ -102,7 +80,7 @@ def test_the_blur_is_an_average_of_neighbours() -> None:
         (9, 5.0, "kernel_size 9 is too large for images of 4x4"),
     ],
 )
-def test_bad_blurs_are_refused(kernel_size: int, sigma: float, message: str, linear: nn.Module) -> None:
+def test_bad_blurs_are_refused(kernel_size, sigma, message, linear):
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.zeros(2, 3, 4, 4), torch.zeros(2).long()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from classifier import CLASSES, noisy_patterns, trained_cnn
+from classifier import noisy_patterns
 from torch import Tensor, nn
 
 from latent_mixup.robustness import accuracy, autoattack, pgd_accuracy
@@ -19,18 +19,9 @@ from latent_mixup.robustness.autoattack import _forked
 BOUNDS = (-2.0, 2.0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def data() -> tuple[Tensor, Tensor]:
-    """Three of the images have a wrong label."""
-    images, labels = noisy_patterns()
-    labels = labels.clone()
-    labels[:3] = (labels[:3] + 1) % CLASSES
-    return images.clamp(*BOUNDS), labels
-
-
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    return trained_cnn(*noisy_patterns())
+    return noisy_patterns(limit=2, mislabelled=slice(3))
 
 
 class InUnits(nn.Module):
@@ -47,9 +38,7 @@ class InUnits(nn.Module):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("l2", 2.5)])
-def test_autoattack_stays_within_eps_and_is_no_weaker_than_pgd(
-    norm: Any, eps: float, trained: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_autoattack_stays_within_eps_and_is_no_weaker_than_pgd(norm, eps, trained, data):
     pytest.importorskip("pyautoattack")
     images, labels = data[0][:12], data[1][:12]
     state = torch.get_rng_state()
@@ -65,7 +54,7 @@ def test_autoattack_stays_within_eps_and_is_no_weaker_than_pgd(
     assert standing <= pgd_accuracy(trained, loader, bounds=BOUNDS, eps=eps, norm=norm) < accuracy(trained, loader)
 
 
-def test_autoattack_sees_images_in_0_1(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_autoattack_sees_images_in_0_1(trained, data):
     pytest.importorskip("pyautoattack")
     images, labels = data[0][:8], data[1][:8]
     unit = (images - BOUNDS[0]) / (BOUNDS[1] - BOUNDS[0])
@@ -76,7 +65,7 @@ def test_autoattack_sees_images_in_0_1(trained: nn.Module, data: tuple[Tensor, T
     torch.testing.assert_close(found, there, atol=1e-5, rtol=0)  # the models compute alike, so no sign can differ
 
 
-def test_autoattack_refuses_too_few_classes(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_autoattack_refuses_too_few_classes(trained, data):
     pytest.importorskip("pyautoattack")
     with pytest.raises(ValueError, match="targeted attacks apgd-t, fab-t need 10 classes: got 6 logits; pass attacks="):
         autoattack(trained, *data, bounds=BOUNDS, eps=0.1)
@@ -92,7 +81,7 @@ def test_autoattack_refuses_too_few_classes(trained: nn.Module, data: tuple[Tens
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_the_attacks_that_an_error_proposes_run(num_classes: int) -> None:
+def test_the_attacks_that_an_error_proposes_run(num_classes):
     pytest.importorskip("pyautoattack")
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -109,7 +98,7 @@ def test_the_attacks_that_an_error_proposes_run(num_classes: int) -> None:
             autoattack(net, images, labels, bounds=(0, 1), eps=0.9, attacks=["apgd-ce", "apgd-dlr"])
 
 
-def test_only_the_random_states_in_use_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_random_states_in_use_are_saved(monkeypatch):
     """Saving that of every GPU would start them all."""
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(torch.random, "fork_rng", lambda **how: asked.append(how) or contextlib.nullcontext())
@@ -118,7 +107,7 @@ def test_only_the_random_states_in_use_are_saved(monkeypatch: pytest.MonkeyPatch
     assert asked == [{"devices": []}, {"devices": [torch.device("cuda:1")], "device_type": "cuda"}]
 
 
-def test_autoattack_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, trained: nn.Module) -> None:
+def test_autoattack_missing_names_the_extra(monkeypatch, trained):
     original: Callable[..., Any] = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:

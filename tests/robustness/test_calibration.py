@@ -28,7 +28,7 @@ def calibration_error_slowly(logits: Tensor, labels: Tensor, num_bins: int) -> f
 
 
 @pytest.mark.parametrize("num_bins", [1, 7, 15])
-def test_calibration_error_equals_the_slow_one(num_bins: int) -> None:
+def test_calibration_error_equals_the_slow_one(num_bins):
     draw = torch.Generator().manual_seed(0)
     logits, labels = 2 * torch.randn(300, 4, generator=draw), torch.randint(4, (300,), generator=draw)
     found = expected_calibration_error(logits, labels, num_bins)
@@ -36,7 +36,7 @@ def test_calibration_error_equals_the_slow_one(num_bins: int) -> None:
     assert found > 0.1
 
 
-def test_calibration_error_of_known_cases() -> None:
+def test_calibration_error_of_known_cases():
     sure = torch.tensor([[1000.0, 0.0]]).expand(10, 2)
     assert expected_calibration_error(sure, torch.zeros(10).long()) == 0
     assert expected_calibration_error(sure, torch.ones(10).long()) == 1
@@ -47,7 +47,7 @@ def test_calibration_error_of_known_cases() -> None:
     assert brier_score(sure, torch.ones(10).long()) == pytest.approx(2)
 
 
-def test_the_labels_own_distribution_is_calibrated_and_scores_best() -> None:
+def test_the_labels_own_distribution_is_calibrated_and_scores_best():
     draw = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(20_000, 3, generator=draw)
     labels = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
@@ -67,7 +67,7 @@ def test_the_labels_own_distribution_is_calibrated_and_scores_best() -> None:
         (torch.zeros(2, 3), torch.tensor([0, 3]), r"labels must be in \[0, 3\), the logits' classes: got 0 to 3"),
     ],
 )
-def test_bad_logits_are_refused(logits: Tensor, labels: Tensor, message: str) -> None:
+def test_bad_logits_are_refused(logits, labels, message):
     for score in (expected_calibration_error, brier_score, negative_log_likelihood):
         with pytest.raises(ValueError, match=message):
             score(logits, labels)

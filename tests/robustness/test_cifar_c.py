@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_are_severity_major(folder: Path) -> None:
+def test_rows_are_severity_major(folder):
     for severity, index, row in ((1, 0, 0), (1, 9_999, 9_999), (2, 0, 10_000), (3, -1, 29_999), (5, 9_999, 49_999)):
         data = CorruptedCIFAR(folder, "fog", severity)
         image, label = data[index]
@@ -35,7 +35,7 @@ def test_rows_are_severity_major(folder: Path) -> None:
         data[10_000]
 
 
-def test_travels_to_workers_without_its_images(folder: Path) -> None:
+def test_travels_to_workers_without_its_images(folder):
     data = CorruptedCIFAR(folder, "fog", 5, transform=lambda image: torch.from_numpy(np.array(image)[0, 0]))
     (pixel, label) = data[9_999]
     assert (pixel.tolist(), label) == ([49_999 % 251, 49_999 // 251, 7], 9)
@@ -44,7 +44,7 @@ def test_travels_to_workers_without_its_images(folder: Path) -> None:
     assert copy.deepcopy(data)[9_999][0].getpixel((0, 0)) == tuple(pixel.tolist())
 
 
-def test_bad_files_are_refused(folder: Path) -> None:
+def test_bad_files_are_refused(folder):
     with pytest.raises(FileNotFoundError, match=r"no snow.npy in .*: the corruptions found there are: fog$"):
         CorruptedCIFAR(folder, "snow", 1)
     with pytest.raises(ValueError, match="severity must be from 1 to 5: got 6"):
@@ -75,7 +75,7 @@ def test_bad_files_are_refused(folder: Path) -> None:
         (np.arange(50_000) % 7, "must hold the same 10000 labels for each severity: they differ"),
     ],
 )
-def test_bad_labels_are_refused(labels: np.ndarray, message: str, folder: Path) -> None:
+def test_bad_labels_are_refused(labels, message, folder):
     np.save(folder / "labels.npy", labels)
     with pytest.raises(ValueError, match=message):
         CorruptedCIFAR(folder, "fog", 1)

@@ -32,7 +32,7 @@ def colours(n: int = 2, height: int = 9, width: int = 11, channels: int = 3) -> 
     return images
 
 
-def test_the_strengths_rise() -> None:
+def test_the_strengths_rise():
     """Each severity changes an image more than the one before; but for those whose strengths do not have that order."""
     smooth = nn.functional.interpolate(colours(4, 8, 8), (32, 32), mode="bicubic").clamp(0, 1)
     for name in names_for(3):
@@ -50,7 +50,7 @@ def test_the_strengths_rise() -> None:
 @pytest.mark.parametrize(
     ("channels", "name"), [(channels, name) for channels in (1, 3) for name in names_for(channels)]
 )
-def test_any_size_range_and_type_is_kept(channels: int, name: str) -> None:
+def test_any_size_range_and_type_is_kept(channels, name):
     unit = colours(channels=channels)
     corrupted = corrupt(unit, name, 5, seed=1)
     assert (corrupted.shape, corrupted.dtype) == (unit.shape, unit.dtype)
@@ -64,7 +64,7 @@ def test_any_size_range_and_type_is_kept(channels: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names_for(3))
-def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(name):
     images = colours(6)
     whole = corrupt(images, name, 3, seed=2)
     part = corrupt(images[2:4], name, 3, seed=2, first_index=2)
@@ -77,7 +77,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
         assert not torch.equal(draws[0], draws[2])
 
 
-def test_draws_leave_the_random_state_as_it_was() -> None:
+def test_draws_leave_the_random_state_as_it_was():
     state = torch.get_rng_state()
     for name in NOISES:
         corrupt(colours(), name, 1)
@@ -85,7 +85,7 @@ def test_draws_leave_the_random_state_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("severity", range(1, 6))
-def test_noises_have_their_moments(severity: int) -> None:
+def test_noises_have_their_moments(severity):
     """On grey of 0.5, whose noise is not clipped: 120,000 numbers."""
     grey = torch.full((40, 3, 32, 32), 0.5)
 
@@ -111,7 +111,7 @@ def test_noises_have_their_moments(severity: int) -> None:
     torch.testing.assert_close(photons, photons.round(), atol=1e-3, rtol=0)
 
 
-def test_published_strengths() -> None:
+def test_published_strengths():
     """The noise of severities 1 to 5 that tells CIFAR-10-C from ImageNet-C, whose first is 0.08."""
     assert CORRUPTIONS["gaussian_noise"].strengths == (0.04, 0.06, 0.08, 0.09, 0.10)
     assert all(len(corruption.strengths) == 5 for corruption in CORRUPTIONS.values())
@@ -140,14 +140,14 @@ def gaussian_weights(sigma: float, reach: int) -> dict[tuple[int, int], float]:
 
 
 @pytest.mark.parametrize(("severity", "sigma", "reach"), [(1, 0.4, 2), (3, 0.7, 3), (5, 1.0, 4)])
-def test_gaussian_blur_is_a_weighted_sum_of_neighbours(severity: int, sigma: float, reach: int) -> None:
+def test_gaussian_blur_is_a_weighted_sum_of_neighbours(severity, sigma, reach):
     image = colours(1, 6, 7, channels=1)
     expected = filtered_slowly(image[0, 0], gaussian_weights(sigma, reach), "edge")
     torch.testing.assert_close(corrupt(image, "gaussian_blur", severity)[0, 0], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("severity", "radius", "softness"), [(1, 0.3, 0.4), (4, 1.0, 0.2), (5, 1.5, 0.1)])
-def test_defocus_blur_is_a_softened_disk(severity: int, radius: float, softness: float) -> None:
+def test_defocus_blur_is_a_softened_disk(severity, radius, softness):
     image = colours(1, 6, 7, channels=1)
     disk = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if dy * dy + dx * dx <= radius * radius]
     assert len(disk) == {0.3: 1, 1.0: 5, 1.5: 9}[radius]
@@ -160,7 +160,7 @@ def test_defocus_blur_is_a_softened_disk(severity: int, radius: float, softness:
     torch.testing.assert_close(corrupt(image, "defocus_blur", severity)[0, 0], expected, atol=1e-5, rtol=0)
 
 
-def test_scipy_agrees_with_the_gaussian_blur() -> None:
+def test_scipy_agrees_with_the_gaussian_blur():
     ndimage = pytest.importorskip("scipy.ndimage")
     image = colours(1, 20, 17)[0]
     for severity, sigma in enumerate((0.4, 0.6, 0.7, 0.8, 1.0), start=1):
@@ -169,7 +169,7 @@ def test_scipy_agrees_with_the_gaussian_blur() -> None:
         torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
-def hsv_slowly(images: Tensor, change) -> Tensor:  # type: ignore[no-untyped-def]
+def hsv_slowly(images: Tensor, change) -> Tensor:
     pixels = images.permute(0, 2, 3, 1).reshape(-1, 3).tolist()
     changed = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*pixel))) for pixel in pixels]
     n, _, height, width = images.shape
@@ -177,7 +177,7 @@ def hsv_slowly(images: Tensor, change) -> Tensor:  # type: ignore[no-untyped-def
 
 
 @pytest.mark.parametrize(("severity", "more"), [(1, 0.05), (3, 0.15), (5, 0.3)])
-def test_brightness_raises_the_value_of_hsv(severity: int, more: float) -> None:
+def test_brightness_raises_the_value_of_hsv(severity, more):
     expected = hsv_slowly(colours(), lambda h, s, v: (h, s, min(v + more, 1)))
     torch.testing.assert_close(corrupt(colours(), "brightness", severity), expected, atol=1e-5, rtol=0)
     grey = colours(channels=1)
@@ -185,12 +185,12 @@ def test_brightness_raises_the_value_of_hsv(severity: int, more: float) -> None:
 
 
 @pytest.mark.parametrize(("severity", "factor", "shift"), [(1, 0.3, 0), (3, 1.5, 0), (4, 2, 0.1), (5, 2.5, 0.2)])
-def test_saturate_changes_the_saturation_of_hsv(severity: int, factor: float, shift: float) -> None:
+def test_saturate_changes_the_saturation_of_hsv(severity, factor, shift):
     expected = hsv_slowly(colours(), lambda h, s, v: (h, min(s * factor + shift, 1), v))
     torch.testing.assert_close(corrupt(colours(), "saturate", severity), expected, atol=1e-5, rtol=0)
 
 
-def test_contrast_shrinks_around_the_mean_of_each_channel() -> None:
+def test_contrast_shrinks_around_the_mean_of_each_channel():
     images = colours()
     for severity, share in enumerate((0.75, 0.5, 0.4, 0.3, 0.15), start=1):
         faded = corrupt(images, "contrast", severity)
@@ -198,7 +198,7 @@ def test_contrast_shrinks_around_the_mean_of_each_channel() -> None:
         torch.testing.assert_close(faded.std((2, 3)), share * images.std((2, 3)))
 
 
-def test_pixelate_keeps_fewer_pixels() -> None:
+def test_pixelate_keeps_fewer_pixels():
     side = 32
     ramp = torch.arange(side * side).view(1, 1, side, side) / (side * side)
     for severity, share in enumerate((0.95, 0.9, 0.85, 0.75, 0.65), start=1):
@@ -210,7 +210,7 @@ def test_pixelate_keeps_fewer_pixels() -> None:
 
 
 @CHANNELS
-def test_jpeg_is_what_a_file_of_that_quality_holds(channels: int) -> None:
+def test_jpeg_is_what_a_file_of_that_quality_holds(channels):
     bytes_in = (colours(1, 16, 24, channels)[0].permute(1, 2, 0) * 255).round().byte().numpy()
     file = BytesIO()
     Image.fromarray(bytes_in.squeeze(-1) if channels == 1 else bytes_in).save(file, "JPEG", quality=58)
@@ -227,7 +227,7 @@ class Brightest(nn.Module):
         return torch.stack([left.mean((1, 2, 3)), right.mean((1, 2, 3))], dim=1)
 
 
-def test_accuracy_is_that_on_corrupted_images() -> None:
+def test_accuracy_is_that_on_corrupted_images():
     images = torch.rand(30, 1, 6, 6, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = Brightest()(images).argmax(1)
     expected = {
@@ -256,7 +256,7 @@ def test_accuracy_is_that_on_corrupted_images() -> None:
         ((1, 3, 2, 8), "contrast", 1, "corruptions need images of 3x3 pixels or more: got 2x8"),
     ],
 )
-def test_bad_corruptions_are_refused(shape: tuple[int, ...], name: str, severity: int, message: str) -> None:
+def test_bad_corruptions_are_refused(shape, name, severity, message):
     with pytest.raises(ValueError, match=message):
         corrupt(torch.zeros(shape), name, severity)
     with pytest.raises(ValueError, match=message):
@@ -269,10 +269,10 @@ def test_bad_corruptions_are_refused(shape: tuple[int, ...], name: str, severity
         )
 
 
-def test_bad_images_are_refused() -> None:
+def test_bad_images_are_refused():
     with pytest.raises(ValueError, match=r"images must keep to bounds=\(0.0, 1.0\): got values from -1 to 1"):
         corrupt(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 1, 4, 2), "contrast", 1)
     with pytest.raises(ValueError, match="at least one image: the loader gave none"):
         corruption_accuracy(Brightest(), [], bounds=(0, 1))
     with pytest.raises(ValueError, match="needs labels"):
-        corruption_accuracy(Brightest(), torch.zeros(1, 1, 4, 4), bounds=(0, 1))  # type: ignore[arg-type]
+        corruption_accuracy(Brightest(), torch.zeros(1, 1, 4, 4), bounds=(0, 1))

@@ -7,32 +7,14 @@ import warnings
 
 import pytest
 import torch
-from classifier import CLASSES, noisy_patterns, small_cnn, trained_cnn
+from classifier import CLASSES, loader_of, small_cnn
 from reference import deepfool_one_image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from latent_mixup.robustness import DeepFoolResult, accuracy, blurred_accuracy, deepfool, deepfool_score
 
 
-@pytest.fixture(scope="module")
-def data() -> tuple[Tensor, Tensor]:
-    return noisy_patterns()
-
-
-@pytest.fixture(scope="module")
-def trained(data: tuple[Tensor, Tensor]) -> nn.Module:
-    return trained_cnn(*data)
-
-
-@pytest.fixture
-def linear() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        return nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
-
-
-def test_equals_the_one_image_loop(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_equals_the_one_image_loop(trained, data):
     images = data[0][:16]
     result = deepfool(trained, images, num_classes=5)
     expected = [deepfool_one_image(trained, image, num_classes=5) for image in images]
@@ -42,7 +24,7 @@ def test_equals_the_one_image_loop(trained: nn.Module, data: tuple[Tensor, Tenso
     assert result.fooled.all()
 
 
-def test_equals_the_one_image_loop_in_float32(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_equals_the_one_image_loop_in_float32(trained, data):
     net, images = copy.deepcopy(trained).float(), data[0][:16].float()
     norms = deepfool(net, images, num_classes=CLASSES).norms
     expected = [deepfool_one_image(net, image, CLASSES)[0].norm() for image in images]
@@ -50,7 +32,7 @@ def test_equals_the_one_image_loop_in_float32(trained: nn.Module, data: tuple[Te
     torch.testing.assert_close(norms, torch.stack(expected), atol=2e-3, rtol=0)
 
 
-def test_is_cut_off_like_the_one_image_loop(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_is_cut_off_like_the_one_image_loop(trained, data):
     images = data[0][:12]
     result = deepfool(trained, images, num_classes=CLASSES, max_iter=1, overshoot=0)
     expected = [deepfool_one_image(trained, image, CLASSES, 0, 1) for image in images]
@@ -58,7 +40,7 @@ def test_is_cut_off_like_the_one_image_loop(trained: nn.Module, data: tuple[Tens
     assert not result.fooled.all()
 
 
-def test_what_it_returns_fools(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_what_it_returns_fools(trained, data):
     images = data[0]
     result = deepfool(trained, images, num_classes=CLASSES)
     with torch.no_grad():
@@ -69,7 +51,7 @@ def test_what_it_returns_fools(trained: nn.Module, data: tuple[Tensor, Tensor]) 
     assert (result.iterations.dtype, result.fooled.dtype) == (torch.int64, torch.bool)
 
 
-def test_a_linear_classifier_has_a_closed_form(linear: nn.Module) -> None:
+def test_a_linear_classifier_has_a_closed_form(linear):
     images = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     result = deepfool(linear, images, num_classes=4)
     weight, logits = linear[1].weight.detach(), linear(images).detach()
@@ -80,7 +62,7 @@ def test_a_linear_classifier_has_a_closed_form(linear: nn.Module) -> None:
     assert result.iterations.eq(1).all()
 
 
-def test_only_the_likeliest_classes_are_looked_at() -> None:
+def test_only_the_likeliest_classes_are_looked_at():
     class ThirdIsNearest(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             x, y = images.flatten(1).T
@@ -92,7 +74,7 @@ def test_only_the_likeliest_classes_are_looked_at() -> None:
         assert norm == pytest.approx(1.02 * (distance + 1e-4), abs=1e-6)
 
 
-def test_the_norm_has_the_units_of_the_input(linear: nn.Module) -> None:
+def test_the_norm_has_the_units_of_the_input(linear):
     class Normalised(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return linear(images * 2 - 1)
@@ -103,7 +85,7 @@ def test_the_norm_has_the_units_of_the_input(linear: nn.Module) -> None:
     torch.testing.assert_close(in_symmetric, 2 * in_unit, atol=2e-4, rtol=0)
 
 
-def test_equals_foolbox(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_equals_foolbox(trained, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # foolbox 3.3.4 imports scipy names that are going away
         import foolbox
@@ -116,9 +98,7 @@ def test_equals_foolbox(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None
     torch.testing.assert_close(fooling - images, ours.perturbations, atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_does_not_depend_on_its_batch(
-    trained: nn.Module, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_does_not_depend_on_its_batch(trained, data, monkeypatch):
     images = data[0]
     whole = deepfool(trained, images, num_classes=CLASSES)
 
@@ -140,7 +120,7 @@ class DeadBelowZero(nn.Module):
         return torch.stack([torch.ones_like(total), 2 + 0 * total, total], dim=1)
 
 
-def test_a_dead_gradient_ends_unfooled() -> None:
+def test_a_dead_gradient_ends_unfooled():
     images = torch.stack([torch.full((1, 2, 2), -1.0), torch.full((1, 2, 2), 0.1)])
     result = deepfool(DeadBelowZero(), images, num_classes=3)
     assert result.fooled.tolist() == [False, True]
@@ -151,7 +131,7 @@ def test_a_dead_gradient_ends_unfooled() -> None:
     assert (score.fooled_fraction, score.max_iter_hits, score.mean_iterations) == (0.5, 0, 0.5)
 
 
-def test_an_image_thrown_out_of_float_range_ends_unfooled() -> None:
+def test_an_image_thrown_out_of_float_range_ends_unfooled():
     class Faint(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             s = images.sum(dim=(1, 2, 3))
@@ -162,7 +142,7 @@ def test_an_image_thrown_out_of_float_range_ends_unfooled() -> None:
     assert result.perturbations.isfinite().all()
 
 
-def test_leaves_the_model_and_the_random_state_as_they_were(data: tuple[Tensor, Tensor]) -> None:
+def test_leaves_the_model_and_the_random_state_as_they_were(data):
     images, labels = data
     net = small_cnn().double().train()
     net[1].eval()
@@ -197,12 +177,12 @@ def test_leaves_the_model_and_the_random_state_as_they_were(data: tuple[Tensor, 
         (torch.zeros(1, 3, 4, 4), {"max_iter": 0}, "max_iter must be at least 1: got 0"),
     ],
 )
-def test_bad_input_is_refused(images: Tensor, settings: dict[str, float], message: str, linear: nn.Module) -> None:
+def test_bad_input_is_refused(images, settings, message, linear):
     with pytest.raises(ValueError, match=message):
         deepfool(linear, images, **settings)
 
 
-def test_bad_models_are_refused(linear: nn.Module) -> None:
+def test_bad_models_are_refused(linear):
     class Detached(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return linear(images.detach())
@@ -216,11 +196,7 @@ def test_bad_models_are_refused(linear: nn.Module) -> None:
             deepfool(model, torch.zeros(2, 3, 4, 4), num_classes=4)
 
 
-def loader_of(data: tuple[Tensor, Tensor], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(TensorDataset(*data), batch_size=batch_size)
-
-
-def test_score_is_the_mean_over_the_first_images(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_score_is_the_mean_over_the_first_images(trained, data):
     images, labels = data
     labels = labels.roll(1)
     labels[:5] = data[1][:5]  # five right ones
@@ -235,7 +211,7 @@ def test_score_is_the_mean_over_the_first_images(trained: nn.Module, data: tuple
         assert score.mean_iterations == pytest.approx(result.iterations.double().mean().item())
 
 
-def test_score_in_unit_range_has_the_units_of_images_in_0_1(linear: nn.Module) -> None:
+def test_score_in_unit_range_has_the_units_of_images_in_0_1(linear):
     class Normalised(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return linear(images * 2 - 1)
@@ -253,7 +229,7 @@ def test_score_in_unit_range_has_the_units_of_images_in_0_1(linear: nn.Module) -
         score.in_unit_range((1, -1))
 
 
-def test_score_of_a_tensor_has_no_correct_part(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_score_of_a_tensor_has_no_correct_part(trained, data):
     from_tensor = deepfool_score(trained, data[0], num_classes=CLASSES)
     from_loader = deepfool_score(trained, loader_of(data, 16), num_classes=CLASSES)
     assert from_tensor.score == pytest.approx(from_loader.score, abs=1e-5)
@@ -261,15 +237,13 @@ def test_score_of_a_tensor_has_no_correct_part(trained: nn.Module, data: tuple[T
     assert (from_tensor.n_images, from_tensor.n_correct) == (48, 0)
 
 
-def test_score_counts_the_images_that_ran_out_of_steps(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_score_counts_the_images_that_ran_out_of_steps(trained, data):
     result = deepfool(trained, data[0], num_classes=CLASSES, overshoot=0, max_iter=1)
     score = deepfool_score(trained, data[0], num_classes=CLASSES, overshoot=0, max_iter=1)
     assert score.max_iter_hits == int((~result.fooled).sum()) > 0
 
 
-def test_score_shows_progress_when_asked(
-    trained: nn.Module, data: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_score_shows_progress_when_asked(trained, data, capsys):
     deepfool_score(trained, data[0], num_classes=CLASSES, max_images=3)
     assert capsys.readouterr().err == ""
     deepfool_score(trained, data[0], num_classes=CLASSES, max_images=3, progress=True)

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from classifier import CLASSES, noisy_patterns, trained_cnn
-from torch import Tensor, nn
+from classifier import CLASSES, noisy_patterns
+from torch import Tensor
 
 from latent_mixup.robustness import (
     accuracy,
@@ -26,21 +26,12 @@ from latent_mixup.robustness import (
 BOUNDS = (-2.0, 2.0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def data() -> tuple[Tensor, Tensor]:
-    """Three of the images have a wrong label."""
-    images, labels = noisy_patterns()
-    labels = labels.clone()
-    labels[:3] = (labels[:3] + 1) % CLASSES
-    return images.clamp(*BOUNDS), labels
+    return noisy_patterns(limit=2, mislabelled=slice(3))
 
 
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    return trained_cnn(*noisy_patterns())
-
-
-def test_evaluate_collects_what_the_parts_say(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_evaluate_collects_what_the_parts_say(trained, data):
     found = evaluate(
         trained,
         *data,
@@ -92,7 +83,7 @@ def test_evaluate_collects_what_the_parts_say(trained: nn.Module, data: tuple[Te
     assert set(found["seconds"]) == {"accuracy", "blur", "deepfool", "pgd", "corruptions"}
 
 
-def test_each_part_can_be_left_out(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_each_part_can_be_left_out(trained, data):
     off: dict[str, Any] = {"deepfool_images": 0, "sigmas": (), "pgd_images": 0, "corruption_images": 0}
     bare = evaluate(trained, *data, bounds=BOUNDS, **off)
     assert set(bare) == {"test_images", "bounds", "accuracy", "blurred_accuracy", "calibration", "seconds"}
@@ -105,7 +96,7 @@ def test_each_part_can_be_left_out(trained: nn.Module, data: tuple[Tensor, Tenso
         assert set(evaluate(trained, *data, bounds=BOUNDS, **{**off, switch: value})) - set(bare) == parts
 
 
-def test_a_mean_over_no_image_is_null(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_a_mean_over_no_image_is_null(trained, data):
     images, labels = data
     found = evaluate(trained, images[:3], labels[:3], bounds=BOUNDS, pgd_images=0, corruption_images=0)
     assert found["deepfool"]["score_correct"] is None
@@ -114,7 +105,7 @@ def test_a_mean_over_no_image_is_null(trained: nn.Module, data: tuple[Tensor, Te
     json.dumps(found, allow_nan=False)
 
 
-def test_evaluate_refuses_images_of_another_range(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_evaluate_refuses_images_of_another_range(trained, data):
     with pytest.raises(ValueError, match=r"images must keep to bounds=\(-1.0, 1.0\): got values from -2 to 2"):
         evaluate(trained, *data)
     with pytest.raises(ValueError, match=r"labels must be class indices \[48\]: got int64 \[2\]"):

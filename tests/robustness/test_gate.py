@@ -87,14 +87,12 @@ class Returns(nn.Module):
     ids=["one logit", "a vector", "a convolutional head", "fewer", "classes", "nan", "inf", "a dict", "a pair", "None"],
 )
 @pytest.mark.parametrize("name", SCORES)
-def test_no_score_takes_an_output_that_is_no_logits(
-    name: str, change: Callable[[Tensor], Any], message: str, net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_no_score_takes_an_output_that_is_no_logits(name, change, message, net, data):
     with pytest.raises(ValueError, match=message):
         SCORES[name](Returns(net, change), *data)
 
 
-class ModelOutput(collections.OrderedDict):  # type: ignore[type-arg]
+class ModelOutput(collections.OrderedDict):
     """As transformers' image classifiers return it."""
 
     def __getattr__(self, name: str) -> Any:
@@ -107,14 +105,12 @@ class ModelOutput(collections.OrderedDict):  # type: ignore[type-arg]
     ids=["dict", "tuple", "ModelOutput", "list"],
 )
 @pytest.mark.parametrize("name", SCORES)
-def test_logits_are_read_out_of_what_holds_them(
-    name: str, change: Callable[[Tensor], Any], net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_logits_are_read_out_of_what_holds_them(name, change, net, data):
     assert SCORES[name](Returns(net, change), *data) == SCORES[name](net, *data)
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "calibration"])
-def test_probabilities_in_place_of_logits_are_said_once(name: str, net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_probabilities_in_place_of_logits_are_said_once(name, net, data):
     images, labels = data
     soft = nn.Sequential(net, nn.Softmax(1))
     with warnings.catch_warnings(record=True) as said:
@@ -131,9 +127,7 @@ def test_probabilities_in_place_of_logits_are_said_once(name: str, net: nn.Modul
 @pytest.mark.parametrize(
     "change", [lambda z: z.log_softmax(1), lambda z: z.clamp_min(0), lambda z: z.softmax(1) - 0.05, torch.sigmoid]
 )
-def test_logits_that_are_no_probabilities_are_taken_without_a_word(
-    change: Callable[[Tensor], Tensor], net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_logits_that_are_no_probabilities_are_taken_without_a_word(change, net, data):
     scores.deepfool_score(Returns(net, change), [data], num_classes=2)
 
 
@@ -154,9 +148,7 @@ def test_logits_that_are_no_probabilities_are_taken_without_a_word(
     ids=["from 1", "-1", "too many", "floats", "one-hot", "fewer", "a string"],
 )
 @pytest.mark.parametrize("name", LABELLED)
-def test_no_score_takes_labels_that_are_no_classes_of_the_model(
-    name: str, labels: Any, message: str, net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_no_score_takes_labels_that_are_no_classes_of_the_model(name, labels, message, net, data):
     with pytest.raises(ValueError, match=message):
         SCORES[name](net, data[0], labels)
 
@@ -167,9 +159,7 @@ def test_no_score_takes_labels_that_are_no_classes_of_the_model(
     ids=str,
 )
 @pytest.mark.parametrize("name", LABELLED)
-def test_labels_of_any_integer_type_are_the_same_labels(
-    name: str, kind: Any, net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_labels_of_any_integer_type_are_the_same_labels(name, kind, net, data):
     images, labels = data
     others = {"numpy": labels.numpy().astype(np.uint16), "list": labels.tolist()}
     other = others[kind] if isinstance(kind, str) else labels.to(kind)
@@ -180,16 +170,14 @@ def test_labels_of_any_integer_type_are_the_same_labels(
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_a_model_that_works_in_place_scores_the_same_and_leaves_the_images(
-    name: str, net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_a_model_that_works_in_place_scores_the_same_and_leaves_the_images(name, net, data):
     class InPlace(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return net(images.sub_(0.5).div_(0.5))  # type: ignore[no-any-return]
+            return net(images.sub_(0.5).div_(0.5))
 
     class Plain(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return net(images.sub(0.5).div(0.5))  # type: ignore[no-any-return]
+            return net(images.sub(0.5).div(0.5))
 
     before = data[0].clone()
     assert SCORES[name](InPlace(), *data) == SCORES[name](Plain(), *data)
@@ -198,9 +186,7 @@ def test_a_model_that_works_in_place_scores_the_same_and_leaves_the_images(
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", SCORES)
-def test_a_score_does_not_depend_on_the_callers_mode(
-    name: str, mode: Callable[[], Any], net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_a_score_does_not_depend_on_the_callers_mode(name, mode, net, data):
     expected = SCORES[name](net, *data)
     with mode():
         before = torch.is_grad_enabled()
@@ -208,7 +194,7 @@ def test_a_score_does_not_depend_on_the_callers_mode(
         assert torch.is_grad_enabled() is before
 
 
-def test_a_model_made_in_inference_mode_is_refused_by_attacks_alone(data: tuple[Tensor, Tensor]) -> None:
+def test_a_model_made_in_inference_mode_is_refused_by_attacks_alone(data):
     with torch.inference_mode():
         net = nn.Sequential(nn.Flatten(), nn.Linear(108, CLASSES).double())
     scores.accuracy(net, [data])
@@ -218,7 +204,7 @@ def test_a_model_made_in_inference_mode_is_refused_by_attacks_alone(data: tuple[
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own parts
 @pytest.mark.parametrize("how", ["torch.compile", "Module.compile", "a layer", "a function"])
-def test_a_compiled_classifier_scores_as_the_classifier(how: str, net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_a_compiled_classifier_scores_as_the_classifier(how, net, data):
     expected = {name: score(net, *data) for name, score in SCORES.items() if name in ATTACKS}
     compiled: nn.Module = net
     if how == "torch.compile":
@@ -242,9 +228,7 @@ def test_a_compiled_classifier_scores_as_the_classifier(how: str, net: nn.Module
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_a_score_does_not_depend_on_the_default_device_and_dtype(
-    name: str, net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_a_score_does_not_depend_on_the_default_device_and_dtype(name, net, data):
     """The meta device stands for an accelerator: a tensor that is made there by default has no numbers."""
     net, data = net.float(), (data[0].float(), data[1])
     expected = SCORES[name](net, *data)
@@ -258,7 +242,7 @@ def test_a_score_does_not_depend_on_the_default_device_and_dtype(
 
 
 @pytest.mark.parametrize("corruption", scores.corruption_names(3))
-def test_corruptions_do_not_depend_on_the_default_device_and_dtype(corruption: str) -> None:
+def test_corruptions_do_not_depend_on_the_default_device_and_dtype(corruption):
     images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     expected = scores.corrupt(images, corruption, 3)
     with torch.device("meta"):
@@ -270,7 +254,7 @@ def test_corruptions_do_not_depend_on_the_default_device_and_dtype(corruption: s
         torch.set_default_dtype(torch.float32)
 
 
-def test_the_gate_leaves_the_model_as_it_was_after_an_error(net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_the_gate_leaves_the_model_as_it_was_after_an_error(net, data):
     net.train()
     with scored(net):
         assert not net.training
@@ -284,10 +268,10 @@ def test_the_gate_leaves_the_model_as_it_was_after_an_error(net: nn.Module, data
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_a_model_that_is_none_is_named(name: str, net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_a_model_that_is_none_is_named(name, net, data):
     for model, word in (("resnet18", "str"), (DataLoader(TensorDataset(*data)), "DataLoader"), (net.forward, "method")):
         with pytest.raises(TypeError, match=rf"first argument must be the classifier, a torch.nn.Module: got {word}"):
-            SCORES[name](model, *data)  # type: ignore[arg-type]
+            SCORES[name](model, *data)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +283,7 @@ def test_a_model_that_is_none_is_named(name: str, net: nn.Module, data: tuple[Te
         (nn.Identity(), r"a loader of \(images, labels\) is needed: got Identity"),
     ],
 )
-def test_a_loader_that_is_none_is_named(loader: Any, message: str, net: nn.Module) -> None:
+def test_a_loader_that_is_none_is_named(loader, message, net):
     for score in (
         lambda: scores.accuracy(net, loader),
         lambda: scores.deepfool_score(net, loader),
@@ -312,7 +296,7 @@ def test_a_loader_that_is_none_is_named(loader: Any, message: str, net: nn.Modul
 
 
 @pytest.mark.parametrize("value", [[], "1", 3])
-def test_lists_that_are_none_are_refused(value: Any, net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_lists_that_are_none_are_refused(value, net, data):
     with pytest.raises(ValueError, match="severities must be a list with an entry at least: got"):
         scores.evaluate(net, *data, bounds=UNIT, severities=value)
     for name in ("severities", "names"):
@@ -326,7 +310,7 @@ def test_lists_that_are_none_are_refused(value: Any, net: nn.Module, data: tuple
             with pytest.raises(ValueError, match="sigmas must be a list: got"):
                 score()
     with pytest.raises(ValueError, match=r"severity must be from 1 to 5: got '1'"):
-        scores.corruption_accuracy(net, [data], bounds=UNIT, severities=["1"])  # type: ignore[list-item]
+        scores.corruption_accuracy(net, [data], bounds=UNIT, severities=["1"])
 
 
 # --- the range of images ------------------------------------------------------------------------------------
@@ -346,14 +330,14 @@ class Normalising(nn.Module):
         self.inner = inner
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.inner(normalised(images))  # type: ignore[no-any-return]
+        return self.inner(normalised(images))
 
 
-def test_bounds_per_channel_score_as_the_same_images_in_0_1(net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_bounds_per_channel_score_as_the_same_images_in_0_1(net, data):
     images, labels = data
     how = {"deepfool_images": 4, "pgd_images": 8, "pgd_steps": 3, "corruption_images": 8, "severities": [3]}
     there = scores.evaluate(Normalising(net), images, labels, bounds=UNIT, **how)
-    here = scores.evaluate(net, normalised(images), labels, bounds=PER_CHANNEL, **how)  # type: ignore[arg-type]
+    here = scores.evaluate(net, normalised(images), labels, bounds=PER_CHANNEL, **how)
     assert here["deepfool"]["units"] == "[0, 1]"
     assert here["deepfool_score"] == pytest.approx(there["deepfool_score"], rel=1e-6)
     assert here["bounds"] == [pytest.approx(end) for end in PER_CHANNEL]
@@ -366,16 +350,16 @@ def test_bounds_per_channel_score_as_the_same_images_in_0_1(net: nn.Module, data
     torch.testing.assert_close(other, normalised(one), atol=1e-5, rtol=0)
 
 
-def test_attacks_keep_to_bounds_per_channel(net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_attacks_keep_to_bounds_per_channel(net, data):
     images, labels = normalised(data[0]), data[1]
     for bounds in (PER_CHANNEL, torch.tensor(PER_CHANNEL), np.array(PER_CHANNEL), [torch.tensor(PER_CHANNEL[0]), 9.0]):
-        found = scores.pgd(net, images, labels, bounds=bounds, eps=1.5, steps=3)  # type: ignore[arg-type]
+        found = scores.pgd(net, images, labels, bounds=bounds, eps=1.5, steps=3)
         moved = images + found.perturbations
         low = moved.amin((0, 2, 3)).float() - torch.tensor(PER_CHANNEL[0])
         assert low.min() >= -1e-5
         assert low.min() < 1e-5  # they are reached
     with pytest.raises(ValueError, match="no units where channels differ in width: score a model that takes images"):
-        scores.autoattack(net, images, labels, bounds=PER_CHANNEL, eps=0.1)  # type: ignore[arg-type]
+        scores.autoattack(net, images, labels, bounds=PER_CHANNEL, eps=0.1)
 
 
 @pytest.mark.parametrize(
@@ -393,9 +377,7 @@ def test_attacks_keep_to_bounds_per_channel(net: nn.Module, data: tuple[Tensor, 
         ("01", "two finite numbers"),
     ],
 )
-def test_bounds_that_are_no_range_are_refused_alike(
-    bounds: Any, message: str, net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_bounds_that_are_no_range_are_refused_alike(bounds, message, net, data):
     for score in (
         lambda: scores.pgd(net, *data, bounds=bounds, eps=0.1),
         lambda: scores.pgd_accuracy(net, [data], bounds=bounds, eps=0.1),
@@ -408,9 +390,7 @@ def test_bounds_that_are_no_range_are_refused_alike(
             score()
 
 
-def test_a_range_that_nobody_named_is_not_assumed_for_images_in_0_1(
-    net: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_a_range_that_nobody_named_is_not_assumed_for_images_in_0_1(net, data):
     images, labels = data
     with pytest.raises(ValueError, match=r"bounds were not given: pass bounds=\(0, 1\) if black is 0"):
         scores.evaluate(net, images, labels)
@@ -426,7 +406,7 @@ def test_a_range_that_nobody_named_is_not_assumed_for_images_in_0_1(
         scores.deepfool_score(net, [(images * 3, labels)], num_classes=2).in_unit_range((0, 1))
 
 
-def test_evaluate_takes_a_loader_and_numbers_of_numpy(net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_evaluate_takes_a_loader_and_numbers_of_numpy(net, data):
     how: dict[str, Any] = {**NO_CORRUPTIONS, "corruption_images": 4, "bounds": UNIT}
     expected = without_seconds(scores.evaluate(net, *data, **{**how, "severities": [1, 4], "sigmas": [1.0]}))
     numbers = {"severities": np.array([1, 4]), "sigmas": np.array([1.0])}

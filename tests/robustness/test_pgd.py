@@ -6,10 +6,9 @@ import warnings
 
 import pytest
 import torch
-from classifier import noisy_patterns, trained_cnn
+from classifier import loader_of, noisy_patterns
 from reference import pgd_one_image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from latent_mixup.robustness import accuracy, deepfool, pgd, pgd_accuracy
 
@@ -18,18 +17,10 @@ RADII = {"linf": 0.22, "l2": 2.0}  # at which some images are fooled late, some 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def data() -> tuple[Tensor, Tensor]:
     """Some of the images reach the bounds, one has a wrong label."""
-    images, labels = noisy_patterns()
-    labels = labels.clone()
-    labels[5] = (labels[5] + 1) % 6
-    return images.clamp(*BOUNDS), labels
-
-
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    return trained_cnn(*noisy_patterns())
+    return noisy_patterns(limit=1.5, mislabelled=slice(5, 6))
 
 
 def lengths(perturbations: Tensor, norm: str) -> Tensor:
@@ -37,7 +28,7 @@ def lengths(perturbations: Tensor, norm: str) -> Tensor:
 
 
 @NORMS
-def test_equals_the_one_image_loop(norm: str, trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_equals_the_one_image_loop(norm, trained, data):
     images, labels = data
     how = {"eps": RADII[norm], "step_size": RADII[norm] / 4, "steps": 8, "bounds": BOUNDS}
     found = pgd(trained, images, labels, norm=norm, random_start=False, **how)
@@ -50,7 +41,7 @@ def test_equals_the_one_image_loop(norm: str, trained: nn.Module, data: tuple[Te
 
 
 @NORMS
-def test_equals_foolbox(norm: str, trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_equals_foolbox(norm, trained, data):
     """foolbox does not stop where an image is fooled, so each is compared after as many steps as ours took."""
     images, labels = data
     step = RADII[norm] / 4
@@ -74,9 +65,7 @@ def test_equals_foolbox(norm: str, trained: nn.Module, data: tuple[Tensor, Tenso
 
 
 @NORMS
-def test_stays_in_the_ball_and_in_the_bounds_and_fools(
-    norm: str, trained: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_stays_in_the_ball_and_in_the_bounds_and_fools(norm, trained, data):
     images, labels = data
     found = pgd(trained, images, labels, norm=norm, eps=RADII[norm], bounds=BOUNDS)
     moved = images + found.perturbations
@@ -87,7 +76,7 @@ def test_stays_in_the_ball_and_in_the_bounds_and_fools(
     assert torch.equal(trained(moved).argmax(1) != labels, found.fooled)
 
 
-def test_a_wrong_image_is_fooled_from_the_start(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_a_wrong_image_is_fooled_from_the_start(trained, data):
     found = pgd(trained, *data, eps=0.1, bounds=BOUNDS, steps=2)
     assert found.fooled[5]
     assert found.iterations[5] == 0
@@ -95,7 +84,7 @@ def test_a_wrong_image_is_fooled_from_the_start(trained: nn.Module, data: tuple[
 
 
 @NORMS
-def test_a_linear_classifier_falls_exactly_at_its_distance(norm: str) -> None:
+def test_a_linear_classifier_falls_exactly_at_its_distance(norm):
     weight = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).double()
 
     class Line(nn.Module):
@@ -113,9 +102,7 @@ def test_a_linear_classifier_falls_exactly_at_its_distance(norm: str) -> None:
 
 
 @NORMS
-def test_an_image_does_not_depend_on_its_batch(
-    norm: str, trained: nn.Module, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_does_not_depend_on_its_batch(norm, trained, data, monkeypatch):
     images, labels = data
     how = {"norm": norm, "eps": RADII[norm], "bounds": BOUNDS, "restarts": 2, "steps": 3, "seed": 3}
     whole = pgd(trained, images, labels, **how)
@@ -130,7 +117,7 @@ def test_an_image_does_not_depend_on_its_batch(
 
 
 @NORMS
-def test_random_starts_fill_the_ball(norm: str) -> None:
+def test_random_starts_fill_the_ball(norm):
     """Of a model that no step moves, what is found is the start."""
 
     class Flat(nn.Module):
@@ -146,7 +133,7 @@ def test_random_starts_fill_the_ball(norm: str) -> None:
     assert len(starts.flatten(1).unique(dim=0)) == 2000
 
 
-def test_restarts_only_add(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_restarts_only_add(trained, data):
     how = {"eps": RADII["linf"], "steps": 2, "bounds": BOUNDS}
     once, thrice = (pgd(trained, *data, restarts=n, **how) for n in (1, 3))
     assert thrice.fooled[once.fooled].all()
@@ -154,11 +141,11 @@ def test_restarts_only_add(trained: nn.Module, data: tuple[Tensor, Tensor]) -> N
     assert (thrice.iterations[~thrice.fooled] == 6).all()
 
 
-def test_accuracy_is_what_was_right_and_stays_right(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_accuracy_is_what_was_right_and_stays_right(trained, data):
     how = {"eps": RADII["linf"], "bounds": BOUNDS, "steps": 5}
     expected = 1 - pgd(trained, *data, **how).fooled.double().mean().item()
     for size in (1, 7, 48):
-        loader = DataLoader(TensorDataset(*data), batch_size=size)
+        loader = loader_of(data, size)
         assert pgd_accuracy(trained, loader, **how) == pytest.approx(expected)
     first = 1 - pgd(trained, data[0][:10], data[1][:10], **how).fooled.double().mean().item()
     assert pgd_accuracy(trained, loader, max_images=10, **how) == pytest.approx(first)
@@ -166,7 +153,7 @@ def test_accuracy_is_what_was_right_and_stays_right(trained: nn.Module, data: tu
     assert tiny == accuracy(trained, [data]) > expected > pgd_accuracy(trained, [data], eps=1.0, bounds=BOUNDS)
 
 
-def test_a_shorter_way_than_deepfools_is_rarely_missed(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_a_shorter_way_than_deepfools_is_rarely_missed(trained, data):
     """Within DeepFool's own norm of an image, the attack finds nearly all that DeepFool found."""
     images, _ = data
     near = deepfool(trained, images, num_classes=6)
@@ -176,7 +163,7 @@ def test_a_shorter_way_than_deepfools_is_rarely_missed(trained: nn.Module, data:
     assert found.fooled[inside].double().mean() > 0.95
 
 
-def test_leaves_the_model_and_the_random_state_as_they_were(data: tuple[Tensor, Tensor], trained: nn.Module) -> None:
+def test_leaves_the_model_and_the_random_state_as_they_were(data, trained):
     trained.train()
     grads = [parameter.grad.clone() for parameter in trained.parameters()]  # left over from its training
     state = torch.get_rng_state()
@@ -204,14 +191,12 @@ def test_leaves_the_model_and_the_random_state_as_they_were(data: tuple[Tensor, 
         ({"bounds": (1.0, 0.0)}, r"bounds must be two finite numbers, the values of black and white: got \(1.0, 0.0\)"),
     ],
 )
-def test_bad_settings_are_refused(
-    settings: dict[str, object], message: str, trained: nn.Module, data: tuple[Tensor, Tensor]
-) -> None:
+def test_bad_settings_are_refused(settings, message, trained, data):
     with pytest.raises(ValueError, match=message):
         pgd(trained, *data, **{"eps": 0.1, "bounds": BOUNDS, **settings})
 
 
-def test_bad_models_and_batches_are_refused(trained: nn.Module, data: tuple[Tensor, Tensor]) -> None:
+def test_bad_models_and_batches_are_refused(trained, data):
     class Detached(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return trained(images.detach())
@@ -220,6 +205,6 @@ def test_bad_models_and_batches_are_refused(trained: nn.Module, data: tuple[Tens
     with pytest.raises(ValueError, match="no gradient back to the images"):
         pgd(Detached().requires_grad_(False), images, labels, eps=0.1, bounds=BOUNDS)
     with pytest.raises(ValueError, match="needs labels: pass a loader"):
-        pgd_accuracy(trained, images, eps=0.1, bounds=BOUNDS)  # type: ignore[arg-type]
+        pgd_accuracy(trained, images, eps=0.1, bounds=BOUNDS)
     with pytest.raises(ValueError, match="at least one image: the loader gave none"):
         pgd_accuracy(trained, [], eps=0.1, bounds=BOUNDS)
