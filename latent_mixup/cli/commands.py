@@ -39,7 +39,7 @@ class _Main(click.Group):
         return context
 
 
-@click.group(cls=_Main)
+@click.group(cls=_Main, context_settings={"show_default": True})
 @click.version_option(package_name="latent-mixup")
 def main() -> None:
     """Train image classifiers on mixes of latent codes."""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from latent_mixup.cli.shared import FOLDER, one_sentence
+from latent_mixup.cli import shared
 
 
 @click.command()
-@click.option("--out", type=FOLDER, default=Path("latent-mixup-demo"), show_default=True, help="Folder for results.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws.")
-@one_sentence
+@click.option("--out", type=shared.FOLDER, default=Path("latent-mixup-demo"), help="Folder for results.")
+@click.option("--seed", type=int, default=0, help="Seed of all draws.")
+@shared.one_sentence
 def demo(out: Path, seed: int) -> None:
     """Train a classifier in seven ways on the bundled data: a table and a picture, in a few minutes."""
     from latent_mixup.demo.demo import demo_table, run_demo
@@ -32,17 +32,11 @@ def demo(out: Path, seed: int) -> None:
     metavar="CLASS,CLASS",
     help="Two classes, each by name (in any case) or number; repeatable.",
 )
-@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Rows for each pair of classes.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("preview.png"),
-    show_default=True,
-    help="PNG to write.",
-)
+@click.option("--rows", type=click.IntRange(1), default=4, help="Rows for each pair of classes.")
+@click.option("--out", type=shared.NEW_FILE, default=Path("preview.png"), help="PNG to write.")
 @click.option("--overwrite", is_flag=True, help="Replace --out where it exists.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of codes.")
-@one_sentence
+@click.option("--seed", type=int, default=0, help="Seed of the choice of codes.")
+@shared.one_sentence
 def preview(
     name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out: Path, overwrite: bool, seed: int
 ) -> None:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from latent_mixup.cli.shared import FOLDER, device_option, given, one_sentence, typed_command
+from latent_mixup.cli import shared
 
 
 @click.command("info")
 @click.argument("generator")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--self-test/--no-self-test", default=True, help="Run the self-test.  [default: run it]")
+@click.option(
+    "--self-test/--no-self-test", default=True, show_default=False, help="Run the self-test.  [default: run it]"
+)
 @click.option(
     "--images",
     type=click.IntRange(1),
@@ -21,11 +23,11 @@ from latent_mixup.cli.shared import FOLDER, device_option, given, one_sentence, 
 @click.option(
     "--steps", type=click.IntRange(1), help="Gradient steps per image; default: 100, down to 60 for a large network."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the self-test and the sheet.")
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG with two rows of samples.")
-@device_option
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
-@one_sentence
+@click.option("--seed", type=int, default=0, help="Seed of the self-test and the sheet.")
+@click.option("--sheet", type=shared.NEW_FILE, help="Write a PNG with two rows of samples.")
+@shared.device_option
+@shared.threads_option
+@shared.one_sentence
 def info_command(
     generator: str,
     as_json: bool,
@@ -35,22 +37,17 @@ def info_command(
     seed: int,
     sheet: Path | None,
     device: str,
-    threads: int | None,
 ) -> None:
     """Show the facts of GENERATOR (folder, bundled name or Hub id) and run its self-test.
 
     The self-test inverts images that the generator made itself. Exit code 1: it failed, so the generator is broken or
     was converted wrongly. A wrong network that is smooth passes: look at the samples of --sheet.
     """
-    import torch
-
     from latent_mixup import files, hub, inversion, load_generator
     from latent_mixup.quality.info import effort, generator_info, info_json, info_text, sample_sheet, self_test_text
 
     if not self_test and (images or steps):
         raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")
-    if threads:
-        torch.set_num_threads(threads)
     folder = hub.locate(generator, "generator")
     network = load_generator(folder).to(device)
     facts = generator_info(network, folder)
@@ -58,7 +55,7 @@ def info_command(
         files.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})
     if not as_json:
         click.echo(info_text(facts))
-    settings = {**effort(facts["decode_multiply_adds"]), **given(images=images, steps=steps)}
+    settings = {**effort(facts["decode_multiply_adds"]), **shared.given(images=images, steps=steps)}
     result = inversion.self_test(network, seed=seed, **settings) if self_test else None
     if as_json:
         click.echo(info_json(facts, result))
@@ -72,11 +69,11 @@ def info_command(
 
 @click.command("convert")
 @click.argument("path")
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=shared.FOLDER)
 @click.option("--resolution", type=click.IntRange(1), help="Height and width of your images; for an autoencoder.")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="1 for grey images; for an autoencoder; default: 3.")
 @click.option("--subfolder", help="Folder of the autoencoder inside PATH; vae in a whole pipeline.")
-@one_sentence
+@shared.one_sentence
 def convert_command(path: str, out: Path, resolution: int | None, channels: str | None, subfolder: str | None) -> None:
     """Convert other people's files to a generator or bank folder; nothing in them is executed.
 
@@ -89,13 +86,13 @@ def convert_command(path: str, out: Path, resolution: int | None, channels: str 
 
     result: LatentBank | generators.Generator
     if resolution is not None:
-        settings = given(img_channels=channels and int(channels), subfolder=subfolder)
+        settings = shared.given(img_channels=channels and int(channels), subfolder=subfolder)
         result = generators.DiffusersVAE.from_diffusers(path, img_resolution=resolution, **settings)
-        result.metadata["command"] = typed_command()
+        result.metadata["command"] = shared.typed_command()
         result.save_pretrained(out)
     elif channels or subfolder or Path(path).is_dir() or (hub.is_hub_id(path) and not Path(path).is_file()):
         raise ValueError(f"an autoencoder of diffusers, as {path} may be, needs --resolution, the size of your images")
     else:
-        result = convert(path, out, command=typed_command())
+        result = convert(path, out, command=shared.typed_command())
     what = "bank" if isinstance(result, LatentBank) else "generator"
     click.echo(f"{out}: {what} with latents of {result.latent_shape}, digest {result.digest()[:12]}; see its README.md")

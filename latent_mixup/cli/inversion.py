@@ -7,45 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latent_mixup.cli.shared import (
-    FOLDER,
-    data_options,
-    device_option,
-    image_dataset,
-    loss_for,
-    loss_options,
-    one_sentence,
-    optimizer_options,
-    part_of,
-    part_options,
-    typed_command,
-)
+from latent_mixup.cli import shared
 
 if TYPE_CHECKING:
     from latent_mixup import LatentBank
     from latent_mixup.inversion.chunks import CodeMeter
-    from latent_mixup.losses.chosen import LossName
 
 POOR_MSE = 0.025  # the paper gives such codes more steps
-PLACE = ("--out", "--shard", "--device", "--threads", "--data-root")  # options that do not change the result
 
 
 @click.command("invert")
 @click.argument("generator")
-@data_options
-@click.option("--out", type=FOLDER, required=True, help="Folder of the run and the bank; started again, it resumes.")
-@click.option("--encoder", type=FOLDER, help="Folder of an encoder to start from. Default: the generator's own.")
-@loss_options
+@shared.data_options
 @click.option(
-    "--steps",
-    type=click.IntRange(0),
-    default=200,
-    show_default=True,
-    help="Maximum gradient steps per image; 0 only encodes.",
+    "--out", type=shared.FOLDER, required=True, help="Folder of the run and the bank; started again, it resumes."
 )
-@optimizer_options(restarts=1)
-@part_options
-@one_sentence
+@click.option("--encoder", type=shared.FOLDER, help="Folder of an encoder to start from. Default: the generator's own.")
+@shared.loss_options
+@click.option("--steps", type=click.IntRange(0), default=200, help="Maximum gradient steps per image; 0 only encodes.")
+@shared.optimizer_options(restarts=1)
+@shared.part_options
+@shared.one_sentence
 def invert_command(
     generator: str,
     dataset: str,
@@ -53,13 +35,9 @@ def invert_command(
     test: bool,
     out: Path,
     encoder: str | None,
-    loss: LossName | None,
-    lpips_weights: str | None,
-    download_lpips: bool,
     batch_size: int,
     shard: str | None,
     device: str | None,
-    threads: int | None,
     **settings: Any,
 ) -> None:
     """Find a latent code of GENERATOR (folder, bundled name or Hub id) for every image of a data set.
@@ -67,17 +45,13 @@ def invert_command(
     If it is killed, run it again: it resumes, to the same bank. Several processes share the work by --shard, or when
     python -m torch.distributed.run --nproc_per_node=N -m latent_mixup starts them; the last one writes the bank.
     """
-    import torch
-
     from latent_mixup import invert, load_generator
     from latent_mixup.encoders import load_encoder
     from latent_mixup.inversion.chunks import CodeMeter
     from latent_mixup.inversion.engine import split_chunks
 
-    part = part_of(shard, device)
-    if threads:
-        torch.set_num_threads(threads)
-    images = image_dataset(dataset, data_root, test=test)
+    part = shared.part_of(shard, device)
+    images = shared.image_dataset(dataset, data_root, test=test)
     chunks = len(split_chunks(len(images), batch_size))
     if part.shard[0] >= chunks:
         click.echo(f"shard {part.shard[0]}/{part.shard[1]} has nothing to do: there are {chunks} chunks")
@@ -89,11 +63,11 @@ def invert_command(
         decoder,
         out=out,
         encoder=load_encoder(encoder, decoder) if encoder else None,
-        loss=loss_for(decoder, loss, lpips_weights, download_lpips),
+        loss=shared.pop_loss(decoder, settings),
         batch_size=batch_size,
         shard=part.shard,
         progress=meter,
-        command=typed_command(without=PLACE),
+        command=shared.typed_command(without=shared.PLACE),
         **settings,
     )
     say_what_was_done(bank, out, part.shard, meter)
@@ -138,14 +112,16 @@ def summary(bank: LatentBank) -> str:
 
 @click.command("report")
 @click.argument("bank")
-@click.option("--generator", required=True, help="Folder, bundled name or Hub id of the generator of the codes.")
-@data_options
-@click.option("--encoder", type=FOLDER, help="Folder of an encoder to compare with. Default: the generator's own.")
-@click.option("--out", type=FOLDER, required=True, help="Folder for report.png and report.json.")
-@click.option("--columns", type=click.IntRange(1), default=5, show_default=True, help="Images per line.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random rows.")
-@device_option
-@one_sentence
+@shared.generator_option
+@shared.data_options
+@click.option(
+    "--encoder", type=shared.FOLDER, help="Folder of an encoder to compare with. Default: the generator's own."
+)
+@click.option("--out", type=shared.FOLDER, required=True, help="Folder for report.png and report.json.")
+@click.option("--columns", type=click.IntRange(1), default=5, help="Images per line.")
+@click.option("--seed", type=int, default=0, help="Seed of the random rows.")
+@shared.device_option
+@shared.one_sentence
 def report_command(
     bank: str,
     generator: str,
@@ -164,7 +140,7 @@ def report_command(
     from latent_mixup.quality.page import report_sentence, report_table
     from latent_mixup.quality.report import PAGE_FILE, report
 
-    images = image_dataset(dataset, data_root, test=test)
+    images = shared.image_dataset(dataset, data_root, test=test)
     decoder = load_generator(generator).to(device)
     record = report(
         LatentBank.from_pretrained(bank),

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from latent_mixup.cli.shared import FOLDER, one_sentence
+from latent_mixup.cli import shared
 
 if TYPE_CHECKING:
     from latent_mixup.hub import Kind
 
 
 @click.command("push")
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=shared.FOLDER)
 @click.argument("repo")
 @click.option(
     "--generator", help="Folder, bundled name or Hub id of the generator that an encoder or bank is checked with."
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--message", help="Commit message.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--dry-run", is_flag=True, help="Check and list the files without sending them.")
-@one_sentence
+@shared.one_sentence
 def push_command(
     folder: Path,
     repo: str,

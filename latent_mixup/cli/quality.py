@@ -7,47 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latent_mixup.cli.inversion import PLACE, summary
-from latent_mixup.cli.shared import (
-    FOLDER,
-    data_options,
-    image_dataset,
-    loss_for,
-    loss_options,
-    one_sentence,
-    optimizer_options,
-    part_of,
-    part_options,
-    typed_command,
-)
+from latent_mixup.cli import shared
+from latent_mixup.cli.inversion import summary
 
 if TYPE_CHECKING:
     from latent_mixup import LatentBank
-    from latent_mixup.losses.chosen import LossName
 
 
 @click.command("refine")
 @click.argument("bank")
-@click.option("--generator", required=True, help="Folder, bundled name or Hub id of the generator of the codes.")
-@data_options
+@shared.generator_option
+@shared.data_options
 @click.option(
-    "--out", type=FOLDER, required=True, help="Folder of the run and the new bank; started again, it resumes."
+    "--out", type=shared.FOLDER, required=True, help="Folder of the run and the new bank; started again, it resumes."
 )
-@click.option(
-    "--above", type=float, multiple=True, default=[0.025], show_default=True, help="Refine codes with this mse or more."
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(1),
-    multiple=True,
-    default=[4000],
-    show_default=True,
-    help="Maximum gradient steps per code.",
-)
-@loss_options
-@optimizer_options(restarts=3)
-@part_options
-@one_sentence
+@click.option("--above", type=float, multiple=True, default=[0.025], help="Refine codes with this mse or more.")
+@click.option("--steps", type=click.IntRange(1), multiple=True, default=[4000], help="Maximum gradient steps per code.")
+@shared.loss_options
+@shared.optimizer_options(restarts=3)
+@shared.part_options
+@shared.one_sentence
 def refine_command(
     bank: str,
     generator: str,
@@ -57,12 +36,8 @@ def refine_command(
     out: Path,
     above: tuple[float, ...],
     steps: tuple[int, ...],
-    loss: LossName | None,
-    lpips_weights: str | None,
-    download_lpips: bool,
     shard: str | None,
     device: str | None,
-    threads: int | None,
     **settings: Any,
 ) -> None:
     """Give the worst codes of BANK (folder, bundled name or Hub id) more gradient steps; keep the better ones.
@@ -70,26 +45,22 @@ def refine_command(
     Several --above are stages, each on the result of the one before, such as the paper's --above 0.025 --above 0.02;
     give --steps once, or once for each stage.
     """
-    import torch
-
     from latent_mixup import LatentBank, load_generator, refine
     from latent_mixup.inversion.gains import refined_table
 
-    part = part_of(shard, device)
-    if threads:
-        torch.set_num_threads(threads)
+    part = shared.part_of(shard, device)
     decoder = load_generator(generator).to(part.device)
     refined = refine(
         LatentBank.from_pretrained(bank),
-        image_dataset(dataset, data_root, test=test),
+        shared.image_dataset(dataset, data_root, test=test),
         decoder,
         above=above,
         steps=steps if len(steps) > 1 else steps[0],
-        loss=loss_for(decoder, loss, lpips_weights, download_lpips),
+        loss=shared.pop_loss(decoder, settings),
         out=out,
         shard=part.shard,
         progress=part.shows,
-        command=typed_command(without=PLACE),
+        command=shared.typed_command(without=shared.PLACE),
         **settings,
     )
     click.echo(refined_table(refined.metadata["refined"][-len(above) :]))
@@ -103,8 +74,8 @@ def refine_command(
 @click.option("--max-mse", type=float, help="Keep the codes with this mse or less.")
 @click.option("--keep", type=float, metavar="SHARE", help="Keep the best share of these; 0.5: up to the median.")
 @click.option("--per-class", is_flag=True, help="Keep that share of each class, so that none becomes rare.")
-@click.option("--out", type=FOLDER, required=True, help="Folder of the new bank.")
-@one_sentence
+@click.option("--out", type=shared.FOLDER, required=True, help="Folder of the new bank.")
+@shared.one_sentence
 def filter_command(bank: str, max_mse: float | None, keep: float | None, per_class: bool, out: Path) -> None:
     """Keep the well inverted codes of BANK (folder, bundled name or Hub id), and count those of each class.
 
@@ -116,7 +87,7 @@ def filter_command(bank: str, max_mse: float | None, keep: float | None, per_cla
         raise ValueError(f"{out} holds a bank: choose another --out")
     whole = LatentBank.from_pretrained(bank)
     kept = whole.filter(max_mse, keep, per_class=per_class)
-    kept.metadata["filtered"][-1]["command"] = typed_command(without=PLACE)
+    kept.metadata["filtered"][-1]["command"] = shared.typed_command(without=shared.PLACE)
     kept.save_pretrained(out, dtype=whole.dtype)
     click.echo(class_table(whole, kept))
     click.echo(f"{out}: {summary(kept)}")

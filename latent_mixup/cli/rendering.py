@@ -7,28 +7,28 @@ from typing import Any
 
 import click
 
-from latent_mixup.cli.shared import FOLDER, one_sentence, part_of, part_options
+from latent_mixup.cli import shared
 
 
 @click.command("render")
 @click.argument("generator")
 @click.argument("bank")
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=shared.FOLDER)
 @click.option("--n", type=click.IntRange(1), required=True, help="Number of mixes.")
-@click.option("--alpha", type=float, default=1.0, show_default=True, help="lam is drawn from Beta(alpha, alpha).")
+@click.option("--alpha", type=float, default=1.0, help="lam is drawn from Beta(alpha, alpha).")
 @click.option(
     "--path", type=click.Choice(["lerp", "slerp"]), help="Path between two codes. Default: the generator's own."
 )
 @click.option(
     "--policy", help="How a mix is made, in place of --alpha and --path: robust, paper, or a JSON file with a policy."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws.")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Mixes decoded in one call.")
+@click.option("--seed", type=int, default=0, help="Seed of all draws.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, help="Mixes decoded in one call.")
 @click.option("--autocast", type=click.Choice(["bfloat16", "float16"]), help="Decode in half precision.")
 @click.option("--channels-last", is_flag=True, help="Decode in this memory format.")
 @click.option("--compile", is_flag=True, help="Decode through torch.compile.")
-@part_options
-@one_sentence
+@shared.part_options
+@shared.one_sentence
 def render_command(
     generator: str,
     bank: str,
@@ -38,7 +38,6 @@ def render_command(
     autocast: str | None,
     shard: str | None,
     device: str | None,
-    threads: int | None,
     **settings: Any,
 ) -> None:
     """Decode mixes of the codes in BANK with GENERATOR (folders, bundled names or Hub ids) once, into the folder OUT.
@@ -52,9 +51,7 @@ def render_command(
     from latent_mixup import LatentBank, load_generator
     from latent_mixup.pool.render import render
 
-    part = part_of(shard, device)
-    if threads:
-        torch.set_num_threads(threads)
+    part = shared.part_of(shard, device)
     complete = render(
         load_generator(generator).to(part.device),
         LatentBank.from_pretrained(bank),
@@ -82,9 +79,8 @@ def _policy(name: str) -> Any:
         return name
     if not Path(name).is_file():
         raise ValueError(f"--policy needs one of {', '.join(NAMED)}, or a JSON file: got {name!r}")
+    config = files.read_json(Path(name))
     try:
-        return from_config(files.read_json(Path(name)))
-    except files.FormatError:
-        raise
+        return from_config(config)
     except ValueError as cause:
         raise ValueError(f"{name}: {cause}") from cause

@@ -17,12 +17,12 @@ import click
 if TYPE_CHECKING:
     from latent_mixup.generators import Generator
     from latent_mixup.losses.base import Loss
-    from latent_mixup.losses.chosen import LossName
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 IMAGE_FOLDER = "imagefolder"
+PLACE = ("--out", "--shard", "--device", "--threads", "--data-root")  # options that do not change the result
 TYPED = "latent_mixup.typed"  # key of click's context: the words behind the program's name
 
 
@@ -62,11 +62,30 @@ loss_options = several(
     ),
     lpips_options,
 )
-device_option = click.option("--device", default="cpu", show_default=True, help="Where to decode, e.g. cuda.")
+generator_option = click.option(
+    "--generator", required=True, help="Folder, bundled name or Hub id of the generator of the codes."
+)
+device_option = click.option("--device", default="cpu", help="Where to decode, e.g. cuda.")
+
+
+def _use_threads(_context: click.Context, _option: click.Parameter, threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    expose_value=False,
+    callback=_use_threads,
+    help="CPU threads. Default: all cores.",
+)
 part_options = several(
     click.option("--shard", metavar="i/n", help="Do every n-th chunk from the i-th, for job arrays. Default: all."),
     click.option("--device", help="Where to decode, e.g. cuda. Default: cpu."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
+    threads_option,
 )
 
 
@@ -74,38 +93,24 @@ def optimizer_options(restarts: int) -> Callable[[Any], Any]:
     """Options of the optimiser, named as the arguments of ``invert`` and ``refine``."""
     return several(
         click.option(
-            "--restarts",
-            type=click.IntRange(0),
-            default=restarts,
-            show_default=True,
-            help="Random restarts per image after convergence.",
+            "--restarts", type=click.IntRange(0), default=restarts, help="Random restarts per image after convergence."
         ),
         click.option(
             "--optimizer",
             type=click.Choice(["lbfgs", "adam"]),
             default="lbfgs",
-            show_default=True,
             help="Optimizer; adam for a loss that is random.",
         ),
-        click.option("--lr", type=float, default=0.03, show_default=True, help="Length of the first step."),
+        click.option("--lr", type=float, default=0.03, help="Length of the first step."),
         click.option(
             "--tolerance",
             type=float,
             default=1e-3,
-            show_default=True,
             help="lbfgs: relative decrease of the loss in ten evaluations below which an image has converged.",
         ),
-        click.option(
-            "--draws",
-            type=click.IntRange(1),
-            default=1024,
-            show_default=True,
-            help="Generated images used for initialisation.",
-        ),
-        click.option(
-            "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images decoded at a time."
-        ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draws and the restarts."),
+        click.option("--draws", type=click.IntRange(1), default=1024, help="Generated images used for initialisation."),
+        click.option("--batch-size", type=click.IntRange(1), default=64, help="Images decoded at a time."),
+        click.option("--seed", type=int, default=0, help="Seed of the draws and the restarts."),
     )
 
 
@@ -172,10 +177,10 @@ def _without_folders(word: str) -> str:
     return f"{option}{equals}{Path(path).name or path}" if Path(path).is_absolute() else word
 
 
-def loss_for(
-    generator: Generator, name: LossName | None, lpips_weights: str | None, download_lpips: bool = False
-) -> Loss | None:
+def pop_loss(generator: Generator, settings: dict[str, Any]) -> Loss | None:
     """The loss that ``--loss``, ``--lpips-weights`` and ``--download-lpips`` name; None: the default.
+
+    Takes these three out of the ``settings`` of a command with ``loss_options``.
 
     Raises:
         FileNotFoundError: The weights of LPIPS are not there.
@@ -183,11 +188,12 @@ def loss_for(
     """
     from latent_mixup.losses.chosen import named_loss
 
-    if lpips_weights is not None or download_lpips:
+    name, lpips_weights, download = (settings.pop(key) for key in ("loss", "lpips_weights", "download_lpips"))
+    if lpips_weights is not None or download:
         if name not in (None, "lpips"):
             raise ValueError(f"--lpips-weights and --download-lpips go with --loss lpips: got --loss {name}")
         name = "lpips"
-    return name and named_loss(generator, name, lpips_weights=lpips_weights, download=download_lpips)
+    return name and named_loss(generator, name, lpips_weights=lpips_weights, download=download)
 
 
 def given(**settings: Any) -> dict[str, Any]:

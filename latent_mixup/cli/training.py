@@ -9,36 +9,24 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from latent_mixup.cli.inversion import PLACE
-from latent_mixup.cli.shared import (
-    FOLDER,
-    TORCHVISION_CLASSES,
-    given,
-    loss_for,
-    lpips_options,
-    one_sentence,
-    several,
-    torchvision_dataset,
-    typed_command,
-    uint8_images,
-)
+from latent_mixup.cli import shared
 
-ARCHITECTURES = ["compact", "dcgan", "stylegan2", "vae"]
+DATASET = click.Choice(list(shared.TORCHVISION_CLASSES))
 STYLEGAN2_OPTIONS = ("channel_base", "channel_max", "conditional", "ada")  # of train-generator
 RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss", "lpips_weights", "download_lpips")
 
-run_options = several(
-    click.option("--data-root", type=FOLDER, help="Folder where torchvision finds the data set."),
-    click.option("--out", type=FOLDER, required=True, help="Folder of the run; started again, it resumes."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first weights and the draws."),
-    click.option("--device", default="cpu", show_default=True, help="Where to train, e.g. cuda."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
+run_options = shared.several(
+    click.option("--data-root", type=shared.FOLDER, help="Folder where torchvision finds the data set."),
+    click.option("--out", type=shared.FOLDER, required=True, help="Folder of the run; started again, it resumes."),
+    click.option("--seed", type=int, default=0, help="Seed of the first weights and the draws."),
+    click.option("--device", default="cpu", help="Where to train, e.g. cuda."),
+    shared.threads_option,
 )
 
 
 @click.command("train-generator")
-@click.option("--arch", type=click.Choice(ARCHITECTURES), default="compact", show_default=True)
-@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), required=True, help="Data set to train on.")
+@click.option("--arch", type=click.Choice(["compact", "dcgan", "stylegan2", "vae"]), default="compact")
+@click.option("--dataset", type=DATASET, required=True, help="Data set to train on.")
 @run_options
 @click.option(
     "--steps",
@@ -47,28 +35,14 @@ run_options = several(
 )
 @click.option("--epochs", type=click.IntRange(1), help="dcgan: passes over the images. Default: 80.")
 @click.option(
-    "--z-dim",
-    type=click.IntRange(2),
-    help="Numbers in a code z, and in a code w. Default: 128; vae: 32; dcgan: 1024.",
+    "--z-dim", type=click.IntRange(2), help="Numbers in a code z, and in a code w. Default: 128; vae: 32; dcgan: 1024."
 )
-@click.option(
-    "--channel-base",
-    type=click.IntRange(8),
-    default=512,
-    show_default=True,
-    help="stylegan2: width of its layers, see above.",
-)
-@click.option(
-    "--channel-max",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="stylegan2: width of its layers, see above.",
-)
+@click.option("--channel-base", type=click.IntRange(8), default=512, help="stylegan2: width of its layers, see above.")
+@click.option("--channel-max", type=click.IntRange(1), default=64, help="stylegan2: width of its layers, see above.")
 @click.option("--conditional", is_flag=True, help="stylegan2: train with classes.")
 @click.option("--ada", is_flag=True, help="stylegan2: adaptive augmentation, for fewer than about 50,000 images.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step. Default: 128; stylegan2: 32.")
-@one_sentence
+@shared.one_sentence
 def train_generator(arch: str, dataset: str, data_root: Path | None, out: Path, device: str, **settings: Any) -> None:
     """Train a generator, with sheets of samples; resumable.
 
@@ -83,11 +57,10 @@ def train_generator(arch: str, dataset: str, data_root: Path | None, out: Path, 
     _refuse_options(("epochs",), "dcgan", arch)
     if arch == "dcgan" and settings["steps"]:
         raise ValueError("dcgan is trained for whole epochs: pass --epochs instead of --steps")
-    images, labels, facts = _training_images(dataset, data_root, settings["threads"])
+    images, labels, facts = _training_images(dataset, data_root)
     started = time.perf_counter()
-    length = "epochs" if arch == "dcgan" else "steps"
-    recipe = given(**{name: settings[name] for name in (length, "batch_size", "seed")})
-    network: dict[str, Any] = given(z_dim=settings["z_dim"])
+    recipe = shared.given(**{name: settings[name] for name in ("epochs", "steps", "batch_size", "seed")})
+    network: dict[str, Any] = shared.given(z_dim=settings["z_dim"])
     options: Any = {"facts": {"name": dataset, **facts}, "device": device}
     if arch == "compact":
         compact = training.CompactRecipe(**recipe)
@@ -114,14 +87,14 @@ def train_generator(arch: str, dataset: str, data_root: Path | None, out: Path, 
 
 @click.command("train-encoder")
 @click.argument("generator")
-@click.option("--arch", type=click.Choice(["mlp", "restyle"]), default="mlp", show_default=True)
-@click.option("--dataset", type=click.Choice(list(TORCHVISION_CLASSES)), help="Real images. Default: generated images.")
+@click.option("--arch", type=click.Choice(["mlp", "restyle"]), default="mlp")
+@click.option("--dataset", type=DATASET, help="Real images. Default: generated images.")
 @run_options
-@click.option("--steps", type=click.IntRange(1), default=3000, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images a step.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
-@click.option("--passes", type=click.IntRange(1), default=3, show_default=True, help="restyle: corrections of a code.")
-@click.option("--backbone", default="resnet18", show_default=True, help="restyle: a ResNet of timm.")
+@click.option("--steps", type=click.IntRange(1), default=3000)
+@click.option("--batch-size", type=click.IntRange(1), default=128, help="Images a step.")
+@click.option("--lr", type=float, default=1e-3, help="Peak learning rate.")
+@click.option("--passes", type=click.IntRange(1), default=3, help="restyle: corrections of a code.")
+@click.option("--backbone", default="resnet18", help="restyle: a ResNet of timm.")
 @click.option(
     "--channels", metavar="A,B,C,D", help="restyle: channels of the four stages, e.g. 32,64,128,256 for a CPU."
 )
@@ -130,18 +103,16 @@ def train_generator(arch: str, dataset: str, data_root: Path | None, out: Path, 
     "--loss",
     type=click.Choice(["lpips", "features", "pixels"]),
     default="pixels",
-    show_default=True,
     help="restyle: loss. lpips: 0.9 LPIPS + 0.1 MSE; features: the generator's features + MSE; pixels: MSE.",
 )
-@lpips_options
-@one_sentence
+@shared.lpips_options
+@shared.one_sentence
 def train_encoder_command(
     generator: str,
     arch: str,
     dataset: str | None,
     data_root: Path | None,
     out: Path,
-    threads: int | None,
     device: str,
     **settings: Any,
 ) -> None:
@@ -158,7 +129,7 @@ def train_encoder_command(
 
     _refuse_options(RESTYLE_OPTIONS, "restyle", arch)
     decoder = load_generator(generator)
-    images, _, facts = _training_images(dataset, data_root, threads)
+    images, _, facts = _training_images(dataset, data_root)
     border = decoder.metadata.get("border", 0)
     if images is not None and border and images.shape[-1] + 2 * border == decoder.img_resolution:
         images = F.pad(images, (border,) * 4)
@@ -174,7 +145,7 @@ def train_encoder_command(
         images_uint8=images,
         network=network,
         recipe=EncoderRecipe(**{name: settings[name] for name in ("steps", "batch_size", "lr", "seed")}),
-        loss=loss_for(decoder, *(settings[name] for name in ("loss", "lpips_weights", "download_lpips"))),
+        loss=shared.pop_loss(decoder, settings),
         facts=facts,
         device=device,
     )
@@ -185,27 +156,25 @@ def train_encoder_command(
 def _refuse_options(options: tuple[str, ...], owner: str, arch: str) -> None:
     """Raise ``ValueError`` for an option of the architecture ``owner`` where ``arch`` is another one."""
     source = click.get_current_context().get_parameter_source
-    given = [f"--{name.replace('_', '-')}" for name in options if source(name) is ParameterSource.COMMANDLINE]
-    if given and arch != owner:
-        raise ValueError(f"{arch} has no {' and no '.join(given)}: leave out, or pass --arch {owner}")
+    typed = [f"--{name.replace('_', '-')}" for name in options if source(name) is ParameterSource.COMMANDLINE]
+    if typed and arch != owner:
+        raise ValueError(f"{arch} has no {' and no '.join(typed)}: leave out, or pass --arch {owner}")
 
 
-def _training_images(name: str | None, root: Path | None, threads: int | None) -> tuple[Any, Any, dict[str, Any]]:
+def _training_images(name: str | None, root: Path | None) -> tuple[Any, Any, dict[str, Any]]:
     """Images ``[N, C, R, R]`` uint8 and labels ``[N]`` of a data set, if there is one, and facts for the metadata."""
     import torch
 
     from latent_mixup.bank import fingerprint
 
-    if threads:
-        torch.set_num_threads(threads)
-    facts: dict[str, Any] = {"command": typed_command(without=PLACE)}
+    facts: dict[str, Any] = {"command": shared.typed_command(without=shared.PLACE)}
     if name is None:
         return None, None, facts
     if root is None:
         raise ValueError("--dataset needs --data-root, the folder where torchvision finds it")
-    data = torchvision_dataset(name, root, train=True)
+    data = shared.torchvision_dataset(name, root, train=True)
     facts["dataset"] = {"name": name, **fingerprint(data)}
-    return uint8_images(data), torch.as_tensor(data.targets), facts
+    return shared.uint8_images(data), torch.as_tensor(data.targets), facts
 
 
 def _integers(name: str, text: str) -> list[int]:

@@ -19,6 +19,7 @@ from latent_mixup.files import FormatError
 from latent_mixup.generators import StyleGAN2, load_generator, wrap
 from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.inversion import FeatureLoss, invert, pixel_mse
+from latent_mixup.losses import chosen
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training import EncoderRecipe, train_encoder
 from latent_mixup.training.encoder import ARCHES, EncoderTraining
@@ -427,7 +428,7 @@ def call(*arguments):
 @pytest.fixture
 def bordered(tmp_path, monkeypatch):
     """The folder of a generator that was trained with a border of one pixel, and data for it."""
-    monkeypatch.setattr(cli.training, "torchvision_dataset", lambda *_, train: GreyImages())
+    monkeypatch.setattr(cli.shared, "torchvision_dataset", lambda *_, train: GreyImages())
     generator = compact()
     generator.metadata = {"name": "small", "border": 1}
     return generator.save_pretrained(tmp_path / "generator")
@@ -476,11 +477,11 @@ def test_a_generator_without_a_name_is_called_as_it_was_typed(tmp_path):
 
 def test_lpips_is_a_loss_of_the_command(bordered, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(cli.training, "loss_for", lambda _, *words: asked.append(words) or pixel_mse)
+    monkeypatch.setattr(chosen, "named_loss", lambda _, *name, **weights: asked.append((name, weights)) or pixel_mse)
     lpips = ("--loss", "lpips", "--lpips-weights", "vgg.pth", "--download-lpips")
     code, output = call(bordered, "--out", tmp_path / "out", "--arch", "restyle", "--steps", 1, *SMALL, *lpips)
     assert code == 0, output
-    assert asked == [("lpips", "vgg.pth", True)]
+    assert asked == [(("lpips",), {"lpips_weights": "vgg.pth", "download": True})]
 
 
 @pytest.mark.parametrize(
