@@ -16,23 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_mixup.policies.settings import Setting
+from latent_mixup.policies.settings import Setting, Share
 from latent_mixup.policies.weights import on_own
 
 
+class _OfAnyCode(Setting):
+    needs_fresh = False
+
+    def check(self, latent_shape: tuple[int, ...]) -> None:
+        """Codes of any shape can be blended."""
+
+
 @dataclass(frozen=True)
-class Whole(Setting):
+class Whole(_OfAnyCode):
     """The same weights in every entry of a code: the paper's.
 
     Example:
         >>> Whole().draw(weights, weights, (512,), torch.Generator())  # doctest: +SKIP
         (None, tensor([[1., 0.]]))
     """
-
-    needs_fresh = False
-
-    def check(self, latent_shape: tuple[int, ...]) -> None:
-        """Codes of any shape can be blended."""
 
     def draw(
         self, weights: Tensor, fresh: Tensor, latent_shape: tuple[int, ...], generator: torch.Generator
@@ -62,15 +64,13 @@ class Layers(Setting):
     """
 
     coarse: int
-    label_share: float = 0.5
+    label_share: Share = 0.5
     mixed: Literal["both", "coarse", "fine"] = "both"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.coarse < 1:
             raise ValueError(f"coarse needs to be at least 1 layer: got {self.coarse}")
-        if not 0 <= self.label_share <= 1:
-            raise ValueError(f"label_share needs to be in [0, 1]: got {self.label_share}")
 
     @property
     def needs_fresh(self) -> bool:
@@ -97,7 +97,7 @@ class Layers(Setting):
 
 
 @dataclass(frozen=True)
-class Channels(Setting):
+class Channels(_OfAnyCode):
     """Each channel (last dimension) comes from one source alone, by a random mask that the layers of W+ share.
 
     The label weight of a source is its share of the mask.
@@ -108,11 +108,6 @@ class Channels(Setting):
         >>> Channels().draw(weights, weights, (512,), torch.Generator())[0].shape  # doctest: +SKIP
         torch.Size([5, 2, 512])
     """
-
-    needs_fresh = False
-
-    def check(self, latent_shape: tuple[int, ...]) -> None:
-        """Codes of any shape can be blended."""
 
     def draw(
         self, weights: Tensor, fresh: Tensor, latent_shape: tuple[int, ...], generator: torch.Generator

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from latent_mixup.bank import LatentBank
-from latent_mixup.policies.settings import Setting
+from latent_mixup.policies.settings import Between, Setting
 
 NUM_MEASURED = 4096  # codes, evenly spaced, that mean and spread are computed from
 MAX_CANDIDATES = 2**16 - 1
@@ -47,14 +47,17 @@ class BankView:
         """The bank and the rows alone; a worker process computes the rest for itself."""
         return {"bank": self.bank, "rows": self.rows, "num_rows": self.num_rows}
 
+    def at(self, places: Tensor) -> Tensor:
+        """Rows of the bank at places among those that may be drawn, from 0; of the shape of ``places``."""
+        return places if self.rows is None else self.rows[places]
+
     def codes(self, rows: Tensor) -> Tensor:
         """Codes of rows of the bank, ``[k, *latent_shape]`` float32."""
         return self.bank[rows][0]
 
     def draw(self, k: int, count: int, generator: torch.Generator) -> Tensor:
         """Rows ``[k, count]``, uniform over those that may be drawn."""
-        drawn = torch.randint(len(self), (k, count), generator=generator, device=generator.device)
-        return drawn if self.rows is None else self.rows[drawn]
+        return self.at(torch.randint(len(self), (k, count), generator=generator, device=generator.device))
 
     def draw_of_class(self, classes: Tensor, generator: torch.Generator) -> Tensor:
         """A row of each class, uniform over the class; int64 of the shape of ``classes``."""
@@ -70,9 +73,7 @@ class BankView:
     @cached_property
     def by_class(self) -> Tensor:
         """Rows that may be drawn, class after class, int64."""
-        if self.rows is None:
-            return self.classes.argsort(stable=True)
-        return self.rows[self.classes[self.rows].argsort(stable=True)]
+        return self.at((self.classes if self.rows is None else self.classes[self.rows]).argsort(stable=True))
 
     @cached_property
     def class_counts(self) -> Tensor:
@@ -98,11 +99,16 @@ class BankView:
 
     def _measured(self) -> Tensor:
         some = torch.linspace(0, len(self) - 1, min(len(self), NUM_MEASURED), dtype=torch.float32, device="cpu").long()
-        return self.codes(some if self.rows is None else self.rows[some])
+        return self.codes(self.at(some))
+
+
+class _Partners(Setting):
+    def check(self, bank: BankView) -> None:
+        """Raise ``ValueError`` where a row of the bank has no partner; by default each has one."""
 
 
 @dataclass(frozen=True)
-class Anyone(Setting):
+class Anyone(_Partners):
     """Any row of the bank, the sample's own included: the paper's, and mixup's.
 
     Example:
@@ -110,25 +116,19 @@ class Anyone(Setting):
         torch.Size([2, 1])
     """
 
-    def check(self, bank: BankView) -> None:
-        """Every row has a partner."""
-
     def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``, uniform over the bank."""
         return bank.draw(len(rows), count, generator)
 
 
 @dataclass(frozen=True)
-class SameClass(Setting):
+class SameClass(_Partners):
     """A row of the sample's own class, so that the image alone is mixed. A soft label counts as its likeliest class.
 
     Example:
         >>> SameClass().draw(torch.tensor([0, 2]), 1, bank, torch.Generator()).shape  # doctest: +SKIP
         torch.Size([2, 1])
     """
-
-    def check(self, bank: BankView) -> None:
-        """Every row has itself."""
 
     def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``, uniform over the class."""
@@ -205,13 +205,8 @@ class ClassPairs(Setting):
 class _ByDistance(Setting):
     """The nearest or farthest of some drawn candidates."""
 
-    candidates: int = 16
+    candidates: Annotated[int, Between(1, MAX_CANDIDATES)] = 16
     among: Anyone | SameClass | OtherClass | ClassPairs = field(default_factory=OtherClass)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.candidates <= MAX_CANDIDATES:
-            raise ValueError(f"candidates needs to be in [1, {MAX_CANDIDATES}]: got {self.candidates}")
 
     def check(self, bank: BankView) -> None:
         """Delegates to ``among``."""

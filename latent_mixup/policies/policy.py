@@ -15,7 +15,7 @@ from latent_mixup.policies.blending import Channels, Layers, Whole
 from latent_mixup.policies.draws import Draw
 from latent_mixup.policies.labelling import Curve, Teacher
 from latent_mixup.policies.partners import Anyone, BankView, ClassPairs, Farthest, Nearest, OtherClass, SameClass
-from latent_mixup.policies.settings import Setting, as_json, checked, from_json
+from latent_mixup.policies.settings import Setting, Share, as_json, checked, from_json
 from latent_mixup.policies.vicinity import LowPass, Noise, Truncation
 from latent_mixup.policies.weights import Beta, Dirichlet, NearEnds, Scheduled, Uniform, on_own
 from latent_mixup.sampling import draw_slots
@@ -59,7 +59,7 @@ class Policy(Setting):
     partners: AnyPartners = field(default_factory=Anyone)
     blend: AnyBlend = field(default_factory=Whole)
     path: PathName | None = None
-    unmixed: float = 0.0
+    unmixed: Share = 0.0
     noise: Noise | None = None
     truncation: Truncation | None = None
     low_pass: LowPass | None = None
@@ -67,9 +67,7 @@ class Policy(Setting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.unmixed <= 1:
-            raise ValueError(f"unmixed needs to be in [0, 1]: got {self.unmixed}")
-        if self.path == "slerp" and not self._has_path:
+        if self.path == "slerp" and not (self.num_sources == 2 and isinstance(self.blend, Whole)):
             raise ValueError(
                 'path="slerp" is between two codes with one weight: use path="lerp" with '
                 f"{type(self.weights).__name__} of {self.num_sources} and {type(self.blend).__name__}"
@@ -90,10 +88,6 @@ class Policy(Setting):
         """Whether all mixes of a batch have one ``lam``."""
         weights = self.weights.weights if isinstance(self.weights, Scheduled) else self.weights
         return not isinstance(weights, Dirichlet) and weights.mode == "batch"
-
-    @property
-    def _has_path(self) -> bool:
-        return self.num_sources == 2 and isinstance(self.blend, Whole)
 
     def check(self, bank: BankView) -> None:
         """Raise ``ValueError`` where the policy cannot be followed with this bank."""
@@ -117,9 +111,7 @@ class Policy(Setting):
         if not bank.num_rows:
             raise ValueError("a mix needs at least one row in the bank: got 0")
         num_sources = self.weights.num_sources
-        sources = torch.randint(bank.num_rows, (num_sources, k), generator=generator, device=generator.device).T
-        if bank.rows is not None:
-            sources = bank.rows[sources]
+        sources = bank.at(torch.randint(len(bank), (num_sources, k), generator=generator, device=generator.device).T)
         if rows is not None:
             sources[:, 0] = rows
         if not isinstance(self.partners, Anyone):

@@ -6,20 +6,31 @@ import math
 import operator
 import reprlib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S", bound="Setting")
+
+
+@dataclass(frozen=True)
+class Between:
+    """The range of a number, both ends included: ``Annotated[int, Between(1, 8)]``."""
+
+    low: float
+    high: float = math.inf
+
+
+Share: TypeAlias = Annotated[float, Between(0, 1)]
 
 
 class Setting:
     """Base of a policy and its parts. Numbers are stored as ``int`` and ``float``, sequences as tuples.
 
-    A subclass is a frozen dataclass; its ``__post_init__`` calls this one before it looks at ranges.
+    A subclass is a frozen dataclass; a ``__post_init__`` of its own calls this one first.
 
     Raises:
-        ValueError: A value is not of the type that the field's annotation names.
+        ValueError: A value is not of the type or in the range that the field's annotation names.
     """
 
     def __post_init__(self) -> None:
@@ -29,13 +40,20 @@ class Setting:
 
 
 def checked(annotation: Any, value: Any, name: str) -> Any:
-    """``value`` as its annotation has it; raises ``ValueError`` where it is of another type.
+    """``value`` as its annotation has it; raises ``ValueError`` where it is of another type, or out of range.
 
     Args:
-        annotation: ``int``, ``float``, a ``Literal`` of strings, ``tuple[..., ...]``, a class, or several of these.
+        annotation: ``int``, ``float``, a ``Literal`` of strings, ``tuple[..., ...]``, a class, or several of these; a
+            number also with its :class:`Between`.
         value: Anything.
         name: What the error calls it.
     """
+    if get_origin(annotation) is Annotated:
+        kind, bounds = get_args(annotation)
+        if not bounds.low <= (value := checked(kind, value, name)) <= bounds.high:
+            wanted = f"in [{bounds.low}, {bounds.high}]" if bounds.high < math.inf else f"from {bounds.low}"
+            raise ValueError(f"{name} needs to be {wanted}: got {value}")
+        return value
     options = _options(annotation)
     if value is None and NoneType in options:
         return None
@@ -105,7 +123,7 @@ def _read(annotation: Any, value: Any, name: str) -> Any:
 
 
 def _annotations(kind: Any) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     return {each.name: hints[each.name] for each in fields(kind)}
 
 

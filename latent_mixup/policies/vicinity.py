@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_mixup.policies.settings import Setting
+from latent_mixup.policies.settings import Between, Setting, Share
 
 REACH = 3.0  # half width of a low-pass kernel, in standard deviations
 
@@ -32,12 +33,7 @@ class Noise(Setting):
         torch.Size([5, 512])
     """
 
-    scale: float = 0.3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scale < 0:
-            raise ValueError(f"the noise's scale needs to be from 0: got {self.scale}")
+    scale: Annotated[float, Between(0)] = 0.3
 
     def draw(self, k: int, latent_shape: tuple[int, ...], spread: Tensor, generator: torch.Generator) -> Tensor:
         """Noise for ``k`` codes, ``[k, *latent_shape]``; ``spread`` is the bank's, ``latent_shape``."""
@@ -64,15 +60,8 @@ class Truncation(Setting):
         torch.Size([5, 512])
     """
 
-    psi: float = 0.7
-    from_layer: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.psi <= 1:
-            raise ValueError(f"psi needs to be in [0, 1]: got {self.psi}")
-        if self.from_layer < 0:
-            raise ValueError(f"from_layer needs to be from 0: got {self.from_layer}")
+    psi: Share = 0.7
+    from_layer: Annotated[int, Between(0)] = 0
 
     def check(self, latent_shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` where codes do not have this layer."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from latent_mixup import sampling
-from latent_mixup.policies.settings import Setting
+from latent_mixup.policies.settings import Between, Setting
 from latent_mixup.sampling import Mode
 
 MAX_SOURCES = 2**16 - 1
@@ -154,13 +155,11 @@ class Dirichlet(Setting):
     """
 
     alpha: float = 1.0
-    num_sources: int = 3
+    num_sources: Annotated[int, Between(2, MAX_SOURCES)] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         sampling.check_alpha(self.alpha)
-        if not 2 <= self.num_sources <= MAX_SOURCES:
-            raise ValueError(f"num_sources needs to be in [2, {MAX_SOURCES}]: got {self.num_sources}")
 
     def draw(self, k: int, generator: torch.Generator, epoch: int) -> Tensor:
         """``[k, num_sources]``, from the same distribution in every epoch."""

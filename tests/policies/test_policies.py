@@ -519,8 +519,7 @@ IMAGES = torch.linspace(-1, 1, 80).view(5, 1, 4, 4)
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda x: x, Output, lambda x: {"logits": x}, lambda x: (x,), lambda x: [Output(x)], lambda x: x.half()],
+    "make", [lambda x: x, Output, lambda x: {"logits": x}, lambda x: (x,), lambda x: [Output(x)], lambda x: x.half()]
 )
 def test_a_teacher_reads_the_logits_of_whatever_its_model_returns(make):
     model = Returns(make)
