@@ -39,7 +39,6 @@ from latent_mixup.augment.base import Decoder
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.demo.demo import bundled_codes, bundled_data
 from latent_mixup.generators import CompactGenerator, Generator, StyleGAN2
-from latent_mixup.images import from_uint8, to_uint8
 from latent_mixup.pool.render import render
 from latent_mixup.sampling import keyed_generator
 
@@ -87,7 +86,7 @@ class Case:
 
     def live(self, **settings: Any) -> LatentMixupLoader:
         """Mixes, decoded when they are needed."""
-        return LatentMixupLoader(self.plain(), self.generator, self.bank, seed=0, **settings)
+        return LatentMixupLoader(self.plain(), self.generator, self.bank.subset(slice(None)), seed=0, **settings)
 
     def arithmetic(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The standard batches, each after the matrix products or convolutions of a decode."""
@@ -127,7 +126,7 @@ def stylegan2_case(*, quick: bool) -> Case:
         generator = StyleGAN2(**SMALL) if quick else StyleGAN2()
     batch_size = 4 if quick else 32
     codes = generator.sample_latents(2 * batch_size, keyed_generator("step-codes"))
-    images, labels = from_uint8(to_uint8(Decoder(generator)(codes))), torch.arange(len(codes)) % 10
+    images, labels = Decoder(generator)(codes), torch.arange(len(codes)) % 10
     return Case(
         "StyleGAN2 of the CIFAR-10 size, ResNet-18",
         small_model if quick else cifar_resnet18,
