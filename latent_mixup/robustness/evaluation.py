@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.robustness import calibration
 from latent_mixup.robustness.accuracy import logits_of, share_right
 from latent_mixup.robustness.blur import SIGMAS, blur_sweep
-from latent_mixup.robustness.calibration import brier_score, expected_calibration_error, negative_log_likelihood
 from latent_mixup.robustness.classifier import check_model, device_of, warning_once
 from latent_mixup.robustness.corruptions import SEVERITIES, corruption_accuracy
 from latent_mixup.robustness.deepfool import deepfool_score
@@ -75,10 +75,9 @@ def evaluate(
 
     Returns:
         ``accuracy``, ``blurred_accuracy`` (kernel 5, sigma 5), ``deepfool_score`` (in units of ``bounds``; of images in
-        [0, 1] where ``bounds`` are per channel), and beside
-        them ``calibration``, ``blur_sweep``, ``deepfool`` (in both units, over all and over correctly classified
-        images, with counts), ``pgd``, ``corruptions``, the number of images and the ``seconds`` of each. A mean over
-        no image is None.
+        [0, 1] where ``bounds`` are per channel), and beside them ``calibration``, ``blur_sweep``, ``deepfool`` (in both
+        units, over all and over correctly classified images, with counts), ``pgd``, ``corruptions``, the number of
+        images and the ``seconds`` of each. A mean over no image is None.
 
     Raises:
         ValueError: ``images`` are not a finite float batch within ``bounds``, ``labels`` are not class indices for
@@ -119,14 +118,12 @@ def evaluate(
         return list(zip(images[:count].split(size), labels[:count].split(size), strict=True))
 
     how: dict[str, Any] = {"bounds": (span.low, span.high), "seed": seed, "device": device, "progress": progress}
-    attack = partial(_pgd, model, radii=radii, steps=pgd_steps, **how)
-    corrupted = partial(_corruptions, model, severities=severities, **how)
     parts: dict[str, tuple[int, Callable[[Batches], dict[str, Any]]]] = {
         "accuracy": (len(images), partial(_clean, model, device=device)),
         "blur": (len(images), partial(_blur, model, sigmas=sigmas, device=device)),
         "deepfool": (deepfool_images, partial(_deepfool, model, span=span, device=device, progress=progress)),
-        "pgd": (pgd_images, attack),
-        "corruptions": (corruption_images, corrupted),
+        "pgd": (pgd_images, partial(_pgd, model, radii=radii, steps=pgd_steps, **how)),
+        "corruptions": (corruption_images, partial(_corruptions, model, severities=severities, **how)),
     }
     seconds = {}
     with warning_once():
@@ -140,13 +137,13 @@ def evaluate(
 
 def _clean(model: nn.Module, test: Batches, *, device: Any) -> dict[str, Any]:
     logits, labels = logits_of(model, test, device=device)
-    calibration = {
-        "expected_calibration_error": expected_calibration_error(logits, labels, NUM_BINS),
+    scores = {
+        "expected_calibration_error": calibration.expected_calibration_error(logits, labels, NUM_BINS),
         "num_bins": NUM_BINS,
-        "brier_score": brier_score(logits, labels),
-        "negative_log_likelihood": negative_log_likelihood(logits, labels),
+        "brier_score": calibration.brier_score(logits, labels),
+        "negative_log_likelihood": calibration.negative_log_likelihood(logits, labels),
     }
-    return {"accuracy": share_right(logits, labels), "calibration": calibration}
+    return {"accuracy": share_right(logits, labels), "calibration": scores}
 
 
 def _blur(model: nn.Module, test: Batches, *, sigmas: Sequence[float], device: Any) -> dict[str, Any]:
@@ -158,9 +155,8 @@ def _blur(model: nn.Module, test: Batches, *, sigmas: Sequence[float], device: A
 
 def _deepfool(model: nn.Module, test: Batches, *, span: Range, device: Any, progress: bool) -> dict[str, Any]:
     num_classes = logits_of(model, [(test[0][0][:1], test[0][1][:1])], device=device)[0].shape[1]
-    score = deepfool_score(
-        model, test, num_classes=min(DEEPFOOL_CLASSES, num_classes), device=device, progress=progress
-    )
+    num_classes = min(DEEPFOOL_CLASSES, num_classes)
+    score = deepfool_score(model, test, num_classes=num_classes, device=device, progress=progress)
     unit = score.in_unit_range((span.low, span.high))
     scores = {
         "score_correct": score.score_correct,
@@ -178,20 +174,12 @@ def _deepfool(model: nn.Module, test: Batches, *, span: Range, device: Any, prog
 
 
 def _pgd(
-    model: nn.Module,
-    test: Batches,
-    *,
-    radii: dict[Norm, float],
-    steps: int,
-    bounds: tuple[float, float],
-    seed: int,
-    **how: Any,
+    model: nn.Module, test: Batches, *, radii: dict[Norm, float], steps: int, seed: int, **how: Any
 ) -> dict[str, Any]:
+    black, white = how["bounds"]
     record: dict[str, Any] = {"n_images": _num_images(test), "steps": steps, "restarts": 1, "seed": seed}
     for norm, eps in radii.items():
-        accuracy = pgd_accuracy(
-            model, test, bounds=bounds, eps=eps * (bounds[1] - bounds[0]), norm=norm, steps=steps, seed=seed, **how
-        )
+        accuracy = pgd_accuracy(model, test, eps=eps * (white - black), norm=norm, steps=steps, seed=seed, **how)
         record[norm] = {"eps_unit_range": eps, "accuracy": accuracy}
     return {"pgd": record}
 

@@ -9,20 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_mixup.robustness import shared
 from latent_mixup.robustness.classifier import Classifier, device_of, no_gradient, scored
 from latent_mixup.robustness.ranges import Bounds, Range
-from latent_mixup.robustness.shared import (
-    FLOAT32,
-    Loader,
-    batches,
-    check_eps,
-    check_images,
-    check_length,
-    chunks,
-    class_indices,
-    l2_norms,
-    per_image,
-)
+from latent_mixup.robustness.shared import FLOAT32, Loader, l2_norms, per_image
 from latent_mixup.sampling import keyed_generator
 
 Norm: TypeAlias = Literal["linf", "l2"]
@@ -54,20 +44,25 @@ class _Attack:
     bounds: Bounds
     eps: float
     norm: Norm
-    step_size: float
+    step_size: float | None
     steps: int
     restarts: int
     random_start: bool
     seed: int
 
     def __post_init__(self) -> None:
-        check_eps(self.eps, self.norm)
-        check_length("step_size", self.step_size)
+        shared.check_eps(self.eps, self.norm)
         for name, count in (("steps", self.steps), ("restarts", self.restarts)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1: got {count}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts={self.restarts} from one start all end alike: pass random_start=True")
+        shared.check_length("step_size", self.step)
+
+    @property
+    def step(self) -> float:
+        """Length of a step."""
+        return STEP_SHARE * self.eps / self.steps if self.step_size is None else self.step_size
 
 
 def pgd(
@@ -120,10 +115,10 @@ def pgd(
         >>> pgd(net, torch.rand(5, 3, 2, 2), torch.arange(5), bounds=(0, 1), eps=0.1).fooled.shape
         torch.Size([5])
     """
-    attack = _Attack(bounds, eps, norm, _step(step_size, eps, steps), steps, restarts, random_start, seed)
-    check_images(images)
+    attack = _Attack(bounds, eps, norm, step_size, steps, restarts, random_start, seed)
+    shared.check_images(images)
     with scored(model, gradient=True) as classifier:
-        return _pgd(classifier, images, class_indices(labels, len(images)), attack, first_index)
+        return _pgd(classifier, images, shared.class_indices(labels, len(images)), attack, first_index)
 
 
 def pgd_accuracy(
@@ -170,24 +165,20 @@ def pgd_accuracy(
         >>> 0 <= pgd_accuracy(net, [(torch.rand(5, 3, 2, 2), torch.arange(5))], bounds=(0, 1), eps=0.1) <= 1
         True
     """
-    attack = _Attack(bounds, eps, norm, _step(step_size, eps, steps), steps, restarts, random_start, seed)
+    attack = _Attack(bounds, eps, norm, step_size, steps, restarts, random_start, seed)
     standing = count = 0
     with scored(model, gradient=True) as classifier:
         on, title = device_of(model, device), progress and f"PGD {norm}"
-        for images, labels in batches(loader, limit=max_images, device=on, progress=title):
+        for images, labels in shared.batches(loader, limit=max_images, device=on, progress=title):
             standing += int((~_pgd(classifier, images, labels, attack, count).fooled).sum())
             count += len(images)
     return standing / count
 
 
-def _step(step_size: float | None, eps: float, steps: int) -> float:
-    return STEP_SHARE * eps / max(steps, 1) if step_size is None else step_size
-
-
 def _pgd(classifier: Classifier, images: Tensor, labels: Tensor, attack: _Attack, first_index: int) -> PGDResult:
     span = Range.of(attack.bounds, images)
     parts, index = [], first_index
-    for chunk in chunks(images):
+    for chunk in shared.chunks(images):
         own = labels[index - first_index :][: len(chunk)].to(images.device)
         parts.append(_attack_chunk(classifier, chunk.detach().clone(), own, attack, span, index))
         index += len(chunk)
@@ -234,7 +225,7 @@ def _walk(
         if gradient is None:
             raise no_gradient()
         rows = rows[~changed]
-        moved = total[rows] + attack.step_size * _upwards(gradient[~changed], attack.norm)
+        moved = total[rows] + attack.step * _upwards(gradient[~changed], attack.norm)
         total[rows] = _inside(moved, images[rows], attack, span)
         iterations[rows] += 1
     return total, iterations, fooled
