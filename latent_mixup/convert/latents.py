@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.convert.assemble import brief
-from latent_mixup.convert.pickles import one_error, read_file
+from latent_mixup.convert.pickles import reading
 from latent_mixup.convert.tensors import StoredArray, read_numpy_object, read_numpy_zip
 from latent_mixup.files import FormatError
 
@@ -41,8 +40,7 @@ def read_latents(path: str | Path) -> LatentBank:
         FormatError: A key or an array is not what it should be; as ``UnsafeCheckpointError``, the file is damaged
             or holds what such a file does not.
     """
-    data = read_file(path)
-    with one_error(path):
+    with reading(path) as (data, source):
         codes = _check(read_numpy_object(data), len(data))
         indices = sorted(codes)
         first = codes[indices[0]][1]
@@ -51,7 +49,6 @@ def read_latents(path: str | Path) -> LatentBank:
             latents[row] = torch.from_numpy(codes[index][1].numpy().astype("float32"))
             if not latents[row].isfinite().all():
                 raise FormatError(f"the code of image {index} has a value that is not finite")
-        source = {"file": Path(path).name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         return LatentBank(
             latents,
             [codes[index][0] for index in indices],
@@ -77,12 +74,10 @@ def read_projected(path: str | Path) -> LatentBank:
         FileNotFoundError: There is no such file.
         FormatError: It holds something else; as ``UnsafeCheckpointError``, it is damaged.
     """
-    data = read_file(path)
-    with one_error(path):
+    with reading(path) as (data, source):
         codes = read_numpy_zip(data, "w")
         if codes.ndim != 3 or codes.dtype.kind != "f" or not len(codes):
             raise FormatError(f"its array 'w' is {codes.dtype} {list(codes.shape)}: expected floats [N, num_ws, w_dim]")
-        source = {"file": Path(path).name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         metadata = {
             "latent_space": "w+",
             "inversion": {"source": {**source, "format": PROJECTED_FORMAT}, "licence": LATENTS_LICENCE},

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from latent_mixup.convert import rosinality, tensorflow
-from latent_mixup.convert.assemble import Source, assemble, brief, channel_arguments
-from latent_mixup.convert.pickles import (
-    PYTHON_NAMES,
-    Budget,
-    Maker,
-    UnsafeCheckpointError,
-    one_error,
-    read_file,
-    read_pickle,
-)
+from latent_mixup.convert.assemble import Source, assemble, brief, channel_arguments, channels_of
+from latent_mixup.convert.checks import Check, anything, check_values, clamp_of, is_filter, near, one_of
+from latent_mixup.convert.pickles import PYTHON_NAMES, Budget, Maker, UnsafeCheckpointError, read_pickle, reading
 from latent_mixup.convert.tensors import NUMPY_NAMES, TENSOR_NAMES, StoredTensor, load_from_bytes, read_torch_file
 from latent_mixup.files import FormatError
 from latent_mixup.generators.stylegan2 import StyleGAN2
@@ -80,12 +73,10 @@ def read_nvidia(path: str | Path) -> StyleGAN2:
         FormatError: It is not such a network, or one with an argument or a tensor that ours has no place for;
             as :class:`UnsafeCheckpointError`, it is damaged or holds what such a file does not.
     """
-    data = read_file(path)
-    with one_error(path):
+    with reading(path) as (data, source):
         generator, facts = _read(data)
-    facts = {"file": Path(path).name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **facts}
     licence = ROSINALITY_LICENCE if facts["format"] == rosinality.FORMAT else NVIDIA_LICENCE
-    generator.metadata = {"name": Path(path).stem, "source": facts, "licence": licence}
+    generator.metadata = {"name": Path(path).stem, "source": source | facts, "licence": licence}
     return generator
 
 
@@ -100,9 +91,7 @@ def _read(data: bytes) -> tuple[StyleGAN2, dict[str, Any]]:
     return _read_release(root["G_ema"], len(data))
 
 
-# --------------------------------------------------------------------------------------------------
-# stylegan2-ada-pytorch and stylegan3
-# --------------------------------------------------------------------------------------------------
+# --- stylegan2-ada-pytorch and stylegan3
 
 
 def _read_release(network: PersistentObject, size: int) -> tuple[StyleGAN2, dict[str, Any]]:
@@ -121,7 +110,7 @@ def _read_release(network: PersistentObject, size: int) -> tuple[StyleGAN2, dict
     arguments = {
         **{name: network.state.get(name) for name in ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")},
         "mapping_num_layers": sum(name.startswith("mapping.fc") for name in modules),
-        **channel_arguments(_channels(modules, tensors), said),
+        **channel_arguments(channels_of(tensors), said),
         "conv_clamp": _conv_clamp(modules),
     }
     facts = {
@@ -149,74 +138,43 @@ def _source(name: str, tensor: Any) -> Source:
     return Source(tensor.shape, tensor.storage.nbytes, tensor.torch)
 
 
-def _channels(modules: Mapping[str, Any], tensors: Mapping[str, Source]) -> dict[int, int]:
-    """Output channels at each resolution, from the shapes of the weights."""
-    found = {}
-    for name in modules:
-        resolution = name.removeprefix("synthesis.b")
-        weight = tensors.get(f"{name}.conv1.weight")
-        if name.startswith("synthesis.b") and resolution.isascii() and resolution.isdigit() and weight is not None:
-            found[int(resolution[:8])] = weight.shape[0] if weight.shape else 0
-    return found
-
-
 def _conv_clamp(modules: Mapping[str, PersistentObject]) -> float | None:
     """The one clamp of all layers that have one."""
     clamps = [module.state["conv_clamp"] for module in modules.values() if "conv_clamp" in module.state]
     if any(type(clamp) not in (int, float, type(None)) or clamp != clamps[0] for clamp in clamps):
         raise FormatError("its layers do not have one conv_clamp: expected the same number, or None, in all")
-    clamp = clamps[0] if clamps else None
-    if clamp is not None and not 0 < clamp < math.inf:
-        raise FormatError(f"its conv_clamp is {brief(clamp)}: expected a positive number or None")
-    return None if clamp is None else float(clamp)
+    return clamp_of(clamps[0] if clamps else None)
 
 
-# --------------------------------------------------------------------------------------------------
-# What the arithmetic depends on beside the tensors
-# --------------------------------------------------------------------------------------------------
-
-Check = Callable[[Any], bool]
-
-
-def _anything(value: Any) -> bool:
-    return True
-
-
-def _one_of(*values: object) -> Check:
-    return lambda found: any(type(found) is type(value) and found == value for value in values)
-
-
-def _near(expected: float) -> Check:
-    return lambda found: type(found) in (int, float) and math.isclose(found, expected, rel_tol=1e-4)
-
+# --- What the arithmetic depends on beside the tensors
 
 _SIZES = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")  # read from the state; in this order
 _MAPPING_ARGUMENTS: dict[str, Check] = {
-    "num_layers": _anything,
-    "embed_features": _anything,  # the shapes say whether these are ours
-    "layer_features": _anything,
-    "w_avg_beta": _anything,  # training only
-    "activation": _one_of("lrelu"),
-    "lr_multiplier": _near(0.01),
+    "num_layers": anything,
+    "embed_features": anything,  # the shapes say whether these are ours
+    "layer_features": anything,
+    "w_avg_beta": anything,  # training only
+    "activation": one_of("lrelu"),
+    "lr_multiplier": near(0.01),
 }
 _SYNTHESIS_ARGUMENTS: dict[str, Check] = {
-    "channel_base": _anything,  # read from the shapes
-    "channel_max": _anything,
-    "conv_clamp": _anything,  # read from the layers
-    "num_fp16_res": _anything,  # ours computes in float32
-    "use_fp16": _anything,
-    "fp16_channels_last": _anything,
-    "channels_last": _anything,
-    "fused_modconv_default": _anything,
-    "architecture": _one_of("skip"),
-    "resample_filter": lambda found: type(found) in (list, tuple) and list(found) == [1, 3, 3, 1],
-    "use_noise": _one_of(True, False),
-    "activation": _one_of("lrelu"),
-    "kernel_size": _one_of(3),
+    "channel_base": anything,  # read from the shapes
+    "channel_max": anything,
+    "conv_clamp": anything,  # read from the layers
+    "num_fp16_res": anything,  # ours computes in float32
+    "use_fp16": anything,
+    "fp16_channels_last": anything,
+    "channels_last": anything,
+    "fused_modconv_default": anything,
+    "architecture": one_of("skip"),
+    "resample_filter": is_filter,
+    "use_noise": one_of(True, False),
+    "activation": one_of("lrelu"),
+    "kernel_size": one_of(3),
 }
 _STATES: dict[str, dict[str, Check]] = {
-    "SynthesisBlock": {"architecture": _one_of("skip")},
-    "SynthesisLayer": {"activation": _one_of("lrelu"), "act_gain": _near(math.sqrt(2))},
+    "SynthesisBlock": {"architecture": one_of("skip")},
+    "SynthesisLayer": {"activation": one_of("lrelu"), "act_gain": near(math.sqrt(2))},
     "ToRGBLayer": {},
     "FullyConnectedLayer": {},
     "MappingNetwork": {},
@@ -236,20 +194,12 @@ def _check_arguments(network: PersistentObject) -> tuple[str, tuple[object, obje
     for name, value in nested.items():
         if type(value) is not dict:
             raise FormatError(f"its constructor argument {name} is {brief(value)}: expected a dict")
-    _check_values("constructor argument", nested["mapping_kwargs"], _MAPPING_ARGUMENTS)
-    _check_values("constructor argument", nested["synthesis_kwargs"], _SYNTHESIS_ARGUMENTS)
-    _check_values("constructor argument", flat, _SYNTHESIS_ARGUMENTS)
+    check_values("constructor argument", nested["mapping_kwargs"], _MAPPING_ARGUMENTS)
+    check_values("constructor argument", nested["synthesis_kwargs"], _SYNTHESIS_ARGUMENTS)
+    check_values("constructor argument", flat, _SYNTHESIS_ARGUMENTS)
     synthesis = {"channel_base": 32768, "channel_max": 512, **nested["synthesis_kwargs"], **flat}
     said = (synthesis["channel_base"], synthesis["channel_max"])
     return "stylegan2-ada-pytorch" if nested["synthesis_kwargs"] or not flat else "stylegan3", said
-
-
-def _check_values(what: str, found: dict[str, Any], known: dict[str, Check]) -> None:
-    for name, value in found.items():
-        if name not in known:
-            raise FormatError(f"its {what} {brief(name)} is unknown: latent_mixup's StyleGAN2 has no such part")
-        if not known[name](value):
-            raise FormatError(f"its {what} {name} is {brief(value)}: latent_mixup's StyleGAN2 has another one")
 
 
 def _check_module(name: str, module: PersistentObject) -> None:
@@ -260,5 +210,5 @@ def _check_module(name: str, module: PersistentObject) -> None:
     checks = dict(_STATES[kind])
     if kind == "FullyConnectedLayer":
         mapping = name.startswith("mapping.fc")
-        checks = {"activation": _one_of("lrelu" if mapping else "linear"), "bias_gain": _near(0.01 if mapping else 1.0)}
-    _check_values(f"{name}", {key: module.state[key] for key in checks if key in module.state}, checks)
+        checks = {"activation": one_of("lrelu" if mapping else "linear"), "bias_gain": near(0.01 if mapping else 1.0)}
+    check_values(name, {key: module.state[key] for key in checks if key in module.state}, checks)

@@ -11,6 +11,7 @@ and memory are bounded by the file's size. Nothing recurses, so depth cannot ove
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickletools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -78,8 +79,11 @@ Vocabulary: TypeAlias = Mapping[str, "Maker | None"]  # None: may be named, cann
 Persistent: TypeAlias = Callable[[Any], Any]
 
 
-def read_file(path: str | Path) -> bytes:
-    """All bytes of a regular file of at most 4 GiB.
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """All bytes of a regular file of at most 4 GiB, and its name, size and SHA-256.
+
+    Whatever goes wrong inside becomes one :class:`FormatError` that names the file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -87,19 +91,12 @@ def read_file(path: str | Path) -> bytes:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file: expected a checkpoint")
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1) if path.stat().st_size > MAX_FILE_BYTES else file.read()
-    if len(data) > MAX_FILE_BYTES:
+        raise FileNotFoundError(f"{path} is not a file: expected a StyleGAN2 checkpoint or latents")
+    if path.stat().st_size > MAX_FILE_BYTES:
         raise UnsafeCheckpointError(f"{path} is larger than {MAX_FILE_BYTES} bytes: expected a checkpoint")
-    return data
-
-
-@contextlib.contextmanager
-def one_error(path: str | Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into one :class:`FormatError` that names it."""
+    data = path.read_bytes()
     try:
-        yield
+        yield data, {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     except FormatError as cause:
         error = type(cause) if type(cause) in (FormatError, UnsafeCheckpointError) else UnsafeCheckpointError
         raise error(f"{path}: {cause}") from cause
@@ -164,9 +161,7 @@ class PickleReader:
         self.memo.clear()
         return value
 
-    # ---------------------------------------------------------------------------------------------
-    # The bytes
-    # ---------------------------------------------------------------------------------------------
+    # --- The bytes
 
     def take(self, size: int) -> memoryview:
         """A view of the next ``size`` bytes."""
@@ -189,9 +184,7 @@ class PickleReader:
         self.position += len(text) + 1
         return text.decode("utf-8")
 
-    # ---------------------------------------------------------------------------------------------
-    # The stack
-    # ---------------------------------------------------------------------------------------------
+    # --- The stack
 
     def push(self, value: Any) -> None:
         """Put a value on top."""
@@ -221,6 +214,10 @@ class PickleReader:
             raise UnsafeCheckpointError(f"an opcode expects a {kind.__name__} and finds something else")
         return self.stack[-1]
 
+    def extend(self, items: list[Any]) -> None:
+        """Put values behind those of the list on top."""
+        self.top(list).extend(items)
+
     def set_items(self, items: list[Any]) -> None:
         """Put keys and values, one after the other, into the dict on top."""
         target = self.top(dict)
@@ -241,9 +238,7 @@ class PickleReader:
             raise UnsafeCheckpointError("an opcode recalls a value that was not remembered")
         self.push(self.memo[index])
 
-    # ---------------------------------------------------------------------------------------------
-    # Names, and what is made of them
-    # ---------------------------------------------------------------------------------------------
+    # --- Names, and what is made of them
 
     def find(self, module: Any, name: Any) -> None:
         """Push a name of the vocabulary; nothing is imported."""
@@ -309,9 +304,7 @@ PYTHON_NAMES: dict[str, Maker | None] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------
-# Opcodes => what they do. PROTO, FRAME and STOP are about the stream; the rest builds values.
-# --------------------------------------------------------------------------------------------------
+# --- Opcodes => what they do. PROTO, FRAME and STOP are about the stream; the rest builds values.
 
 Handler: TypeAlias = Callable[[PickleReader], None]
 
@@ -338,22 +331,14 @@ def _payload(length_bytes: int, decode: Callable[[memoryview], Any] = lambda vie
     return lambda reader: reader.push(decode(reader.take(reader.number(length_bytes))))
 
 
-def _long(length_bytes: int) -> Handler:
-    return _payload(length_bytes, _decode_long)
+def _text(length_bytes: int, encoding: str, errors: str = "strict") -> Handler:
+    return _payload(length_bytes, lambda view: str(view, encoding, errors))
 
 
 def _decode_long(view: memoryview) -> int:
     if len(view) > _MAX_LONG_BYTES:
         raise UnsafeCheckpointError(f"an integer has {len(view)} bytes")
     return int.from_bytes(view, "little", signed=True)
-
-
-def _decode_utf8(view: memoryview) -> str:
-    return str(view, "utf-8", "surrogatepass")
-
-
-def _decode_latin1(view: memoryview) -> str:
-    return str(view, "latin-1")
 
 
 def _text_integer(reader: PickleReader) -> None:
@@ -363,16 +348,6 @@ def _text_integer(reader: PickleReader) -> None:
 
 def _tuple(count: int) -> Handler:
     return lambda reader: reader.push(tuple(reader.pop(count)))
-
-
-def _append(reader: PickleReader) -> None:
-    items = reader.pop(1)
-    reader.top(list).extend(items)
-
-
-def _appends(reader: PickleReader) -> None:
-    items = reader.pop_to_mark()
-    reader.top(list).extend(items)
 
 
 _NAMED_HANDLERS: dict[str, Handler] = {
@@ -387,14 +362,14 @@ _NAMED_HANDLERS: dict[str, Handler] = {
     "BININT": _packed("<i"),
     "BININT1": _packed("<B"),
     "BININT2": _packed("<H"),
-    "LONG1": _long(1),
-    "LONG4": _long(4),
+    "LONG1": _payload(1, _decode_long),
+    "LONG4": _payload(4, _decode_long),
     "BINFLOAT": _packed(">d"),
-    "BINUNICODE": _payload(4, _decode_utf8),
-    "SHORT_BINUNICODE": _payload(1, _decode_utf8),
-    "BINUNICODE8": _payload(8, _decode_utf8),
-    "BINSTRING": _payload(4, _decode_latin1),  # Python 2: text or bytes
-    "SHORT_BINSTRING": _payload(1, _decode_latin1),
+    "BINUNICODE": _text(4, "utf-8", "surrogatepass"),
+    "SHORT_BINUNICODE": _text(1, "utf-8", "surrogatepass"),
+    "BINUNICODE8": _text(8, "utf-8", "surrogatepass"),
+    "BINSTRING": _text(4, "latin-1"),  # Python 2: text or bytes
+    "SHORT_BINSTRING": _text(1, "latin-1"),
     "BINBYTES": _payload(4),
     "SHORT_BINBYTES": _payload(1),
     "BINBYTES8": _payload(8),
@@ -405,10 +380,10 @@ _NAMED_HANDLERS: dict[str, Handler] = {
     "TUPLE3": _tuple(3),
     "TUPLE": lambda reader: reader.push(tuple(reader.pop_to_mark())),
     "EMPTY_LIST": _new(list),
-    "APPEND": _append,
-    "APPENDS": _appends,
+    "APPEND": lambda reader: reader.extend(reader.pop(1)),
+    "APPENDS": lambda reader: reader.extend(reader.pop_to_mark()),
     "EMPTY_SET": _new(list),
-    "ADDITEMS": _appends,
+    "ADDITEMS": lambda reader: reader.extend(reader.pop_to_mark()),
     "FROZENSET": lambda reader: reader.push(reader.pop_to_mark()),
     "EMPTY_DICT": _new(dict),
     "SETITEM": lambda reader: reader.set_items(reader.pop(2)),

@@ -7,13 +7,13 @@ weights_only=True)`` executes nothing either, but unpacks what is compressed: a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latent_mixup.convert.assemble import Source, assemble, brief, channel_arguments
+from latent_mixup.convert.assemble import Change, Source, arguments_of, assemble, brief, renamed
 from latent_mixup.convert.pickles import Budget, Buildable, Maker
 from latent_mixup.convert.tensors import StoredTensor
 from latent_mixup.files import FormatError
@@ -42,23 +42,11 @@ def begins(data: bytes) -> bool:
     return data[:4] == b"PK\x03\x04" or data[: len(_LEGACY)] == _LEGACY
 
 
-# --------------------------------------------------------------------------------------------------
-# Their names => ours. Linear and convolution weights are kept as we keep them, the latter behind a batch of 1.
-# --------------------------------------------------------------------------------------------------
-
-Change = Callable[[Tensor], Tensor]
+# --- Their names => ours. Linear and convolution weights are kept as we keep them, the latter behind a batch of 1.
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _first(tensor: Tensor) -> Tensor:
-    return tensor[0]
-
-
-def _first_map(tensor: Tensor) -> Tensor:
-    return tensor[0, 0]
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -69,15 +57,11 @@ def _quarter(tensor: Tensor) -> Tensor:
     return tensor / 4
 
 
-def _scalar(tensor: Tensor) -> Tensor:
-    return tensor.reshape(())
-
-
 _PARTS: dict[str, tuple[str, Change]] = {
-    "conv.weight": ("weight", _first),
+    "conv.weight": ("weight", lambda tensor: tensor[0]),
     "conv.modulation.weight": ("affine.weight", _same),
     "conv.modulation.bias": ("affine.bias", _same),
-    "noise.weight": ("noise_strength", _scalar),
+    "noise.weight": ("noise_strength", lambda tensor: tensor.reshape(())),
     "activate.bias": ("bias", _flat),
     "bias": ("bias", _flat),
     "conv.blur.kernel": ("resample_filter", _quarter),  # theirs has the factor of 4 in it
@@ -91,9 +75,9 @@ def our_name(name: str) -> tuple[str, Change] | None:
     if match := re.fullmatch(rf"style\.{_NUMBER}\.(weight|bias)", name, re.ASCII):
         return (f"mapping.fc{int(match[1]) - 1}.{match[2]}", _same) if int(match[1]) else None
     if name == "input.input":
-        return "synthesis.b4.const", _first
+        return "synthesis.b4.const", lambda tensor: tensor[0]
     if match := re.fullmatch(rf"noises\.noise_{_NUMBER}", name, re.ASCII):
-        return f"synthesis.{_styled(int(match[1]) - 1)}.noise_const", _first_map
+        return f"synthesis.{_styled(int(match[1]) - 1)}.noise_const", lambda tensor: tensor[0, 0]
     match = re.fullmatch(rf"(conv1|to_rgb1|convs\.{_NUMBER}|to_rgbs\.{_NUMBER})\.([a-z.]+)", name, re.ASCII)
     if match is None or match[4] not in _PARTS:
         return None
@@ -114,9 +98,7 @@ def _resolution(block: int) -> int:
     return int(8 << min(block, 20))
 
 
-# --------------------------------------------------------------------------------------------------
-# Reading
-# --------------------------------------------------------------------------------------------------
+# --- Reading
 
 
 def read(root: Any, size: int) -> tuple[StyleGAN2, dict[str, Any]]:
@@ -131,56 +113,28 @@ def read(root: Any, size: int) -> tuple[StyleGAN2, dict[str, Any]]:
     """
     if type(root) is not dict or type(root.get("g_ema")) is not dict:
         raise FormatError("it is a torch file without 'g_ema': expected a checkpoint of rosinality's StyleGAN2")
-    tensors: dict[str, Source] = {}
-    for name, tensor in root["g_ema"].items():
+    tensors = renamed(_tensors(root["g_ema"]), our_name)
+    arguments = {**arguments_of(tensors, (32768, 512)), "conv_clamp": None}
+    facts: dict[str, Any] = {"format": FORMAT, "class_name": "Generator"}
+    average, w_dim = root.get("latent_avg"), arguments["w_dim"]
+    if type(average) is StoredTensor:
+        tensors["mapping.w_avg"] = _source(average).changed("latent_avg", _flat)
+        return assemble(arguments, tensors, size), facts
+    tensors["mapping.w_avg"] = Source((w_dim,), 0, lambda: torch.zeros(w_dim))
+    generator = assemble(arguments, tensors, size)
+    _set_average(generator)
+    return generator, {**facts, "w_avg": f"the mean of {_MEAN_OF} mapped codes: the file has no latent_avg"}
+
+
+def _tensors(state: dict[Any, Any]) -> Iterator[tuple[str, Source]]:
+    for name, tensor in state.items():
         if type(name) is not str or type(tensor) is not StoredTensor:
             raise FormatError(f"its g_ema has {brief(name)}, which is {brief(tensor)}: expected a tensor")
-        ours = our_name(name)
-        if ours is None or ours[0] in tensors:
-            raise FormatError(f"tensor {brief(name)} is left over: no layer of latent_mixup's StyleGAN2 takes it")
-        tensors[ours[0]] = _source(name, tensor, ours[1])
-    average = root.get("latent_avg")
-    w_dim = _shape(tensors, "mapping.fc0.weight", 2)[0]
-    if type(average) is StoredTensor:
-        tensors["mapping.w_avg"] = _source("latent_avg", average, _flat)
-    else:
-        tensors["mapping.w_avg"] = Source((w_dim,), 0, lambda: torch.zeros(w_dim))
-    generator = assemble(_arguments(tensors, w_dim), tensors, size)
-    facts: dict[str, Any] = {"format": FORMAT, "class_name": "Generator"}
-    if type(average) is not StoredTensor:
-        facts["w_avg"] = f"the mean of {_MEAN_OF} mapped codes: the file has no latent_avg"
-        _set_average(generator)
-    return generator, facts
+        yield name, _source(tensor)
 
 
-def _source(name: str, tensor: StoredTensor, change: Change) -> Source:
-    try:
-        shape = tuple(change(torch.empty(tensor.shape, device="meta")).shape)
-    except (RuntimeError, IndexError) as cause:
-        raise FormatError(f"tensor {brief(name)} has shape {tensor.shape}, which is not its layer's") from cause
-    return Source(shape, tensor.storage.nbytes, lambda: change(tensor.torch()))
-
-
-def _shape(tensors: dict[str, Source], name: str, dimensions: int) -> tuple[int, ...]:
-    if name not in tensors or len(tensors[name].shape) != dimensions:
-        raise FormatError(f"tensor {name!r} is missing or has not {dimensions} dimensions: it is not a StyleGAN2")
-    return tensors[name].shape
-
-
-def _arguments(tensors: dict[str, Source], w_dim: int) -> dict[str, Any]:
-    """The constructor's arguments, from the shapes."""
-    blocks = [re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", name) for name in tensors]
-    channels = {int(block[1]): _shape(tensors, block[0], 4)[0] for block in blocks if block}
-    return {
-        "z_dim": _shape(tensors, "mapping.fc0.weight", 2)[1],
-        "c_dim": 0,
-        "w_dim": w_dim,
-        "img_resolution": max(channels, default=0),
-        "img_channels": _shape(tensors, "synthesis.b4.torgb.weight", 4)[0],
-        "mapping_num_layers": sum(re.fullmatch(r"mapping\.fc\d+\.weight", name) is not None for name in tensors),
-        **channel_arguments(channels, (32768, 512)),
-        "conv_clamp": None,
-    }
+def _source(tensor: StoredTensor) -> Source:
+    return Source(tensor.shape, tensor.storage.nbytes, tensor.torch)
 
 
 def _set_average(generator: StyleGAN2) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latent_mixup.convert.assemble import Source, assemble, brief, channel_arguments
+from latent_mixup.convert.assemble import Change, Source, arguments_of, assemble, brief, renamed
+from latent_mixup.convert.checks import Check, anything, check_values, clamp_of, is_filter, one_of
 from latent_mixup.convert.pickles import Budget, Buildable, Maker, UnsafeCheckpointError, mapping
 from latent_mixup.convert.tensors import StoredArray
 from latent_mixup.files import FormatError
@@ -41,53 +41,34 @@ class StoredNetwork(Buildable):
         return value
 
 
-NAMES: dict[str, Maker | None] = {
-    "dnnlib.util.EasyDict": mapping,
-    "dnnlib.tflib.network.Network": StoredNetwork,
-}
+NAMES: dict[str, Maker | None] = {"dnnlib.util.EasyDict": mapping, "dnnlib.tflib.network.Network": StoredNetwork}
 
-# --------------------------------------------------------------------------------------------------
-# Variables => our tensors. TensorFlow keeps linear weights as [in, out], filters as [height, width, in, out],
+# --- Variables => our tensors. TensorFlow keeps linear weights as [in, out], filters as [height, width, in, out],
 # and the styles' biases without the 1 they start from.
-# --------------------------------------------------------------------------------------------------
 
 
-def _same(array: Any) -> Any:
-    return array
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
-def _transposed(array: Any) -> Any:
-    return array.transpose(1, 0)
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(1, 0)
 
 
-def _filter(array: Any) -> Any:
-    return array.transpose(3, 2, 0, 1)
+def _filter(tensor: Tensor) -> Tensor:
+    return tensor.permute(3, 2, 0, 1)
 
 
-def _flipped_filter(array: Any) -> Any:
-    return array[::-1, ::-1].transpose(3, 2, 0, 1)
+def _flipped_filter(tensor: Tensor) -> Tensor:
+    return _filter(tensor.flip(0, 1))
 
-
-def _plus_one(array: Any) -> Any:
-    return array + 1
-
-
-def _first(array: Any) -> Any:
-    return array[0]
-
-
-def _first_map(array: Any) -> Any:
-    return array[0, 0]
-
-
-Change = Callable[[Any], Any]
 
 _LAYER: dict[str, tuple[str, Change]] = {
     "weight": ("weight", _filter),
     "bias": ("bias", _same),
     "noise_strength": ("noise_strength", _same),
     "mod_weight": ("affine.weight", _transposed),
-    "mod_bias": ("affine.bias", _plus_one),
+    "mod_bias": ("affine.bias", lambda tensor: tensor + 1),
 }
 _LAYERS = {"Conv": "conv1", "Conv0_up": "conv0", "Conv1": "conv1", "ToRGB": "torgb"}
 _NUMBER = r"(\d{1,4})"
@@ -103,9 +84,9 @@ def our_name(name: str) -> tuple[str, Change] | None:
     if match := re.fullmatch(rf"synthesis/noise{_NUMBER}", name, re.ASCII):
         number = int(match[1])
         layer = f"b{8 << (number - 1) // 2}.conv{(number - 1) % 2}" if number else "b4.conv1"
-        return (f"synthesis.{layer}.noise_const", _first_map) if number < 40 else None
+        return (f"synthesis.{layer}.noise_const", lambda tensor: tensor[0, 0]) if number < 40 else None
     if name == "synthesis/4x4/Const/const":
-        return "synthesis.b4.const", _first
+        return "synthesis.b4.const", lambda tensor: tensor[0]
     match = re.fullmatch(rf"synthesis/{_NUMBER}x\1/(\w+)/(\w+)", name, re.ASCII)
     if match is None or match[2] not in _LAYERS or match[3] not in _LAYER:
         return None
@@ -115,9 +96,7 @@ def our_name(name: str) -> tuple[str, Change] | None:
     return f"synthesis.b{match[1]}.{_LAYERS[match[2]]}.{ours}", change
 
 
-# --------------------------------------------------------------------------------------------------
-# Reading
-# --------------------------------------------------------------------------------------------------
+# --- Reading
 
 
 def read(network: Any, size: int) -> tuple[StyleGAN2, dict[str, Any]]:
@@ -132,15 +111,13 @@ def read(network: Any, size: int) -> tuple[StyleGAN2, dict[str, Any]]:
     """
     if type(network) is not StoredNetwork:
         raise FormatError("it is a tuple without dnnlib networks: expected (G, D, Gs) of a StyleGAN2 release")
-    tensors: dict[str, Source] = {}
-    for name, value in _variables(network, ""):
-        ours = our_name(name)
-        if ours is None or ours[0] in tensors:
-            raise FormatError(f"variable {brief(name)} is left over: no layer of latent_mixup's StyleGAN2 takes it")
-        tensors[ours[0]] = _source(name, value, ours[1])
+    tensors = renamed(((name, _source(name, value)) for name, value in _variables(network, "")), our_name)
     given = network.part("static_kwargs", dict)
-    arguments = _arguments(tensors, given)
-    arguments["conv_clamp"] = _check_arguments(given, arguments)
+    base = given.get("fmap_base", 16384)
+    arguments = arguments_of(tensors, (2 * base if type(base) is int else None, given.get("fmap_max", 512)))
+    sizes = {theirs: one_of(arguments[ours]) for theirs, ours in _SIZES.items()}
+    check_values("argument", given, {**_KNOWN, **sizes})
+    arguments["conv_clamp"] = clamp_of(given.get("conv_clamp"))
     source = network.part("build_module_src", str).encode("utf-8", "surrogatepass")
     facts = {
         "format": FORMAT,
@@ -164,53 +141,20 @@ def _variables(network: Any, prefix: str, depth: int = 0) -> Iterator[tuple[str,
         yield from _variables(component, f"{prefix}{name}/", depth + 1)
 
 
-def _source(name: str, value: Any, change: Change) -> Source:
-    """A variable as ours: its shape now, its numbers later."""
+def _source(name: str, value: Any) -> Source:
+    """A variable: its shape now, its numbers later."""
     if type(value) in (int, float):
         return Source((), 0, lambda: torch.tensor(float(value)))
     if type(value) is not StoredArray:
         raise FormatError(f"variable {brief(name)} is {brief(value)}: expected an array")
-    try:
-        shape = change(np.broadcast_to(np.float32(0), value.shape)).shape
-    except (ValueError, IndexError) as cause:
-        raise FormatError(f"variable {brief(name)} has shape {value.shape}, which is not its layer's") from cause
-
-    def read_array() -> Tensor:
-        return torch.from_numpy(np.array(change(value.numpy()), np.float32))
-
-    return Source(shape, value.nbytes, read_array)
-
-
-def _arguments(tensors: dict[str, Source], given: dict[Any, Any]) -> dict[str, Any]:
-    """The constructor's arguments, from the shapes."""
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in tensors or len(tensors[name].shape) != dimensions:
-            raise FormatError(f"tensor {name!r} is missing or has not {dimensions} dimensions: it is not a StyleGAN2")
-        return tensors[name].shape
-
-    blocks = [re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", name) for name in tensors]
-    channels = {int(block[1]): shape(block[0], 4)[0] for block in blocks if block}
-    w_dim, into_mapping = shape("mapping.fc0.weight", 2)
-    base = given.get("fmap_base", 16384)
-    said = (2 * base if type(base) is int else None, given.get("fmap_max", 512))
-    c_dim = shape("mapping.embed.weight", 2)[1] if "mapping.embed.weight" in tensors else 0
-    return {
-        "z_dim": into_mapping - w_dim if c_dim else into_mapping,
-        "c_dim": c_dim,
-        "w_dim": w_dim,
-        "img_resolution": max(channels, default=0),
-        "img_channels": shape("synthesis.b4.torgb.weight", 4)[0],
-        "mapping_num_layers": sum(re.fullmatch(r"mapping\.fc\d+\.weight", name) is not None for name in tensors),
-        **channel_arguments(channels, said),
-    }
+    return Source(value.shape, value.nbytes, lambda: torch.from_numpy(np.array(value.numpy(), np.float32)))
 
 
 _FREE = {  # what ours does not depend on, or reads from the shapes
     *("mapping_fmaps", "label_fmaps", "fmap_base", "fmap_decay", "fmap_min", "fmap_max", "num_fp16_res", "dtype"),
     *("truncation_psi", "truncation_cutoff", "truncation_psi_val", "truncation_cutoff_val", "style_mixing_prob"),
     *("dlatent_avg_beta", "w_avg_beta", "randomize_noise", "fused_modconv", "structure", "synthesis_func"),
-    *("mapping_func", "normalize_latents", "conv_clamp"),
+    *("mapping_func", "conv_clamp"),
 }
 _SIZES = {
     "latent_size": "z_dim",
@@ -220,31 +164,13 @@ _SIZES = {
     "num_channels": "img_channels",
     "mapping_layers": "mapping_num_layers",
 }
-_FIXED: dict[str, tuple[object, ...]] = {
-    "architecture": ("skip",),
-    "nonlinearity": ("lrelu",),
-    "mapping_nonlinearity": ("lrelu",),
-    "use_noise": (True, False),
-    "mapping_lrmul": (0.01,),
+_KNOWN: dict[str, Check] = {
+    **dict.fromkeys(_FREE, anything),
+    "architecture": one_of("skip"),
+    "nonlinearity": one_of("lrelu"),
+    "mapping_nonlinearity": one_of("lrelu"),
+    "mapping_lrmul": one_of(0.01),
+    "use_noise": one_of(True, False),
+    "normalize_latents": one_of(True),
+    "resample_kernel": is_filter,
 }
-
-
-def _check_arguments(given: dict[Any, Any], arguments: dict[str, Any]) -> float | None:
-    """Refuse by name what ours has no place for; the clamp, which no shape tells."""
-    for name, value in given.items():
-        if name in _SIZES:
-            right = type(value) is int and value == arguments[_SIZES[name]]
-        elif name == "resample_kernel":
-            right = type(value) in (list, tuple) and list(value) == [1, 3, 3, 1]
-        elif name in _FIXED:
-            right = any(type(value) is type(fixed) and value == fixed for fixed in _FIXED[name])
-        elif name in _FREE:
-            right = name != "normalize_latents" or value is True
-        else:
-            raise FormatError(f"its argument {brief(name)} is unknown: latent_mixup's StyleGAN2 has no such part")
-        if not right:
-            raise FormatError(f"its argument {name} is {brief(value)}: latent_mixup's StyleGAN2 has another one")
-    clamp = given.get("conv_clamp")
-    if clamp is not None and not (type(clamp) in (int, float) and 0 < clamp < math.inf):
-        raise FormatError(f"its conv_clamp is {brief(clamp)}: expected a positive number or None")
-    return None if clamp is None else float(clamp)

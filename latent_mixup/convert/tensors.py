@@ -60,9 +60,7 @@ def as_sizes(value: Any, what: str) -> tuple[int, ...]:
     raise UnsafeCheckpointError(f"{what} is not a tuple of at most {_MAX_DIMENSIONS} sizes")
 
 
-# --------------------------------------------------------------------------------------------------
-# numpy
-# --------------------------------------------------------------------------------------------------
+# --- numpy
 
 
 class StoredDtype(Buildable):
@@ -187,26 +185,19 @@ def _latin1(budget: Budget, text: Any, encoding: Any) -> str:
     return text
 
 
-def _no_bytes(budget: Budget) -> str:
-    return ""
+NUMPY_NAMES: dict[str, Maker | None] = {
+    "numpy.dtype": StoredDtype,
+    "numpy.ndarray": None,
+    "_codecs.encode": _latin1,
+    **dict.fromkeys(("__builtin__.bytes", "builtins.bytes"), lambda budget: ""),
+}
+for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+    NUMPY_NAMES[f"{_core}.multiarray.scalar"] = _scalar
+    NUMPY_NAMES[f"{_core}.multiarray._reconstruct"] = _empty_array
+    NUMPY_NAMES[f"{_core}.numeric._frombuffer"] = _array_from_buffer
 
 
-def _numpy_names() -> dict[str, Maker | None]:
-    names: dict[str, Maker | None] = {"numpy.dtype": StoredDtype, "numpy.ndarray": None, "_codecs.encode": _latin1}
-    names |= {"__builtin__.bytes": _no_bytes, "builtins.bytes": _no_bytes}
-    for core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
-        names[f"{core}.multiarray.scalar"] = _scalar
-        names[f"{core}.multiarray._reconstruct"] = _empty_array
-        names[f"{core}.numeric._frombuffer"] = _array_from_buffer
-    return names
-
-
-NUMPY_NAMES = _numpy_names()
-
-
-# --------------------------------------------------------------------------------------------------
-# torch
-# --------------------------------------------------------------------------------------------------
+# --- torch
 
 
 class Storage:
@@ -283,18 +274,6 @@ TENSOR_NAMES: dict[str, Maker | None] = {
 }
 
 
-def new_storage(persistent_id: Any) -> tuple[str, Storage]:
-    """``('storage', torch.FloatStorage, key, location, numel[, None])`` to its key and a storage without bytes."""
-    if type(persistent_id) is not tuple or len(persistent_id) not in (5, 6) or persistent_id[5:] not in ((), (None,)):
-        raise UnsafeCheckpointError("it has a storage that is not described as torch does it")
-    what, kind, key, _, numel = persistent_id[:5]
-    dtype = _STORAGE_DTYPES.get(kind.text) if type(kind) is Name else None
-    if what != "storage" or dtype is None or type(key) is not str or len(key) > 100:
-        raise UnsafeCheckpointError("it has a storage that is not described as torch does it")
-    (count,) = as_sizes((numel,), "the length of a storage")
-    return key, Storage(dtype, count)
-
-
 class StorageTable:
     """The storages that a torch file names, by key; the same key is the same storage."""
 
@@ -302,10 +281,15 @@ class StorageTable:
         self.storages: dict[str, Storage] = {}
 
     def find(self, persistent_id: Any) -> Storage:
-        """The storage of a persistent id; its bytes come later."""
-        key, storage = new_storage(persistent_id)
-        known = self.storages.setdefault(key, storage)
-        if (known.dtype, known.numel) != (storage.dtype, storage.numel):
+        """``('storage', torch.FloatStorage, key, location, numel[, None])`` to a storage; its bytes come later."""
+        plain = type(persistent_id) is tuple and len(persistent_id) >= 5 and persistent_id[5:] in ((), (None,))
+        what, kind, key, _, numel = persistent_id[:5] if plain else [None] * 5
+        dtype = _STORAGE_DTYPES.get(kind.text) if type(kind) is Name else None
+        if what != "storage" or dtype is None or type(key) is not str or len(key) > 100:
+            raise UnsafeCheckpointError("it has a storage that is not described as torch does it")
+        (count,) = as_sizes((numel,), "the length of a storage")
+        known = self.storages.setdefault(key, Storage(dtype, count))
+        if (known.dtype, known.numel) != (dtype, count):
             raise UnsafeCheckpointError("it describes one storage in two ways")
         return known
 

@@ -135,11 +135,8 @@ class Run:
         """The real batches, and what :class:`LatentMixupLoader` draws for them with the same seed and ``prob``."""
         rows, policy = BankView(self.needed_codes().bank), Policy(Beta(self.budget.alpha))
         for number, (images, labels) in enumerate(self.real()):
-            yield (
-                images,
-                labels,
-                policy.draw_batch(len(images), prob, rows, draws_of((self.seed, 0, 0, number))),
-            )
+            stream = draws_of((self.seed, 0, 0, number))
+            yield images, labels, policy.draw_batch(len(images), prob, rows, stream)
 
 
 Method: TypeAlias = Callable[[Run], tuple[Batches, Loss]]

@@ -114,40 +114,16 @@ def kwargs(**arguments):
     return lambda network: network.state["_init_kwargs"].update(arguments)
 
 
-def synthesis_kwargs(**arguments):
-    return lambda network: network.state["_init_kwargs"]["synthesis_kwargs"].update(arguments)
-
-
-def mapping_kwargs(**arguments):
-    return lambda network: network.state["_init_kwargs"]["mapping_kwargs"].update(arguments)
+def nested(name: str, **arguments):
+    return lambda network: network.state["_init_kwargs"][name].update(arguments)
 
 
 def state(path: str, **values):
     return lambda network: layer(network, path).state.update(values)
 
 
-def rename(network):
-    layer(network, "synthesis.b8.conv0").class_name = "FancyLayer"
-
-
-def drop(network):
-    del layer(network, "synthesis.b8.torgb").state["_parameters"]["bias"]
-
-
-def add(network):
-    layer(network, "synthesis.b8.torgb").state["_buffers"]["extra"] = torch.zeros(2)
-
-
-def reshape(network):
-    layer(network, "mapping").state["_buffers"]["w_avg"] = torch.zeros(9)
-
-
-def not_finite(network):
-    layer(network, "mapping").state["_buffers"]["w_avg"][3] = float("nan")
-
-
-def other_filter(network):
-    layer(network, "synthesis.b8.conv0").state["_buffers"]["resample_filter"] = torch.eye(4) / 4
+def tensors(path: str, **values):
+    return lambda network: layer(network, path).state["_buffers"].update(values)
 
 
 def share(network):
@@ -167,23 +143,35 @@ def twice(network):
     ("change", "message"),
     [
         (kwargs(frobnicate=3), "argument 'frobnicate' is unknown"),
-        (synthesis_kwargs(magnitude_ema=1), "argument 'magnitude_ema' is unknown"),
-        (synthesis_kwargs(architecture="resnet"), "architecture is 'resnet'"),
-        (synthesis_kwargs(resample_filter=[1, 2, 1]), "resample_filter is"),
-        (synthesis_kwargs(activation="relu"), "activation is 'relu'"),
-        (mapping_kwargs(lr_multiplier=1), "lr_multiplier is 1"),
-        (mapping_kwargs(post_norm=True), "argument 'post_norm' is unknown"),
+        (nested("synthesis_kwargs", magnitude_ema=1), "argument 'magnitude_ema' is unknown"),
+        (nested("synthesis_kwargs", architecture="resnet"), "architecture is 'resnet'"),
+        (nested("synthesis_kwargs", resample_filter=[1, 2, 1]), "resample_filter is"),
+        (nested("synthesis_kwargs", activation="relu"), "activation is 'relu'"),
+        (nested("mapping_kwargs", lr_multiplier=1), "lr_multiplier is 1"),
+        (nested("mapping_kwargs", post_norm=True), "argument 'post_norm' is unknown"),
         (kwargs(mapping_kwargs=3), "mapping_kwargs is 3"),
         (state("synthesis.b8", architecture="orig"), "synthesis.b8 architecture is 'orig'"),
         (state("synthesis.b8.conv0", activation="swish"), "synthesis.b8.conv0 activation is 'swish'"),
         (state("synthesis.b8.conv0", conv_clamp=3), "one conv_clamp"),
         (state("mapping.fc0", bias_gain=1.0), "mapping.fc0 bias_gain is 1.0"),
-        (rename, "'synthesis.b8.conv0' is a FancyLayer"),
-        (drop, "'synthesis.b8.torgb.bias' is missing"),
-        (add, "'synthesis.b8.torgb.extra' is left over"),
-        (reshape, r"'mapping.w_avg' needs shape \(8,\): found \(9,\)"),
-        (not_finite, "'mapping.w_avg' has a value that is not finite"),
-        (other_filter, "'synthesis.b8.conv0.resample_filter' is another filter"),
+        (
+            lambda network: setattr(layer(network, "synthesis.b8.conv0"), "class_name", "FancyLayer"),
+            "'synthesis.b8.conv0' is a FancyLayer",
+        ),
+        (
+            lambda network: layer(network, "synthesis.b8.torgb").state["_parameters"].pop("bias"),
+            "'synthesis.b8.torgb.bias' is missing",
+        ),
+        (tensors("synthesis.b8.torgb", extra=torch.zeros(2)), "'synthesis.b8.torgb.extra' is left over"),
+        (tensors("mapping", w_avg=torch.zeros(9)), r"'mapping.w_avg' needs shape \(8,\): found \(9,\)"),
+        (
+            tensors("mapping", w_avg=torch.zeros(8).index_fill(0, torch.tensor(3), torch.nan)),
+            "'mapping.w_avg' has a value that is not finite",
+        ),
+        (
+            tensors("synthesis.b8.conv0", resample_filter=torch.eye(4) / 4),
+            "'synthesis.b8.conv0.resample_filter' is another filter",
+        ),
         (share, "share their bytes"),
         (twice, "not part of a plain tree"),
         (lambda network: network.state.update(z_dim=10**9), "z_dim needs to be an integer from 1 to 65536"),
@@ -200,10 +188,9 @@ def test_what_ours_has_no_place_for_is_refused_by_name(write, change, message):
 
 
 def test_another_pickle_is_refused(write):
-    with pytest.raises(FormatError, match="without 'G_ema'"):
-        read_nvidia(write(foreign.dump({"state": 1})))
-    with pytest.raises(FormatError, match="not begin as a pickle"):
-        read_nvidia(write(b"PNG and so on"))
+    for data, message in ((foreign.dump({"state": 1}), "without 'G_ema'"), (b"PNG and so on", "not begin as a pickle")):
+        with pytest.raises(FormatError, match=message):
+            read_nvidia(write(data))
     with pytest.raises(FileNotFoundError, match="is not a file"):
         read_nvidia(write(b"").parent)
 
@@ -344,11 +331,7 @@ def test_convert_writes_a_generator_with_its_card(write, tmp_path):
     data = foreign.release_pickle(foreign.tiny())
     made = convert(write(data, "my `net|work`.pkl"), tmp_path / "out")
     assert isinstance(made, StyleGAN2)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     found = load_generator(tmp_path / "out")
     assert_same(found, foreign.tiny())
     assert found.metadata == made.metadata

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from latent_mixup.bank import LatentBank
 from latent_mixup.convert import UnsafeCheckpointError, convert
-from latent_mixup.convert.pickles import MAX_OPCODES, read_file
+from latent_mixup.convert.pickles import MAX_OPCODES, reading
 from latent_mixup.files import FormatError
 from latent_mixup.generators.stylegan2 import StyleGAN2
 
@@ -126,10 +126,6 @@ def test_source_text_in_the_file_stays_text(tmp_path, canary):
     assert not [name for name in sys.modules if name.startswith("_imported_module")]
 
 
-def legacy_file(parts: list[bytes]) -> bytes:
-    return b"".join(parts)
-
-
 def legacy_parts() -> list[bytes]:
     """A legacy file of one storage as its five pickles and its data."""
     stream = io.BytesIO()
@@ -146,7 +142,7 @@ def legacy_parts() -> list[bytes]:
 def test_code_in_a_nested_storage_is_refused(refused, canary, part):
     parts = legacy_parts()
     parts[part] = canary.pickle()
-    refused(network_with(Call(torch.storage._load_from_bytes, legacy_file(parts))), "names 'posix.system'")
+    refused(network_with(Call(torch.storage._load_from_bytes, b"".join(parts))), "names 'posix.system'")
 
 
 def test_a_nested_zip_is_refused(refused, canary):
@@ -174,7 +170,7 @@ def test_a_nested_zip_is_refused(refused, canary):
     ],
 )
 def test_a_nested_storage_is_checked(refused, change, message):
-    refused(network_with(Call(torch.storage._load_from_bytes, legacy_file(change(legacy_parts())))), message)
+    refused(network_with(Call(torch.storage._load_from_bytes, b"".join(change(legacy_parts())))), message)
 
 
 def test_build_on_a_name_or_anything_else_without_a_state_is_refused(refused):
@@ -413,10 +409,10 @@ def test_a_huge_network_is_refused_before_it_is_allocated(refused):
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("latent_mixup.convert.pickles.MAX_FILE_BYTES", 10)
     (tmp_path / "a").write_bytes(b"12345678901")
-    with pytest.raises(UnsafeCheckpointError, match="larger than 10 bytes"):
-        read_file(tmp_path / "a")
-    with pytest.raises(FileNotFoundError, match="is not a file"):
-        read_file("/dev/zero")
+    with pytest.raises(UnsafeCheckpointError, match="larger than 10 bytes"), reading(tmp_path / "a"):
+        pass
+    with pytest.raises(FileNotFoundError, match="is not a file"), reading("/dev/zero"):
+        pass
 
 
 # --- files that break off, or change at random
