@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 THREAD_NAME = "latent-mixup"
+MAX_WAIT = 5.0  # seconds for a thread to leave the process
 WITH_STREAMS = ("cuda", "xpu")  # devices that work on several streams at a time
 ONE_THREAD = ("mps",)  # devices that end the process where two of its threads work on them
 
@@ -36,7 +39,8 @@ def run_ahead(items: Iterable[T], work: Callable[[T], R], count: int, device: to
     """
     stream, owner = SideStream(device) if device.type in WITH_STREAMS else None, os.getpid()
     ahead: deque[Callable[[], R]] = deque()
-    pool = ThreadPoolExecutor(1, THREAD_NAME, initializer=use_one_core)
+    threads: list[int] = []
+    pool = ThreadPoolExecutor(1, THREAD_NAME, initializer=_begin, initargs=(threads,))
     try:
         for item in items:
             if stream is None:
@@ -52,6 +56,24 @@ def run_ahead(items: Iterable[T], work: Callable[[T], R], count: int, device: to
     finally:
         if os.getpid() == owner:
             pool.shutdown(wait=True, cancel_futures=True)
+            _wait_until_gone(threads)
+
+
+def _begin(threads: list[int]) -> None:
+    threads.append(threading.get_native_id())
+    use_one_core()
+
+
+def _wait_until_gone(threads: list[int]) -> None:
+    """Wait until threads have left the process: on Linux that is a little after Python has joined them.
+
+    Until then they may hold a lock of a library (MKL frees their buffers), and a worker process that is forked in that
+    moment would wait for it for ever.
+    """
+    for thread in threads:
+        task, latest = Path(f"/proc/self/task/{thread}"), time.monotonic() + MAX_WAIT
+        while task.exists() and time.monotonic() < latest:
+            time.sleep(1e-4)
 
 
 def _refuse_fork(owner: int) -> None:
@@ -127,6 +149,7 @@ def use_one_core() -> None:
         back = threading.Thread(target=torch.set_num_threads, args=(inherited,), name=THREAD_NAME)
         back.start()
         back.join()
+        _wait_until_gone([back.native_id or 0])
 
 
 def has_free_core() -> bool:

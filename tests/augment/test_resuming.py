@@ -183,6 +183,16 @@ def test_a_forked_child_that_goes_on_with_its_parents_iterator_is_told(
     assert len(list(batches)) == 12
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to look for threads")
+def test_after_a_pass_its_thread_has_left_the_process(toy_dataset, linear_generator, toy_bank):
+    """Python joins a thread before it is gone, and a fork in between copies the locks that it holds."""
+    loader = LatentMixupLoader(DataLoader(toy_dataset, 8), linear_generator, toy_bank, prefetch=2)
+    before = set(os.listdir("/proc/self/task"))
+    for _ in range(20):
+        list(loader)
+        assert set(os.listdir("/proc/self/task")) <= before
+
+
 def test_no_second_thread_where_that_ends_the_process(toy_dataset, linear_generator, toy_bank, monkeypatch):
     monkeypatch.setattr("latent_mixup.augment.loader.ONE_THREAD", ("cpu",))
     with pytest.raises(ValueError, match="prefetch needs to be 0 on cpu"):
