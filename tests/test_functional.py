@@ -225,3 +225,17 @@ def test_criterion_errors():
         mixup_criterion(F.cross_entropy, LOGITS, Y_A, Y_B, LAM[:5])
     one_number = mixup_criterion(returns_one_number, LOGITS, Y_A, Y_B, 0.5)
     assert one_number.shape == ()
+
+
+def test_a_batchmean_divides_by_the_batch():
+    """``batchmean`` is the sum over everything, divided by the samples alone, whatever the weights are."""
+    draw = torch.Generator().manual_seed(0)
+    pred = torch.randn(4, 5, generator=draw).log_softmax(1)
+    own, other = (torch.rand(4, 5, generator=draw).softmax(1) for _ in range(2))
+    lam = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    found = mixup_criterion(nn.KLDivLoss(reduction="batchmean"), pred, own, other, lam)
+    losses = [
+        lam[:, None] * F.kl_div(pred, own, reduction="none"),
+        (1 - lam[:, None]) * F.kl_div(pred, other, reduction="none"),
+    ]
+    torch.testing.assert_close(found, sum(losses).sum() / 4)

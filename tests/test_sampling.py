@@ -197,3 +197,8 @@ def test_looking_at_the_first_proposals_first_changes_nothing(monkeypatch, alpha
     monkeypatch.setattr(sampling, "FIRST_PROPOSALS", first)
     for n, lam in enumerate(expected, 1):
         assert torch.equal(draw_lam(n, alpha, keyed_generator("test", n)), lam)
+
+
+def test_the_purpose_is_part_of_the_name():
+    one, two = (torch.rand(64, generator=keyed_generator(purpose, 7, 0)) for purpose in ("draws", "restart"))
+    assert not (one == two).any()

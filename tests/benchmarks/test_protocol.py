@@ -124,6 +124,15 @@ def test_the_range_of_a_trial_reaches_training_and_scores(data, tmp_path, monkey
     assert seen == {"trained on": 0.0, "scored on": (0.0, (0.0, 1.0))}
 
 
+def test_decoded_mixes_follow_their_policy(data, codes):
+    alone, mixed = (
+        [targets for _, targets in comparison.decoded_mixes(1.0, policy)(run_of(data, codes))[0]]
+        for policy in (Policy(unmixed=1.0), None)
+    )
+    assert all((targets.amax(1) == 1).all() for targets in alone)
+    assert not any((targets.amax(1) == 1).all() for targets in mixed)
+
+
 # ---- losses and layers
 
 

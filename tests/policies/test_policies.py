@@ -775,3 +775,17 @@ def test_what_is_known_of_a_bank_stays_in_its_process(bank):
     rows = BankView(bank)
     drawn(Policy(partners=Nearest(4), noise=Noise(0.1)), rows)
     assert set(vars(pickle.loads(pickle.dumps(rows)))) == {"bank", "rows", "num_rows"}  # noqa: S301
+
+
+def test_widths_of_a_low_pass_are_uniform_between_its_ends():
+    widths = LowPass(1.0, 3.0).draw(4000, keyed_generator("test", 0))
+    assert widths.min() >= 1
+    assert widths.max() <= 3
+    assert widths.mean().item() == pytest.approx(2.0, abs=0.05)
+    assert widths.std().item() == pytest.approx(2 / 12**0.5, abs=0.03)
+
+
+def test_two_weights_go_through_the_curve():
+    curve = Curve((0.0, 0.1, 0.5, 0.9, 1.0))
+    found = curve(torch.tensor([[0.25, 0.75], [0.75, 0.25], [1.0, 0.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.1, 0.9], [0.9, 0.1], [1.0, 0.0]]))
