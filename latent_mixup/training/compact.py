@@ -16,7 +16,6 @@ from latent_mixup.functional import mix_latents
 from latent_mixup.generators.compact import CompactGenerator, on_sphere
 from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import slerp
-from latent_mixup.pictures import mixes, png
 from latent_mixup.runs import Progress
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.classifier import train_features
@@ -26,9 +25,9 @@ from latent_mixup.training.run import (
     Training,
     TrainingRecipe,
     check_images,
+    code_sheet,
     descend,
     first_weights,
-    sheet_pairs,
 )
 
 
@@ -150,20 +149,14 @@ class CompactTraining(Training):
         self.network.fit_prior(codes)  # in float64, which not every device has
         return {}
 
-    @torch.no_grad()
     def sheet(self) -> bytes:
         """Real images, decoded ones, decodes of noisy codes, mixes with a partner, and the partner decoded."""
-        generator, images = self.network, sheet_pairs(self.images)
-        own, other = generator.encode(images).chunk(2)
-        noisy = on_sphere(own + 0.3 * torch.randn(own.shape, generator=keyed_generator("sheet-compact")).to(own))
-        rows = {
-            "real": images[: len(own)],
-            "decoded": generator.decode(own),
-            "noise 0.3": generator.decode(noisy),
-            **{f"mix {lam}": mixes(generator, own, other, lam) for lam in (0.75, 0.5, 0.25)},
-            "partner": generator.decode(other),
-        }
-        return png(list(rows.values()), list(rows))
+
+        def noisy(codes: Tensor) -> Tensor:
+            draw = keyed_generator("sheet-compact")
+            return on_sphere(codes + 0.3 * torch.randn(codes.shape, generator=draw).to(codes))
+
+        return code_sheet(self.network, self.images, {"noise 0.3": noisy})
 
 
 def train_compact(
@@ -193,12 +186,12 @@ def train_compact(
     Raises:
         ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
     """
-    sizes = check_images(images_uint8, labels)
+    arguments = dict(z_dim=z_dim, **(network or {})) | check_images(images_uint8, labels)
     options.setdefault("checkpoint_every", 500)
-    Run(out, **options).train(
-        lambda: CompactGenerator(z_dim, **{**(network or {}), **sizes}),
+    return Run(out, **options).train(
+        CompactGenerator,
+        arguments,
         lambda generator, recipe: CompactTraining(generator, recipe, images_uint8, labels),
         recipe or CompactRecipe(),
-        torch.float16,
+        dtype=torch.float16,
     )
-    return CompactGenerator.from_pretrained(out)

@@ -140,10 +140,7 @@ def train_dcgan(
     Raises:
         ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
     """
-    sizes = check_images(images_uint8)
-    Run(out, **options).train(
-        lambda: DCGAN(**{**(network or {}), **sizes}),
-        lambda generator, recipe: DCGANTraining(generator, recipe, images_uint8),
-        recipe or DCGANRecipe(),
+    arguments = {**(network or {}), **check_images(images_uint8)}
+    return Run(out, **options).train(
+        DCGAN, arguments, lambda dcgan, recipe: DCGANTraining(dcgan, recipe, images_uint8), recipe or DCGANRecipe()
     )
-    return DCGAN.from_pretrained(out)

@@ -19,6 +19,7 @@ from latent_mixup.losses.base import Loss, PlainLoss, TargetLoss, callable_id
 from latent_mixup.losses.chosen import LossName, chosen_loss
 from latent_mixup.networks import eval_mode
 from latent_mixup.pictures import png
+from latent_mixup.policies.settings import Share
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images
 
@@ -49,15 +50,10 @@ class EncoderRecipe(TrainingRecipe):
     steps: int = 3_000
     batch_size: int = 128
     lr: float = 1e-3
-    generated: float = 0.0
+    generated: Share = 0.0
     code_weight: float = 0.1
     mean_weight: float = 1e-4
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.generated <= 1:
-            raise ValueError(f"generated needs to be in [0, 1]: got {self.generated!r}")
 
 
 class EncoderTraining(Training):
@@ -82,9 +78,8 @@ class EncoderTraining(Training):
 
     def identity(self) -> dict[str, Any]:
         """The generator and the loss as well."""
-        architecture = {"architecture": type(self.network).__name__}
         identity = super().identity()
-        identity["network"] |= architecture
+        identity["network"]["architecture"] = type(self.network).__name__
         return {**identity, "generator": self.network.generator.digest(), "loss": self.loss_id}
 
     def finish(self) -> dict[str, Any]:
@@ -209,12 +204,13 @@ def train_encoder(
     run = Run(out, **options)
     generator = generator.to(run.device)
     compared = chosen_loss(generator, loss or "pixels")
-    run.train(
-        lambda: ARCHES[arch](generator, **(network or {})),
+    return run.train(
+        ARCHES[arch],
+        network or {},
         lambda encoder, recipe: EncoderTraining(encoder, recipe, compared, images_uint8),
         recipe or EncoderRecipe(),
+        generator,
     )
-    return ARCHES[arch].from_pretrained(out, generator)
 
 
 @torch.no_grad()
@@ -226,4 +222,4 @@ def encoder_sheet(encoder: Encoder, images: Tensor) -> bytes:
         rows |= {"mean code": decoded[0]} | {f"pass {i}": image for i, image in enumerate(decoded[1:], start=1)}
     else:
         rows["encoded"] = encoder.generator.decode(encoder(images))
-    return png([row.cpu() for row in rows.values()], list(rows))
+    return png(list(rows.values()), list(rows))

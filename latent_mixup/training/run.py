@@ -17,15 +17,10 @@ from torch import Tensor
 from latent_mixup import files
 from latent_mixup.images import from_uint8
 from latent_mixup.networks import SavedNetwork
+from latent_mixup.pictures import mixes, png
 from latent_mixup.policies.settings import Setting
 from latent_mixup.runs import Progress, stoppable
-from latent_mixup.training.checkpoints import (
-    CHECKPOINT_FILE,
-    check_writable,
-    read_checkpoint,
-    read_log,
-    write_checkpoint,
-)
+from latent_mixup.training import checkpoints
 
 COUNTS = ("steps", "epochs", "batch_size", "r1_every", "ema_images", "ada_images")
 RATES = ("lr", "critic_lr", "ema_ramp")
@@ -159,18 +154,25 @@ class Run:
 
     def train(
         self,
-        build: Callable[[], N],
+        kind: type[N],
+        arguments: Mapping[str, Any],
         start: Callable[[N, Any], Training],
         recipe: Any,
+        *given: Any,
         dtype: torch.dtype = torch.float32,
-    ) -> Training:
+    ) -> N:
         """Build a network, train it, and write it with metadata that say how it came to be.
 
         Args:
-            build: Makes the network; its first weights depend on the recipe's seed alone.
+            kind: Class of the network; its first weights depend on the recipe's seed alone.
+            arguments: What it is made with.
             start: The training of a network by a recipe.
             recipe: Settings that decide the result.
+            given: What its constructor and its ``from_pretrained`` take before the rest, such as a generator.
             dtype: Of the weights in the file.
+
+        Returns:
+            The network as its files hold it.
 
         Raises:
             ValueError: The folder holds a training with other settings or data, or a broken checkpoint.
@@ -179,28 +181,28 @@ class Run:
         """
         with plain_defaults():
             with first_weights(recipe.seed):
-                network = build().to(self.device)
+                network = kind(*given, **arguments).to(self.device)
             training = start(network, recipe)
             self._take_steps(training)
             network.requires_grad_(False).eval()
             facts, versions = {**(self.facts or {}), **training.finish()}, {"torch": torch.__version__}
             network.metadata = {**facts, "recipe": asdict(recipe), "versions": versions}
             network.save_pretrained(self.out, dtype=dtype)
-        return training
+        return kind.from_pretrained(self.out, *given)
 
     def _take_steps(self, training: Training) -> None:
         out, identity = Path(self.out), training.identity()
-        state, log = read_checkpoint(out, identity), list[dict[str, float]]()
-        check_writable(out)
+        state, log = checkpoints.read_checkpoint(out, identity), list[dict[str, float]]()
+        checkpoints.check_writable(out)
         if state is None:
             training.prepare(self.progress)
         else:
             try:
                 training.load_state_dict(state)
-            except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as cause:
-                problem = f"{type(cause).__name__}: {cause}"
-                raise ValueError(f"{out / CHECKPOINT_FILE} does not fit its training: remove it ({problem})") from cause
-            log = read_log(out, training.step)
+            except checkpoints.BROKEN as cause:
+                path, problem = out / checkpoints.CHECKPOINT_FILE, f"{type(cause).__name__}: {cause}"
+                raise ValueError(f"{path} does not fit its training: remove it ({problem})") from cause
+            log = checkpoints.read_log(out, training.step)
         before, kept = log[-1].get("seconds", 0.0) if log else 0.0, training.step
 
         def what_is_kept() -> str:
@@ -225,7 +227,8 @@ class Run:
                 if due:
                     row = {"step": training.step, **losses, **training.measure()}
                     log.append({**row, "seconds": round(before + bar.seconds, 1)})
-                    write_checkpoint(out, {"identity": identity, **state}, training.sheet(), log)
+                    content = {"identity": identity, **state}
+                    checkpoints.write_checkpoint(out, content, training.sheet(), log)
                     kept = training.step
 
 
@@ -269,9 +272,21 @@ def fingerprint(images_uint8: Tensor | None, labels: Tensor | None = None) -> st
     return f"{len(images_uint8):,} images of {list(images_uint8.shape[1:])}, SHA-256 {sha.hexdigest()[:24]}"
 
 
-def sheet_pairs(images_uint8: Tensor) -> Tensor:
-    """The first images of a data set, an even number up to 32, in [-1, 1]."""
-    return from_uint8(images_uint8[: min(32, len(images_uint8) // 2 * 2)])
+@torch.no_grad()
+def code_sheet(
+    autoencoder: Any, images_uint8: Tensor, changes: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+) -> bytes:
+    """A PNG of real images, decoded ones, decodes of changed codes, mixes with a partner, and the partner decoded."""
+    images = from_uint8(images_uint8[: min(32, len(images_uint8) // 2 * 2)])
+    own, other = autoencoder.encode(images).chunk(2)
+    rows = {
+        "real": images[: len(own)],
+        "decoded": autoencoder.decode(own),
+        **{caption: autoencoder.decode(change(own)) for caption, change in (changes or {}).items()},
+        **{f"mix {lam}": mixes(autoencoder, own, other, lam) for lam in (0.75, 0.5, 0.25)},
+        "partner": autoencoder.decode(other),
+    }
+    return png(list(rows.values()), list(rows))
 
 
 def is_finite(state: Any) -> bool:

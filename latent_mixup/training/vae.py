@@ -13,9 +13,8 @@ from typing_extensions import Unpack
 
 from latent_mixup.generators.vae import VAE
 from latent_mixup.images import from_uint8, to_unit
-from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images, descend, sheet_pairs
+from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images, code_sheet, descend
 
 
 @dataclass(frozen=True)
@@ -80,18 +79,9 @@ class VAETraining(Training):
         self.step += 1
         return {"nats": loss.item()}
 
-    @torch.no_grad()
     def sheet(self) -> bytes:
         """Real images, decoded ones, mixes with a partner, and the partner decoded."""
-        vae, images = self.network, sheet_pairs(self.images)
-        own, other = vae.encode(images).chunk(2)
-        rows = {
-            "real": images[: len(own)],
-            "decoded": vae.decode(own),
-            **{f"mix {lam}": mixes(vae, own, other, lam) for lam in (0.75, 0.5, 0.25)},
-            "partner": vae.decode(other),
-        }
-        return png(list(rows.values()), list(rows))
+        return code_sheet(self.network, self.images)
 
 
 def train_vae(
@@ -117,10 +107,7 @@ def train_vae(
     Raises:
         ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
     """
-    sizes = check_images(images_uint8)
-    Run(out, **options).train(
-        lambda: VAE(**{**(network or {}), **sizes}),
-        lambda vae, recipe: VAETraining(vae, recipe, images_uint8),
-        recipe or VAERecipe(),
+    arguments = {**(network or {}), **check_images(images_uint8)}
+    return Run(out, **options).train(
+        VAE, arguments, lambda vae, recipe: VAETraining(vae, recipe, images_uint8), recipe or VAERecipe()
     )
-    return VAE.from_pretrained(out)

@@ -276,15 +276,15 @@ def train_stylegan2(
         ValueError: The images have another size, or there is not one label an image.
         ValueError, RuntimeError, OSError: See :meth:`~latent_mixup.training.run.Run.train`.
     """
-    sizes = check_images(images_uint8, labels)
+    arguments = {**(network or {}), **check_images(images_uint8, labels)}
     if distance_samples == 1:
         raise ValueError("distance_samples needs to be 0 or from 2: got 1")
-    Run(out, **options).train(
-        lambda: StyleGAN2(**{**(network or {}), **sizes}),
+    return Run(out, **options).train(
+        StyleGAN2,
+        arguments,
         lambda averaged, recipe: StyleGAN2Training(averaged, recipe, images_uint8, labels, distance_samples),
         recipe or StyleGAN2Recipe(),
     )
-    return StyleGAN2.from_pretrained(out)
 
 
 @torch.no_grad()
@@ -335,7 +335,7 @@ def training_sheet(generator: StyleGAN2, columns: int = 20) -> bytes:
         "psi 0.5": generator.decode(mean + 0.5 * (own - mean)),
         **{f"mix {lam}": mixes(generator, own, other, lam) for lam in (1.0, 0.75, 0.5, 0.25, 0.0)},
     }
-    return png([row.cpu() for row in rows.values()], list(rows))
+    return png(list(rows.values()), list(rows))
 
 
 def pad_to_power_of_two(images_uint8: Tensor) -> Tensor:
