@@ -5,33 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from latent_mixup import cards, files, hub
+from latent_mixup import cards, files, hub, networks
 from latent_mixup.generators.base import Generator, check_generator
-from latent_mixup.networks import (
-    CONFIG_FILE,
-    FIELDS,
-    SavedNetwork,
-    image_size,
-    load_network,
-    network_facts,
-    write_network,
-)
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-ENCODER_FIELDS = {**FIELDS, "generator": files.Field(lambda value: isinstance(value, dict), "a dict")}
+ENCODER_FIELDS = {**networks.FIELDS, "generator": files.Field(lambda value: isinstance(value, dict), "a dict")}
 MAX_LAYERS = 64  # more layers than this are a broken file, not a network
 
 E = TypeVar("E", bound="Encoder")
 
 
-class Encoder(SavedNetwork, ABC):
+class Encoder(networks.SavedNetwork, ABC):
     """A network that finds the latent codes of images: the learned inverse of one generator.
 
     Constructors leave it frozen and in eval mode; ``latent_mixup.training`` thaws it. The generator is an attribute but
@@ -80,7 +69,7 @@ class Encoder(SavedNetwork, ABC):
     def describe(self, *, digest: str | None = None) -> cards.Facts:
         """What the encoder's card says: see :meth:`SavedNetwork.describe`."""
         stated = self.generator.metadata
-        return network_facts(
+        return networks.network_facts(
             self,
             "an encoder",
             "It finds latent codes of images: the learned inverse of one generator, and where an inversion of that "
@@ -92,7 +81,7 @@ generator = load_generator({{generator}})
 encoder = load_encoder({{here}}, generator)
 latents = encoder(generator.decode(generator.sample_latents(4)))  # {[4, *self.latent_shape]}""",
             {
-                "images": image_size(*self.image_shape[:2]),
+                "images": networks.image_size(*self.image_shape[:2]),
                 "latent codes": f"{list(self.latent_shape)} in {self.generator.latent_space}",
             },
             digest=digest,
@@ -112,12 +101,8 @@ latents = encoder(generator.decode(generator.sample_latents(4)))  # {[4, *self.l
         Raises:
             ValueError: ``dtype`` is another one, or a weight is not finite in it.
         """
-        fields = {
-            "arguments": self.arguments(),
-            "metadata": self.metadata,
-            "generator": identity(self.generator),
-        }
-        return write_network(self, folder, fields, dtype=dtype)
+        fields = {"arguments": self.arguments(), "metadata": self.metadata, "generator": identity(self.generator)}
+        return networks.write_network(self, folder, fields, dtype=dtype)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # it needs its generator
@@ -155,25 +140,21 @@ def load(
     expected = identity(generator)
 
     def check(main: Path, config: dict[str, Any]) -> None:
-        _check_generator(main.parent, config["generator"], expected)
+        trained_for = config["generator"]
+        if set(trained_for) != set(expected):
+            raise files.FormatError(
+                f"{main}: field 'generator' needs {', '.join(expected)}: found {', '.join(trained_for) or 'none'}"
+            )
+        if any(trained_for[key] != expected[key] for key in ("digest", "latent_space", "latent_shape")):
+            raise ValueError(
+                f"the encoder in {main.parent} belongs to {_described(trained_for)}: got {_described(expected)}; "
+                "load that generator, or train an encoder for this one"
+            )
 
-    encoder = load_network(
+    encoder = networks.load_network(
         name, "encoder", architectures, generator, fields=ENCODER_FIELDS, check=check, verify=verify, **where
     )
     return encoder.to(generator.device)
-
-
-def _check_generator(folder: Path, trained_for: dict[str, Any], found: dict[str, Any]) -> None:
-    if set(trained_for) != set(found):
-        raise files.FormatError(
-            f"{folder / CONFIG_FILE}: field 'generator' needs {', '.join(found)}: "
-            f"found {', '.join(trained_for) or 'none'}"
-        )
-    if any(trained_for[key] != found[key] for key in ("digest", "latent_space", "latent_shape")):
-        raise ValueError(
-            f"the encoder in {folder} belongs to {_described(trained_for)}: got {_described(found)}; "
-            "load that generator, or train an encoder for this one"
-        )
 
 
 def _described(generator: dict[str, Any]) -> str:

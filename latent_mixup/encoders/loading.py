@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from typing_extensions import Unpack
 
 from latent_mixup.encoders.base import Encoder, load
 from latent_mixup.encoders.mlp import MLPEncoder
 from latent_mixup.encoders.restyle import ReStyleEncoder
 from latent_mixup.generators.base import Generator
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from latent_mixup.hub import HubOptions
+from latent_mixup.hub import HubOptions
 
 ARCHITECTURES: dict[str, type[Encoder]] = {"MLPEncoder": MLPEncoder, "ReStyleEncoder": ReStyleEncoder}
 
 
 def load_encoder(
-    name: str | Path,
-    generator: Generator,
-    *,
-    verify: bool = True,
-    **where: Unpack[HubOptions],
+    name: str | Path, generator: Generator, *, verify: bool = True, **where: Unpack[HubOptions]
 ) -> Encoder:
     """The encoder that ``save_pretrained`` or a training run wrote, on the generator's device.
 

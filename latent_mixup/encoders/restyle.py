@@ -15,7 +15,7 @@ training gives the mean code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,14 +69,12 @@ class ReStyleEncoder(Encoder):
             raise ValueError(f"stem_stride needs to be 1, 2, 4 or None: got {stem_stride!r}")
         resolution = generator.img_resolution
         self.backbone_name, self.passes = backbone, passes
-        self.channels = None if channels is None else counts("channels", channels)
-        self.layers = None if layers is None else counts("layers", layers)
-        if self.layers and max(self.layers) > MAX_LAYERS:
-            raise ValueError(f"layers needs integers up to {MAX_LAYERS}: got {list(self.layers)!r:.100}")
+        given = {"channels": channels, "layers": layers}
+        self.sizes = {name: list(counts(name, values)) for name, values in given.items() if values is not None}
+        if max(self.sizes.get("layers", [1])) > MAX_LAYERS:
+            raise ValueError(f"layers needs integers up to {MAX_LAYERS}: got {self.sizes['layers']!r:.100}")
         self.stem_stride = stem_stride or stride_for(resolution)
-        network = resnet(
-            backbone, 2 * generator.img_channels, self.stem_stride, channels=self.channels, layers=self.layers
-        )
+        network = resnet(backbone, 2 * generator.img_channels, self.stem_stride, self.sizes)
         self.backbone: nn.Module = network
         grid = min(GRID, math.ceil(resolution / (8 * self.stem_stride)))
         self.head = nn.Sequential(
@@ -96,8 +94,8 @@ class ReStyleEncoder(Encoder):
         return {
             "backbone": self.backbone_name,
             "passes": self.passes,
-            "channels": None if self.channels is None else list(self.channels),
-            "layers": None if self.layers is None else list(self.layers),
+            "channels": self.sizes.get("channels"),
+            "layers": self.sizes.get("layers"),
             "stem_stride": self.stem_stride,
         }
 
@@ -127,8 +125,7 @@ class ReStyleEncoder(Encoder):
 
         Reference: ReStyle, section 3.
         """
-        both = torch.cat([images.float(), decoded], 1)
-        residual: Tensor = self.head(self.backbone(both))
+        residual: Tensor = self.head(self.backbone(torch.cat([images.float(), decoded], 1)))
         return residual
 
 
@@ -137,22 +134,14 @@ def stride_for(resolution: int) -> int:
     return max([1, *(stride for stride in STEM_STRIDES if resolution >= 8 * GRID * stride)])
 
 
-def resnet(
-    name: str,
-    in_channels: int,
-    stem_stride: int,
-    *,
-    channels: Sequence[int] | None = None,
-    layers: Sequence[int] | None = None,
-) -> Any:
+def resnet(name: str, in_channels: int, stem_stride: int, sizes: Mapping[str, Sequence[int]]) -> Any:
     """A ResNet of timm with new weights, GroupNorm, the stem described above, and a feature map as its output.
 
     Args:
         name: Of timm's ``resnet`` module.
         in_channels: Channels of its input.
         stem_stride: 1, 2, or 4 (2, and a max-pool).
-        channels: Channels of the four stages; None: timm's.
-        layers: Blocks of the four stages; None: timm's.
+        sizes: ``"channels"`` and ``"layers"`` (blocks) of the four stages; timm's where they are missing.
 
     Raises:
         ValueError: timm has no such ResNet, it keeps filters outside its weights, or there are not four stages.
@@ -162,11 +151,9 @@ def resnet(
     known = timm.list_models(module="resnet")
     if name not in known:
         raise ValueError(f"backbone needs a ResNet of timm {timm.__version__}, such as 'resnet18': got {name!r:.100}")
-    sizes: dict[str, Any] = {"channels": channels, "layers": layers}
-    sizes = {key: value for key, value in sizes.items() if value is not None}
     for key, value in sizes.items():
         if len(value) != 4:
-            raise ValueError(f"{key} needs one integer for each of four stages: got {list(value)}")
+            raise ValueError(f"{key} needs one integer for each of four stages: got {value}")
     network: Any = timm.create_model(
         name, in_chans=in_channels, num_classes=0, global_pool="", stem_type="", norm_layer="groupnorm1", **sizes
     )
