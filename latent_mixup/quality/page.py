@@ -16,13 +16,14 @@ from latent_mixup.pictures import text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # per cent
 THRESHOLDS = (0.025, 0.020)  # the paper refines the codes with an mse from here
 
-WIDTH, MARGIN, NUMBERS_LEFT, DPI = 8.27, 0.45, 5.05, 200  # inches; A4 is 8.27 wide
-PLOT_HEIGHT, CLASS_HEIGHT, CAPTION_LINE = 1.75, 0.17, 0.135
-LINE_GAP, STRIP_GAP, NAMES_END, MAX_IMAGE = 0.17, 0.1, 1.0, 0.8  # of the triptychs
+WIDTH, MARGIN, DPI = 8.27, 0.45, 200  # inches; A4 is 8.27 wide
+HEAD_HEIGHT, PLOT_HEIGHT, CLASS_HEIGHT, CAPTION_LINE = 0.5, 2.6, 0.17, 0.135
+LINE_GAP, STRIP_GAP, NAMES_WIDTH, MAX_IMAGE = 0.17, 0.1, 0.55, 0.8  # of the triptychs
 CURVE_POINTS, BINS, MAX_CLASSES = 2000, 60, 20
 HISTOGRAM_END, MANY = 0.995, 1000  # quantile; of many rows, a few far out would squeeze the others
 LOG_FROM = 10  # the ratio of worst and best from which an axis is logarithmic
@@ -33,6 +34,10 @@ DASHED: dict[str, Any] = {"color": RED, "linewidth": 0.7, "linestyle": "--"}
 STYLE = {
     "font.size": 7,
     "axes.linewidth": 0.6,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.titlesize": 7.5,
+    "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.parse_math": False,
@@ -103,74 +108,52 @@ def need_matplotlib() -> None:
 def draw_page(record: dict[str, Any], values: dict[str, Tensor], looks: dict[str, Look], columns: int) -> bytes:
     """The page as the bytes of a PNG; independent of the style of the process, without a global figure."""
     import matplotlib.style
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.style.context(["default", STYLE]):
         classes = _drawn_classes(record)
-        class_height = max(PLOT_HEIGHT, CLASS_HEIGHT * len(classes))
         columns = min(columns, max(len(look.rows) for look in looks.values()))
-        strips = _strip_size(looks, columns)
+        lines, edge = _num_lines(looks, columns), _image_edge(looks, columns)
         words = _caption(record, values, len(classes)).replace(" %", "\N{NO-BREAK SPACE}%")
         caption = textwrap.wrap(words, CAPTION_CHARACTERS)
-        lines = _num_lines(looks, columns)
-        heights = [0.75, PLOT_HEIGHT + 0.85, class_height + 0.8, 0.4 + lines * (strips[1] + LINE_GAP)]
-        sheet = _Sheet(sum(heights) + CAPTION_LINE * len(caption) + 0.3)
-        _draw_head(sheet, record)
-        sheet.top = heights[0]
-        letters = _letters(values)
-        _draw_errors(sheet, values, letters)
-        sheet.top += heights[1]
-        _draw_classes(sheet, classes, class_height, letters["classes"], logarithmic=_wide(values["MSE"]))
-        sheet.title(NUMBERS_LEFT, f"({letters['numbers']}) in numbers")
+        heights = [
+            HEAD_HEIGHT,
+            PLOT_HEIGHT,
+            max(PLOT_HEIGHT, CLASS_HEIGHT * len(classes) + 0.8),
+            0.3 + lines * (edge + LINE_GAP),
+            CAPTION_LINE * len(caption),
+        ]
+        size = WIDTH, sum(heights) + 2 * MARGIN
+        across, up = (MARGIN / inches for inches in size)
+        layout = ConstrainedLayoutEngine(rect=(across, up, 1 - 2 * across, 1 - 2 * up), w_pad=0.08, h_pad=0.06)
+        figure, letters = Figure(size, dpi=DPI, layout=layout), _letters(values)
+        head, errors, middle, images, foot = figure.subfigures(5, 1, squeeze=False, height_ratios=heights).flat
+        _draw_head(head, record)
+        _draw_errors(errors, values, letters)
+        by_class, numbers = middle.subplots(1, 2, width_ratios=(3, 2))
+        _draw_classes(by_class, classes, letters["classes"], logarithmic=_wide(values["MSE"]))
+        numbers.set_axis_off()
+        numbers.set_title(f"({letters['numbers']}) in numbers")
         table = {"family": "monospace", "fontsize": 6.5, "linespacing": 1.25}
-        sheet.text(NUMBERS_LEFT, report_table(record), down=0.34, va="top", **table)
-        sheet.top += heights[2]
-        _draw_triptychs(sheet, looks, strips, columns, letters["images"])
-        sheet.top += heights[3]
-        sheet.text(MARGIN, "\n".join(caption), va="top", linespacing=1.35)
-        return sheet.png()
-
-
-class _Sheet:
-    """A figure that is filled from the top; positions are in inches."""
-
-    def __init__(self, height: float) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self.height, self.top = height, 0.0
-        self.figure = Figure((WIDTH, height), dpi=DPI)
-        FigureCanvasAgg(self.figure)
-
-    def axes(self, left: float, down: float, width: float, height: float) -> Axes:
-        """Axes whose upper edge is ``down`` below ``top``."""
-        bottom = self.height - self.top - down - height
-        return self.figure.add_axes((left / WIDTH, bottom / self.height, width / WIDTH, height / self.height))
-
-    def text(self, left: float, content: str, *, down: float = 0.0, **how: Any) -> None:
-        """Text at ``left``, ``down`` below ``top``."""
-        self.figure.text(left / WIDTH, 1 - (self.top + down) / self.height, content, **how)
-
-    def title(self, left: float, content: str) -> None:
-        """The title of a panel, right below ``top``."""
-        self.text(left, content, down=0.2, fontsize=7.5, fontweight="bold")
-
-    def png(self) -> bytes:
-        """The bytes of a PNG that says neither when nor by what it was made."""
+        numbers.text(0, 1, report_table(record), va="top", transform=numbers.transAxes, in_layout=False, **table)
+        _draw_triptychs(images.subplots(), looks, edge, columns, letters["images"])
+        foot.text(0, 1, "\n".join(caption), va="top", linespacing=1.35)
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(buffer, format="png", metadata={"Software": None})  # neither when nor by what it was made
         return buffer.getvalue()
 
 
-def _draw_head(sheet: _Sheet, record: dict[str, Any]) -> None:
+def _draw_head(head: SubFigure, record: dict[str, Any]) -> None:
     generator, bank = record["generator"], record["bank"]
     shape = " x ".join(map(str, bank["latent_shape"]))
-    sheet.text(MARGIN, _subject(record), down=0.38, fontsize=11, fontweight="bold")
     lines = [
         f"{generator['architecture']}, digest {generator['digest'][:12]}; codes of {shape} numbers in "
         f"{generator['latent_space']}, bank digest {bank['digest'][:12]}",
         report_sentence(record),
     ]
-    sheet.text(MARGIN, "\n".join(lines), down=0.45, va="top", color=GREY, linespacing=1.35)
+    head.text(0, 1, _subject(record), va="top", fontsize=11, fontweight="bold")
+    head.text(0, 0.6, "\n".join(lines), va="top", color=GREY, linespacing=1.35)
 
 
 def _letters(values: dict[str, Tensor]) -> dict[str, str]:
@@ -178,16 +161,13 @@ def _letters(values: dict[str, Tensor]) -> dict[str, str]:
     return dict(zip(["sorted", *values, "classes", "numbers", "images"], "abcdef", strict=False))
 
 
-def _draw_errors(sheet: _Sheet, values: dict[str, Tensor], letters: dict[str, str]) -> None:
+def _draw_errors(panels: SubFigure, values: dict[str, Tensor], letters: dict[str, str]) -> None:
     """The sorted MSE and a histogram of each kind of error, side by side."""
-    count, gap = 1 + len(values), 0.55
-    width = (WIDTH - 2 * MARGIN - gap * count) / count
-    panels = [sheet.axes(MARGIN + gap + n * (width + gap), 0.3, width, PLOT_HEIGHT) for n in range(count)]
-    sheet.title(MARGIN, f"({letters['sorted']}) sorted MSE")
-    _plot_sorted(panels[0], values["MSE"])
-    for number, (name, errors) in enumerate(values.items(), start=1):
-        axes = panels[number]
-        sheet.title(MARGIN + number * (width + gap), f"({letters[name]}) histogram of {name}")
+    ordered, *histograms = panels.subplots(1, 1 + len(values))
+    ordered.set_title(f"({letters['sorted']}) sorted MSE")
+    _plot_sorted(ordered, values["MSE"])
+    for axes, (name, errors) in zip(histograms, values.items(), strict=True):
+        axes.set_title(f"({letters[name]}) histogram of {name}")
         _plot_histogram(axes, errors, THRESHOLDS if name == "MSE" else ())
         axes.set_xlabel("MSE, [-1, 1] squared" if name == "MSE" else name)
 
@@ -222,11 +202,8 @@ def _plot_histogram(axes: Axes, errors: Tensor, limits: Sequence[float]) -> None
             axes.text(limit, top, f" {limit:.3f} ", color=RED, fontsize=6, ha=side, va="top")
 
 
-def _draw_classes(
-    sheet: _Sheet, classes: list[dict[str, Any]], height: float, letter: str, *, logarithmic: bool
-) -> None:
+def _draw_classes(axes: Axes, classes: list[dict[str, Any]], letter: str, *, logarithmic: bool) -> None:
     """Median, 25 to 75 % and 5 to 95 % of each class's MSE."""
-    axes = sheet.axes(MARGIN + 1.15, 0.3, 3.05, height)
     for position, summary in enumerate(classes):
         quantile = summary["quantiles"]
         axes.plot([quantile["5"], quantile["95"]], [position] * 2, color=BLUE, linewidth=0.8)
@@ -246,31 +223,28 @@ def _draw_classes(
     for limit in THRESHOLDS:
         if low < limit < high:
             axes.axvline(limit, **DASHED, zorder=0)
-    sheet.title(MARGIN, f"({letter}) MSE of each class")
-    axes.set_xlabel("MSE, [-1, 1] squared")
+    axes.set(title=f"({letter}) MSE of each class", xlabel="MSE, [-1, 1] squared")
 
 
-def _draw_triptychs(
-    sheet: _Sheet, looks: dict[str, Look], size: tuple[float, float], columns: int, letter: str
-) -> None:
+def _draw_triptychs(axes: Axes, looks: dict[str, Look], edge: float, columns: int, letter: str) -> None:
     """A line of triptychs for each group of rows, several for the random ones; in one panel, which is quicker."""
-    sheet.title(MARGIN, f"({letter}) " + " | ".join(IMAGE_NAMES[: _images_each(looks)]))
-    width, height = WIDTH - MARGIN - NAMES_END, _num_lines(looks, columns) * (size[1] + LINE_GAP)
-    axes = sheet.axes(NAMES_END, 0.34, width, height)
-    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    width = edge * _images_each(looks)
+    axes.set_title(f"({letter}) " + " | ".join(IMAGE_NAMES[: _images_each(looks)]))
+    axes.set(xlim=(0, WIDTH - 2 * MARGIN), ylim=(_num_lines(looks, columns) * (edge + LINE_GAP), 0), anchor="NW")
+    axes.set(aspect="equal", autoscale_on=False)
     axes.set_axis_off()
-    how: dict[str, Any] = {"fontsize": min(5.5, 6.5 * size[0]), "ha": "center", "va": "top"}
+    how: dict[str, Any] = {"fontsize": min(5.5, 6.5 * width), "ha": "center", "va": "top"}
     down = 0.0
     for name, look in looks.items():
-        sheet.text(MARGIN, name, down=0.34 + down + size[1] / 2, va="center")
+        axes.text(0, down + edge / 2, name, va="center")
         for first in range(0, len(look.rows), columns):
             for column, number in enumerate(range(first, min(first + columns, len(look.rows)))):
-                left = column * (size[0] + STRIP_GAP)
-                extent = (left, left + size[0], down + size[1], down)
-                axes.imshow(_side_by_side(look.images[number]), aspect="auto", extent=extent)
+                left = NAMES_WIDTH + column * (width + STRIP_GAP)
+                extent = (left, left + width, down + edge, down)
+                axes.imshow(_side_by_side(look.images[number]), extent=extent)
                 numbers = " | ".join(f"{error:.4f}" for error in look.mse[number].tolist())
-                axes.text(left + size[0] / 2, down + size[1] + 0.02, numbers, **how)
-            down += size[1] + LINE_GAP
+                axes.text(left + width / 2, down + edge + 0.02, numbers, **how)
+            down += edge + LINE_GAP
 
 
 def _num_lines(looks: dict[str, Look], columns: int) -> int:
@@ -283,11 +257,10 @@ def _side_by_side(images: Tensor) -> Any:
     return np.concatenate(list(spaced.numpy()), axis=1)[:, : -max(1, images.shape[2] // 40)]
 
 
-def _strip_size(looks: dict[str, Look], columns: int) -> tuple[float, float]:
-    """Width and height of a triptych, in inches; few columns do not make it huge."""
-    width = (WIDTH - MARGIN - NAMES_END - STRIP_GAP * (columns - 1)) / columns
-    edge = min(width / _images_each(looks), MAX_IMAGE)
-    return edge * _images_each(looks), edge
+def _image_edge(looks: dict[str, Look], columns: int) -> float:
+    """Width and height of an image, in inches; few columns do not make it huge."""
+    width = (WIDTH - 2 * MARGIN - NAMES_WIDTH - STRIP_GAP * (columns - 1)) / columns
+    return min(width / _images_each(looks), MAX_IMAGE)
 
 
 def _images_each(looks: dict[str, Look]) -> int:
