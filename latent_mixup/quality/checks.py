@@ -68,9 +68,7 @@ class Errors:
         return self.found / self.guess
 
 
-# --------------------------------------------------------------------------------------------------
-# Weights and codes
-# --------------------------------------------------------------------------------------------------
+# ---- weights and codes -----------------------------------------------------------------------------
 
 
 def check_weights(generator: Generator) -> CheckResult:
@@ -128,9 +126,7 @@ def check_prior(generator: Generator, draws: Tensor) -> CheckResult:
     return _result("mean code", shift <= MAX_PRIOR_SHIFT, found, hint)
 
 
-# --------------------------------------------------------------------------------------------------
-# Images
-# --------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------
 
 
 def check_images(generator: Generator, images: Tensor) -> CheckResult:
@@ -187,9 +183,7 @@ def check_spread(images: Tensor) -> CheckResult:
     return _result("variety", spread >= MIN_SPREAD, found, hint)
 
 
-# --------------------------------------------------------------------------------------------------
-# Gradients
-# --------------------------------------------------------------------------------------------------
+# ---- gradients -------------------------------------------------------------------------------------
 
 
 def measured_gradient(
@@ -260,9 +254,7 @@ def check_numbers(generator: Generator, gradient: Tensor) -> CheckResult:
     return CheckResult("latents", False, found, f"{found}: the weights that read them may be zero or not loaded")
 
 
-# --------------------------------------------------------------------------------------------------
-# Inversion
-# --------------------------------------------------------------------------------------------------
+# ---- inversion -------------------------------------------------------------------------------------
 
 
 def check_encoder(generator: Generator, start: Tensor, made: Tensor, mean_image: Tensor) -> CheckResult:

@@ -110,9 +110,7 @@ def sample_sheet(generator: Generator, *, seed: int = 0) -> bytes:
     return png(images.split(SHEET_COLUMNS), zoom=2 if generator.img_resolution <= 128 else 1)
 
 
-# --------------------------------------------------------------------------------------------------
-# Text and JSON
-# --------------------------------------------------------------------------------------------------
+# ---- text and JSON ---------------------------------------------------------------------------------
 
 
 def info_text(info: dict[str, Any]) -> str:

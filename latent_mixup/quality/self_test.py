@@ -22,23 +22,8 @@ from latent_mixup.generators.base import Generator, check_generator
 from latent_mixup.inversion.optimise import leave_inference_mode, optimise_codes, reconstruction_mse
 from latent_mixup.losses.base import Loss, pixel_mse
 from latent_mixup.pictures import text_table
-from latent_mixup.quality.checks import (
-    CheckResult,
-    Errors,
-    check_batch,
-    check_codes,
-    check_encoder,
-    check_errors,
-    check_gradient,
-    check_images,
-    check_numbers,
-    check_prior,
-    check_range,
-    check_repeats,
-    check_spread,
-    check_weights,
-    measured_gradient,
-)
+from latent_mixup.quality import checks
+from latent_mixup.quality.checks import CheckResult, Errors
 from latent_mixup.sampling import keyed_generator
 
 BETAS = (0.9, 0.999)  # better in 100 steps than invert's, which are for 1,000
@@ -130,12 +115,12 @@ def self_test(
         objective = objective.to(device or generator.device)
     with torch.inference_mode(False):  # which has no gradients to check
         generator = leave_inference_mode(generator.to(device or generator.device))
-        checks, inversion = _look(generator, images, draws, seed, progress)
+        results, inversion = _look(generator, images, draws, seed, progress)
         errors = None
         if inversion is not None:
             errors = _invert_again(generator, inversion, objective, steps, lr, progress)
-            checks.append(check_errors(errors, steps))
-    return SelfTest(tuple(checks), errors, images, steps, seed, time.perf_counter() - started)
+            results.append(checks.check_errors(errors, steps))
+    return SelfTest(tuple(results), errors, images, steps, seed, time.perf_counter() - started)
 
 
 def self_test_table(result: SelfTest) -> str:
@@ -156,38 +141,43 @@ def _look(
     generator: Generator, images: int, draws: int, seed: int, progress: bool
 ) -> tuple[list[CheckResult], _Inversion | None]:
     """Every check but the last; no inversion where one of them makes it pointless."""
-    checks = [check_weights(generator)]
+    results = [checks.check_weights(generator)]
 
     def failed(*more: CheckResult) -> bool:
-        checks.extend(more)
+        results.extend(more)
         return more[-1].passed is False
 
     codes, others, prior = (
         generator.sample_latents(n, keyed_generator("self-test-codes", seed, stream))
         for n, stream in ((images, CODES), (draws, OTHERS), (PRIOR_DRAWS, PRIOR))
     )
-    if failed(check_codes(generator, prior)):
-        return checks, None
+    if failed(checks.check_codes(generator, prior)):
+        return results, None
     decoded = _decode(generator, torch.cat([codes, others]), progress)
-    if failed(check_prior(generator, prior), check_images(generator, decoded)):
-        return checks, None
+    if failed(checks.check_prior(generator, prior), checks.check_images(generator, decoded)):
+        return results, None
     made, seen = decoded.split([images, draws])
     probes, mean_image = others[:PROBES], seen.mean(0)
-    if failed(check_repeats(generator, probes), check_batch(generator, probes), check_range(seen), check_spread(seen)):
-        return checks, None
+    if failed(
+        checks.check_repeats(generator, probes),
+        checks.check_batch(generator, probes),
+        checks.check_range(seen),
+        checks.check_spread(seen),
+    ):
+        return results, None
     stream = keyed_generator("self-test-directions", seed)
     noise = torch.randn(probes.shape, generator=stream, dtype=torch.float32, device="cpu").to(probes)
     directed = list(zip(probes.split(1), (noise * probes.std()).split(1), strict=True))
-    gradient, error = measured_gradient(generator, _bar(progress, "gradient", directed), mean_image)
-    if failed(check_gradient(gradient, error)):
-        return checks, None
-    checks.append(check_numbers(generator, gradient))
+    gradient, error = checks.measured_gradient(generator, _bar(progress, "gradient", directed), mean_image)
+    if failed(checks.check_gradient(gradient, error)):
+        return results, None
+    results.append(checks.check_numbers(generator, gradient))
     if not generator.has_encoder:  # start at the other code whose image is nearest
         nearest = torch.cdist(made.flatten(1), seen.flatten(1)).argmin(1)
-        return checks, _Inversion(made, others[nearest], mean_image)
+        return results, _Inversion(made, others[nearest], mean_image)
     start = generator.encode(made).detach()
-    checks.append(check_encoder(generator, start, made, mean_image))
-    return checks, _Inversion(made, start, mean_image) if start.shape == codes.shape else None
+    results.append(checks.check_encoder(generator, start, made, mean_image))
+    return results, _Inversion(made, start, mean_image) if start.shape == codes.shape else None
 
 
 @torch.no_grad()
