@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -45,6 +47,17 @@ def trained_cnn(images: Tensor, labels: Tensor) -> nn.Module:
             nn.functional.cross_entropy(net(images), labels).backward()
             adam.step()
     return net.eval()
+
+
+class Sees(nn.Module):
+    """A classifier whose images are changed by a function first."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], inner: nn.Module) -> None:
+        super().__init__()
+        self.change, self.inner = change, inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(self.change(images))
 
 
 def loader_of(data: tuple[Tensor, Tensor], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LabelledImages
+from defaults import default_dtype
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import models
@@ -200,13 +201,10 @@ def test_the_global_random_state_is_left_alone():
 def test_the_default_dtype_changes_nothing(squeezenet):
     images, targets = pairs()
     expected = LPIPS("squeeze", weights=squeezenet)(images, targets)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         loss = LPIPS("squeeze", weights=squeezenet)
         assert loss(images, targets).equal(expected)
         assert {tensor.dtype for tensor in loss.state_dict().values()} == {torch.float32}
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_it_is_made_on_the_cpu(squeezenet):

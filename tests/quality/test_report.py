@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import LabelledImages
+from conftest import LabelledImages, SoftImages
+from defaults import other_defaults
 from PIL import Image
 
 from latent_mixup import LatentBank, cli, inversion, load_generator
@@ -42,29 +43,25 @@ def no_page(monkeypatch):
     monkeypatch.setattr(module, "draw_page", lambda *arguments: b"")
 
 
-def noisy_codes(generator, dataset, seed: int = 0) -> torch.Tensor:
-    """Codes beside the exact ones, each by another distance."""
-    draw = torch.Generator().manual_seed(seed)
-    exact = generator.encode(dataset.images)
-    return exact + torch.rand(len(exact), 1, generator=draw) * torch.randn(exact.shape, generator=draw) / 4
-
-
-def mse_of(generator, dataset, latents) -> torch.Tensor:
-    return pixel_mse(generator.decode(latents), dataset.images)
-
-
 @pytest.fixture
 def noisy_bank(linear_generator, toy_dataset) -> LatentBank:
-    """Codes of ``toy_dataset`` with their MSE, in another order than the data set's."""
-    latents = noisy_codes(linear_generator, toy_dataset)
+    """Codes of ``toy_dataset``, each at another distance from the exact one, with their MSE, in another order."""
+    draw = torch.Generator().manual_seed(0)
+    exact = linear_generator.encode(toy_dataset.images)
+    latents = exact + torch.rand(50, 1, generator=draw) * torch.randn(exact.shape, generator=draw) / 4
     bank = LatentBank(
         latents,
         toy_dataset.labels,
         source_index=torch.arange(50),
-        mse=mse_of(linear_generator, toy_dataset, latents),
+        mse=pixel_mse(linear_generator.decode(latents), toy_dataset.images),
         metadata={"classes": ["shoe", "$x$ & <y>", "a name that is far too long for the page of a report"]},
     )
     return bank.subset(torch.randperm(50, generator=torch.Generator().manual_seed(3)))
+
+
+def with_columns(bank, **columns) -> LatentBank:
+    """The codes of a bank in their order, with these columns and no others."""
+    return LatentBank(bank[:][0], **{"labels": bank.labels, "source_index": bank.source_index, **columns})
 
 
 def without_encoder(generator):
@@ -129,7 +126,7 @@ def test_the_json_is_what_is_returned_and_names_what_it_is_about(linear_generato
 
 @pytest.mark.usefixtures("no_page")
 def test_a_bank_without_mse_gets_the_same_numbers(linear_generator, toy_dataset, noisy_bank, tmp_path):
-    bare = LatentBank(noisy_bank[:][0], noisy_bank.labels, source_index=noisy_bank.source_index)
+    bare = with_columns(noisy_bank)
     records = [report(bank, toy_dataset, linear_generator, tmp_path / "out") for bank in (noisy_bank, bare)]
     assert [record["mse"].pop("source") for record in records] == ["stored", "computed"]
     assert [record["check"] is None for record in records] == [False, True]
@@ -143,7 +140,7 @@ def test_rows_that_failed_or_have_no_mse_are_counted_and_left_out(linear_generat
     status[[3, 4]], status[5], status[6] = 1, 2, 9
     mse = noisy_bank.mse.clone()
     mse[7], mse[3] = torch.inf, 0.0
-    bank = LatentBank(noisy_bank[:][0], noisy_bank.labels, source_index=noisy_bank.source_index, mse=mse, status=status)
+    bank = with_columns(noisy_bank, mse=mse, status=status)
     record = report(bank, toy_dataset, linear_generator, tmp_path / "out")
     good = [row for row in range(50) if row not in (3, 4, 5, 6, 7)]
     status_counts = {"ok": 46, "failed": 2, "skipped": 1, "9": 1}
@@ -165,9 +162,7 @@ def test_rows_that_failed_or_have_no_mse_are_counted_and_left_out(linear_generat
 def test_lpips_is_summarised_where_there_is_any(linear_generator, toy_dataset, noisy_bank, tmp_path, some):
     lpips = torch.linspace(0, 1, 50) if some else torch.full((50,), torch.inf)
     lpips[49] = torch.inf
-    bank = LatentBank(
-        noisy_bank[:][0], noisy_bank.labels, source_index=noisy_bank.source_index, mse=noisy_bank.mse, lpips=lpips
-    )
+    bank = with_columns(noisy_bank, mse=noisy_bank.mse, lpips=lpips)
     record = report(bank, toy_dataset, linear_generator, tmp_path / "out", columns=1)
     header, codes, *_ = page.report_table(record).splitlines()
     if some:
@@ -186,24 +181,15 @@ def test_soft_labels_count_for_their_largest_entry(linear_generator, toy_dataset
     records = []
     for labels in (toy_dataset.labels, soft):
         dataset = SoftImages(toy_dataset.images, labels)
-        bank = LatentBank(
-            noisy_bank[:][0], labels[noisy_bank.source_index], source_index=noisy_bank.source_index, mse=noisy_bank.mse
-        )
+        bank = with_columns(noisy_bank, labels=labels[noisy_bank.source_index], mse=noisy_bank.mse)
         records.append(report(bank, dataset, linear_generator, tmp_path / "out"))
     assert records[0]["classes"] == records[1]["classes"]
     assert records[0]["shown"] == records[1]["shown"]
 
 
-class SoftImages(LabelledImages):
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index]
-
-
 def test_rows_without_a_label_are_a_class_of_their_own(linear_generator, toy_dataset, noisy_bank, tmp_path):
     labels = torch.where(torch.arange(50) % 5 == 0, -1, toy_dataset.labels)
-    bank = LatentBank(
-        noisy_bank[:][0], labels[noisy_bank.source_index], source_index=noisy_bank.source_index, mse=noisy_bank.mse
-    )
+    bank = with_columns(noisy_bank, labels=labels[noisy_bank.source_index], mse=noisy_bank.mse)
     classes = report(bank, LabelledImages(toy_dataset.images, labels), linear_generator, tmp_path / "out")["classes"]
     assert [(summary["label"], summary["name"]) for summary in classes] == [(-1, None), (0, "0"), (1, "1"), (2, "2")]
     assert [summary["n"] for summary in classes] == [int((labels == label).sum()) for label in (-1, 0, 1, 2)]
@@ -406,7 +392,7 @@ def test_a_data_set_in_another_order_within_its_classes(linear_generator, toy_da
 def test_a_few_rows_may_disagree(linear_generator, toy_dataset, noisy_bank, tmp_path, wrong, refused):
     mse = noisy_bank.mse.clone()
     mse[:wrong] += 0.5
-    bank = LatentBank(noisy_bank[:][0], noisy_bank.labels, source_index=noisy_bank.source_index, mse=mse)
+    bank = with_columns(noisy_bank, mse=mse)
     if refused:
         with pytest.raises(ValueError, match="of 50 rows looked at, 6 differ"):
             report(bank, toy_dataset, linear_generator, tmp_path / "out")
@@ -533,16 +519,12 @@ def test_the_command_prints_the_table_and_writes_both_files(tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("no_page")
 def test_a_report_does_not_depend_on_the_default_device_and_dtype(linear_generator, toy_dataset, noisy_bank, tmp_path):
-    bare = LatentBank(noisy_bank[:][0], noisy_bank.labels, source_index=noisy_bank.source_index)
+    bare = with_columns(noisy_bank)
     for bank in (noisy_bank, bare):
         expected = report(bank, toy_dataset, linear_generator, tmp_path / "out")
-        with torch.device("meta"):  # stands for an accelerator
-            assert report(bank, toy_dataset, linear_generator, tmp_path / "out") == expected
-        torch.set_default_dtype(torch.float64)
-        try:
-            assert report(bank, toy_dataset, linear_generator, tmp_path / "out") == expected
-        finally:
-            torch.set_default_dtype(torch.float32)
+        for defaults in other_defaults():
+            with defaults:
+                assert report(bank, toy_dataset, linear_generator, tmp_path / "out") == expected
 
 
 def test_report_is_the_function_of_that_name():

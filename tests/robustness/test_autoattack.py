@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from classifier import noisy_patterns
+from classifier import Sees, noisy_patterns
 from torch import Tensor, nn
 
 from latent_mixup.robustness import accuracy, autoattack, pgd_accuracy
@@ -22,19 +22,6 @@ BOUNDS = (-2.0, 2.0)
 @pytest.fixture
 def data() -> tuple[Tensor, Tensor]:
     return noisy_patterns(limit=2, mislabelled=slice(3))
-
-
-class InUnits(nn.Module):
-    """The trained classifier for images in [0, 1], in float32."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: Tensor) -> Tensor:
-        low, high = BOUNDS
-        logits: Tensor = self.inner(low + (high - low) * images.double())
-        return logits
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("l2", 2.5)])
@@ -60,7 +47,8 @@ def test_autoattack_sees_images_in_0_1(trained, data):
     unit = (images - BOUNDS[0]) / (BOUNDS[1] - BOUNDS[0])
     how = {"norm": "linf", "attacks": ["apgd-ce"], "batch_size": 5}
     own = autoattack(trained, images, labels, bounds=BOUNDS, eps=0.4, **how)
-    there = autoattack(InUnits(trained), unit.float(), labels, bounds=(0, 1), eps=0.1, **how)
+    in_units = Sees(lambda x: BOUNDS[0] + (BOUNDS[1] - BOUNDS[0]) * x.double(), trained)  # for images in float32
+    there = autoattack(in_units, unit.float(), labels, bounds=(0, 1), eps=0.1, **how)
     found = (own.float() - BOUNDS[0]) / (BOUNDS[1] - BOUNDS[0])
     torch.testing.assert_close(found, there, atol=1e-5, rtol=0)  # the models compute alike, so no sign can differ
 

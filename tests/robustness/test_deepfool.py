@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from classifier import CLASSES, loader_of, small_cnn
+from classifier import CLASSES, Sees, loader_of, small_cnn
 from reference import deepfool_one_image
 from torch import Tensor, nn
 
@@ -75,12 +75,8 @@ def test_only_the_likeliest_classes_are_looked_at():
 
 
 def test_the_norm_has_the_units_of_the_input(linear):
-    class Normalised(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return linear(images * 2 - 1)
-
     unit = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    in_unit = deepfool(Normalised(), unit, num_classes=4).norms
+    in_unit = deepfool(Sees(lambda x: x * 2 - 1, linear), unit, num_classes=4).norms
     in_symmetric = deepfool(linear, unit * 2 - 1, num_classes=4).norms
     torch.testing.assert_close(in_symmetric, 2 * in_unit, atol=2e-4, rtol=0)
 
@@ -183,15 +179,11 @@ def test_bad_input_is_refused(images, settings, message, linear):
 
 
 def test_bad_models_are_refused(linear):
-    class Detached(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return linear(images.detach())
-
     class Constant(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.zeros(len(images), 4)
 
-    for model in (Detached(), Constant()):
+    for model in (Sees(torch.detach, linear), Constant()):
         with pytest.raises(ValueError, match="no gradient back to the images"):
             deepfool(model, torch.zeros(2, 3, 4, 4), num_classes=4)
 
@@ -212,14 +204,10 @@ def test_score_is_the_mean_over_the_first_images(trained, data):
 
 
 def test_score_in_unit_range_has_the_units_of_images_in_0_1(linear):
-    class Normalised(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return linear(images * 2 - 1)
-
     unit = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     labels = linear(unit * 2 - 1).argmax(1)
     score = deepfool_score(linear, [(unit * 2 - 1, labels)], num_classes=4)
-    there = deepfool_score(Normalised(), [(unit, labels)], num_classes=4)
+    there = deepfool_score(Sees(lambda x: x * 2 - 1, linear), [(unit, labels)], num_classes=4)
     halved = score.in_unit_range()
     assert (halved.score, halved.score_correct) == (score.score / 2, score.score_correct / 2)
     assert halved.score == pytest.approx(there.score, abs=2e-4)

@@ -9,19 +9,7 @@ import pytest
 from classifier import CLASSES, noisy_patterns
 from torch import Tensor
 
-from latent_mixup.robustness import (
-    accuracy,
-    blurred_accuracy,
-    brier_score,
-    corruption_accuracy,
-    corruption_names,
-    deepfool_score,
-    evaluate,
-    expected_calibration_error,
-    logits_of,
-    negative_log_likelihood,
-    pgd_accuracy,
-)
+from latent_mixup import robustness
 
 BOUNDS = (-2.0, 2.0)
 
@@ -32,7 +20,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def test_evaluate_collects_what_the_parts_say(trained, data):
-    found = evaluate(
+    found = robustness.evaluate(
         trained,
         *data,
         bounds=BOUNDS,
@@ -48,12 +36,12 @@ def test_evaluate_collects_what_the_parts_say(trained, data):
     )
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     loader = [data]
-    assert found["accuracy"] == accuracy(trained, loader) == 45 / 48
-    assert found["blurred_accuracy"] == blurred_accuracy(trained, loader)
-    sweep = [blurred_accuracy(trained, loader, sigma=sigma) for sigma in (1.0, 2.0)]
+    assert found["accuracy"] == robustness.accuracy(trained, loader) == 45 / 48
+    assert found["blurred_accuracy"] == robustness.blurred_accuracy(trained, loader)
+    sweep = [robustness.blurred_accuracy(trained, loader, sigma=sigma) for sigma in (1.0, 2.0)]
     assert found["blur_sweep"] == {"kernel_size": 5, "sigmas": [1.0, 2.0], "accuracy": sweep}
 
-    score = deepfool_score(trained, loader, num_classes=CLASSES, max_images=20)
+    score = robustness.deepfool_score(trained, loader, num_classes=CLASSES, max_images=20)
     deepfool = found["deepfool"]
     assert found["deepfool_score"] == deepfool["score"] == pytest.approx(score.score, abs=1e-9)
     assert deepfool["score_unit_range"] == pytest.approx(score.score / 4)
@@ -62,30 +50,32 @@ def test_evaluate_collects_what_the_parts_say(trained, data):
     assert (deepfool["fooled_fraction"], deepfool["max_iter_hits"], deepfool["input_size"]) == (1.0, 0, [1, 12, 12])
 
     for norm, eps in (("linf", 0.055), ("l2", 0.5)):
-        expected = pgd_accuracy(trained, loader, bounds=BOUNDS, eps=4 * eps, norm=norm, steps=4, seed=3, max_images=10)
+        expected = robustness.pgd_accuracy(
+            trained, loader, bounds=BOUNDS, eps=4 * eps, norm=norm, steps=4, seed=3, max_images=10
+        )
         assert found["pgd"][norm] == {"eps_unit_range": eps, "accuracy": expected}
     assert (found["pgd"]["n_images"], found["pgd"]["steps"]) == (10, 4)
 
-    by_name = corruption_accuracy(trained, loader, bounds=BOUNDS, severities=(2, 5), seed=3, max_images=12)
+    by_name = robustness.corruption_accuracy(trained, loader, bounds=BOUNDS, severities=(2, 5), seed=3, max_images=12)
     corruptions = found["corruptions"]
     assert corruptions["accuracy"] == by_name
-    assert set(by_name) == set(corruption_names(1))
+    assert set(by_name) == set(robustness.corruption_names(1))
     assert corruptions["mean_accuracy"] == pytest.approx(sum(map(sum, by_name.values())) / (2 * len(by_name)))
     assert (corruptions["n_images"], corruptions["severities"], corruptions["seed"]) == (12, [2, 5], 3)
 
-    logits, labels = logits_of(trained, loader)
+    logits, labels = robustness.logits_of(trained, loader)
     assert found["calibration"] == {
-        "expected_calibration_error": pytest.approx(expected_calibration_error(logits, labels)),
+        "expected_calibration_error": pytest.approx(robustness.expected_calibration_error(logits, labels)),
         "num_bins": 15,
-        "brier_score": pytest.approx(brier_score(logits, labels)),
-        "negative_log_likelihood": pytest.approx(negative_log_likelihood(logits, labels)),
+        "brier_score": pytest.approx(robustness.brier_score(logits, labels)),
+        "negative_log_likelihood": pytest.approx(robustness.negative_log_likelihood(logits, labels)),
     }
     assert set(found["seconds"]) == {"accuracy", "blur", "deepfool", "pgd", "corruptions"}
 
 
 def test_each_part_can_be_left_out(trained, data):
     off: dict[str, Any] = {"deepfool_images": 0, "sigmas": (), "pgd_images": 0, "corruption_images": 0}
-    bare = evaluate(trained, *data, bounds=BOUNDS, **off)
+    bare = robustness.evaluate(trained, *data, bounds=BOUNDS, **off)
     assert set(bare) == {"test_images", "bounds", "accuracy", "blurred_accuracy", "calibration", "seconds"}
     for switch, value, parts in (
         ("deepfool_images", 2, {"deepfool", "deepfool_score"}),
@@ -93,12 +83,12 @@ def test_each_part_can_be_left_out(trained, data):
         ("pgd_images", 2, {"pgd"}),
         ("corruption_images", 2, {"corruptions"}),
     ):
-        assert set(evaluate(trained, *data, bounds=BOUNDS, **{**off, switch: value})) - set(bare) == parts
+        assert set(robustness.evaluate(trained, *data, bounds=BOUNDS, **{**off, switch: value})) - set(bare) == parts
 
 
 def test_a_mean_over_no_image_is_null(trained, data):
     images, labels = data
-    found = evaluate(trained, images[:3], labels[:3], bounds=BOUNDS, pgd_images=0, corruption_images=0)
+    found = robustness.evaluate(trained, images[:3], labels[:3], bounds=BOUNDS, pgd_images=0, corruption_images=0)
     assert found["deepfool"]["score_correct"] is None
     assert found["deepfool"]["score_correct_unit_range"] is None
     assert found["deepfool"]["n_correct"] == 0
@@ -107,8 +97,8 @@ def test_a_mean_over_no_image_is_null(trained, data):
 
 def test_evaluate_refuses_images_of_another_range(trained, data):
     with pytest.raises(ValueError, match=r"images must keep to bounds=\(-1.0, 1.0\): got values from -2 to 2"):
-        evaluate(trained, *data)
+        robustness.evaluate(trained, *data)
     with pytest.raises(ValueError, match=r"labels must be class indices \[48\]: got int64 \[2\]"):
-        evaluate(trained, data[0], data[1][:2], bounds=BOUNDS)
+        robustness.evaluate(trained, data[0], data[1][:2], bounds=BOUNDS)
     with pytest.raises(ValueError, match="deepfool_images must be at least 0: got -1"):
-        evaluate(trained, *data, bounds=BOUNDS, deepfool_images=-1)
+        robustness.evaluate(trained, *data, bounds=BOUNDS, deepfool_images=-1)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from classifier import Sees
+from defaults import other_defaults
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -171,16 +173,9 @@ def test_labels_of_any_integer_type_are_the_same_labels(name, kind, net, data):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_model_that_works_in_place_scores_the_same_and_leaves_the_images(name, net, data):
-    class InPlace(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return net(images.sub_(0.5).div_(0.5))
-
-    class Plain(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return net(images.sub(0.5).div(0.5))
-
+    in_place, plain = Sees(lambda x: x.sub_(0.5).div_(0.5), net), Sees(lambda x: x.sub(0.5).div(0.5), net)
     before = data[0].clone()
-    assert SCORES[name](InPlace(), *data) == SCORES[name](Plain(), *data)
+    assert SCORES[name](in_place, *data) == SCORES[name](plain, *data)
     assert torch.equal(data[0], before)
 
 
@@ -229,29 +224,20 @@ def test_a_compiled_classifier_scores_as_the_classifier(how, net, data):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_does_not_depend_on_the_default_device_and_dtype(name, net, data):
-    """The meta device stands for an accelerator: a tensor that is made there by default has no numbers."""
     net, data = net.float(), (data[0].float(), data[1])
     expected = SCORES[name](net, *data)
-    with torch.device("meta"):
-        assert SCORES[name](net, *data) == expected
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert SCORES[name](net, *data) == expected
-    finally:
-        torch.set_default_dtype(torch.float32)
+    for defaults in other_defaults():
+        with defaults:
+            assert SCORES[name](net, *data) == expected
 
 
 @pytest.mark.parametrize("corruption", scores.corruption_names(3))
 def test_corruptions_do_not_depend_on_the_default_device_and_dtype(corruption):
     images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     expected = scores.corrupt(images, corruption, 3)
-    with torch.device("meta"):
-        assert torch.equal(scores.corrupt(images, corruption, 3), expected)
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.equal(scores.corrupt(images, corruption, 3), expected)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    for defaults in other_defaults():
+        with defaults:
+            assert torch.equal(scores.corrupt(images, corruption, 3), expected)
 
 
 def test_the_gate_leaves_the_model_as_it_was_after_an_error(net, data):
@@ -324,19 +310,10 @@ def normalised(images: Tensor) -> Tensor:
     return (images - MEAN[:, None, None].to(images)) / STD[:, None, None].to(images)
 
 
-class Normalising(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.inner(normalised(images))
-
-
 def test_bounds_per_channel_score_as_the_same_images_in_0_1(net, data):
     images, labels = data
     how = {"deepfool_images": 4, "pgd_images": 8, "pgd_steps": 3, "corruption_images": 8, "severities": [3]}
-    there = scores.evaluate(Normalising(net), images, labels, bounds=UNIT, **how)
+    there = scores.evaluate(Sees(normalised, net), images, labels, bounds=UNIT, **how)
     here = scores.evaluate(net, normalised(images), labels, bounds=PER_CHANNEL, **how)
     assert here["deepfool"]["units"] == "[0, 1]"
     assert here["deepfool_score"] == pytest.approx(there["deepfool_score"], rel=1e-6)

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from classifier import loader_of, noisy_patterns
+from classifier import Sees, loader_of, noisy_patterns
 from reference import pgd_one_image
 from torch import Tensor, nn
 
@@ -197,13 +197,9 @@ def test_bad_settings_are_refused(settings, message, trained, data):
 
 
 def test_bad_models_and_batches_are_refused(trained, data):
-    class Detached(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return trained(images.detach())
-
     images, labels = data
     with pytest.raises(ValueError, match="no gradient back to the images"):
-        pgd(Detached().requires_grad_(False), images, labels, eps=0.1, bounds=BOUNDS)
+        pgd(Sees(torch.detach, trained), images, labels, eps=0.1, bounds=BOUNDS)
     with pytest.raises(ValueError, match="needs labels: pass a loader"):
         pgd_accuracy(trained, images, eps=0.1, bounds=BOUNDS)
     with pytest.raises(ValueError, match="at least one image: the loader gave none"):
