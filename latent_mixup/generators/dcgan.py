@@ -51,7 +51,7 @@ class DCGAN(Generator):
         self.latent_shape, self.latent_space, self.preferred_path = (z_dim,), "z", "lerp"
         self.img_channels, self.img_resolution = img_channels, img_resolution
         self.z_dim, self.channels = z_dim, tuple(channels)
-        layers = _block(OfOnePixel(z_dim, channels[0], 2))  # no more taps would be used
+        layers = _block(OfOnePixel(z_dim, channels[0], 2, bias=False))  # no more taps would be used
         for fan_in, fan_out in pairwise(channels):
             layers += _block(nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1, bias=False))
         last = nn.ConvTranspose2d(channels[-1], img_channels, 4, stride=2, padding=1)
@@ -67,15 +67,12 @@ class DCGAN(Generator):
 
 
 class OfOnePixel(nn.ConvTranspose2d):
-    """A transposed convolution of an image of one pixel: a matrix product, and faster as one.
+    """A transposed convolution of an image of one pixel, without a bias: a matrix product, and faster as one.
 
     Example:
-        >>> layer, z = OfOnePixel(4, 3, 2), torch.randn(5, 4, 1, 1)
+        >>> layer, z = OfOnePixel(4, 3, 2, bias=False), torch.randn(5, 4, 1, 1)
         >>> torch.testing.assert_close(layer(z), nn.ConvTranspose2d.forward(layer, z))
     """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, bias=False)
 
     def forward(self, pixels: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``[B, in_channels, 1, 1]`` to ``[B, out_channels, *kernel_size]``."""

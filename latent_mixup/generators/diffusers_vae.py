@@ -41,7 +41,8 @@ class DiffusersVAE(Generator):
 
     A code is ``[C, h, w]``, the mode of the encoder's distribution, in the units in which the autoencoder's diffusion
     model sees it: shifted and scaled to about unit variance. Codes are mixed by ``slerp``: two of them are nearly
-    orthogonal, so that halfway on the straight line a code is 0.7 times as long, and decodes to a faint image.
+    orthogonal, so that halfway on the straight line a code is 0.7 times as long, and decodes to a faint image. Codes of
+    ``sample_latents`` are about as large as those of images, but decode to texture: this is no generative model.
 
     Images whose size is not a multiple of the autoencoder's factor are padded by their edge pixels, evenly on both
     sides, and decoded images are cropped. Grey images go into an autoencoder of RGB as three equal channels, and come
@@ -198,22 +199,13 @@ class DiffusersVAE(Generator):
         raw: Tensor = found.latents if self.autoencoder_name == "AutoencoderTiny" else found.latent_dist.mode()
         return (raw.float() - self.latent_centre.float()) / self.latent_scale.float()
 
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal codes ``[n, C, h, w]``, which are about as large as those of images.
-
-        An autoencoder is no generative model: they decode to texture.
-        """
-        return super().sample_latents(n, generator)
-
     def _padding(self) -> tuple[int, int]:
         """Pixels before and behind an image, on each axis, that fill up a multiple of the factor."""
         missing = -self.img_resolution % self.factor
         return missing // 2, missing - missing // 2
 
 
-# --------------------------------------------------------------------------------------------------
-# The network
-# --------------------------------------------------------------------------------------------------
+# --- The network
 
 
 def _class_named(name: object) -> Any:
@@ -288,9 +280,7 @@ def _units(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return centre.view(-1, 1, 1), scale.view(-1, 1, 1)
 
 
-# --------------------------------------------------------------------------------------------------
-# Files
-# --------------------------------------------------------------------------------------------------
+# --- Files
 
 
 def _read_config(path: Path) -> tuple[str, dict[str, Any]]:

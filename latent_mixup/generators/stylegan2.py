@@ -137,11 +137,7 @@ class Mapping(nn.Module):
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(
-        self,
-        z: Tensor,
-        c: Tensor | None = None,
-        truncation_psi: float = 1.0,
-        truncation_cutoff: int | None = None,
+        self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0, truncation_cutoff: int | None = None
     ) -> Tensor:
         """Gaussian codes to W+.
 

@@ -63,8 +63,13 @@ class VAE(Generator):
         maps = (img_channels, *channels)
         corner = (maps[-1], small, small)
         sizes = (math.prod(corner), *hidden)
-        down = [_halving(*pair) for pair in pairwise(maps)]
-        up = [_doubling(*pair) for pair in pairwise(maps[::-1])]
+        down = [
+            nn.Sequential(nn.Conv2d(*pair, kernel_size=4, stride=2, padding=1), nn.ReLU()) for pair in pairwise(maps)
+        ]
+        up = [
+            nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(*pair, kernel_size=4, stride=2, padding=1))
+            for pair in pairwise(maps[::-1])
+        ]
         self.encoder = nn.Sequential(*down, nn.Flatten(), *_mlp(sizes), nn.Linear(sizes[-1], 2 * z_dim))
         self.decoder = nn.Sequential(*_mlp((z_dim, *sizes[:0:-1])), nn.Linear(sizes[1] if hidden else z_dim, sizes[0]))
         self.upsampler = nn.Sequential(nn.Unflatten(1, corner), *up)
@@ -107,11 +112,3 @@ def sharpened(images: Tensor, strength: float) -> Tensor:
 
 def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
     return [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
-
-
-def _halving(fan_in: int, fan_out: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1), nn.ReLU())
-
-
-def _doubling(fan_in: int, fan_out: int) -> nn.Module:
-    return nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1))

@@ -3,7 +3,4 @@
 from latent_mixup.pool.dataset import RenderedMixupDataset
 from latent_mixup.pool.render import render
 
-__all__ = [
-    "RenderedMixupDataset",
-    "render",
-]
+__all__ = ["RenderedMixupDataset", "render"]

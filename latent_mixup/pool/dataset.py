@@ -14,16 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, get_worker_info
 
 from latent_mixup import sampling
-from latent_mixup.augment.base import (
-    MixSettings,
-    Repeats,
-    Target,
-    TargetFormat,
-    Transform,
-    long_lived,
-    split_targets,
-    warn_of_repeats,
-)
+from latent_mixup.augment import base
 from latent_mixup.augment.dataset import NUM_PROBES, read_sample
 from latent_mixup.augment.sources import SplitWarning, check_dataset, parts_of
 from latent_mixup.bank import LatentBank
@@ -86,18 +77,18 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     mixes_labels = True  # of the samples of `dataset`
 
-    @long_lived()
+    @base.long_lived()
     def __init__(
         self,
         folder: str | Path,
         *,
         dataset: Dataset[Any] | Sequence[Any] | None = None,
         prob: float = 1.0,
-        transform: Transform | None = None,
+        transform: base.Transform | None = None,
         normalize: tuple[Moments, Moments] | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
-        target_format: TargetFormat = "soft",
+        target_format: base.TargetFormat = "soft",
         seed: int | None = None,
         refresh: float = 0.0,
         generator: Generator | None = None,
@@ -111,7 +102,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         if dataset is not None:
             check_dataset(dataset)
         share = checked(float, refresh, "refresh")
-        self.settings = MixSettings(
+        self.settings = base.MixSettings(
             prob=prob,
             transform=transform,
             normalize=normalize,
@@ -130,7 +121,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         self._shared = torch.zeros(2, dtype=torch.int64, device="cpu").share_memory_()
         self._refreshed = Refreshed(self._pool, share, generator, bank) if share or generator is not None else None
         self._allowed = None if dataset is None else _entries_of(self._pool, dataset, generator, bank, share)
-        self._repeats = Repeats(1 if dataset is None else self._length)
+        self._repeats = base.Repeats(1 if dataset is None else self._length)
         self._planned: tuple[int, Tensor] | None = None
         self._soft: Tensor | None = None
 
@@ -144,7 +135,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         images = self._pool.images[entries]
         return images if self._refreshed is None else self._refreshed.images(entries, images, self.epoch)
 
-    def targets(self, entries: Tensor) -> Target:
+    def targets(self, entries: Tensor) -> base.Target:
         """Targets of some entries of the pool in this epoch: see :data:`latent_mixup.augment.base.Target`."""
         columns = [self._pool.columns[name] for name in ("labels_a", "labels_b", "lam")]
         fits = self._pool.index.num_images * self.num_classes <= MAX_TARGETS
@@ -155,7 +146,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         columns = [column[entries] for column in columns]
         return self._targets(self._refreshed.columns(entries, columns, self.epoch) if self._refreshed else columns)
 
-    def _targets(self, columns: list[Tensor]) -> Target:
+    def _targets(self, columns: list[Tensor]) -> base.Target:
         labels_a, labels_b, lam = columns
         return self.settings.mixed_targets(labels_a, labels_b, lam, self.num_classes)
 
@@ -186,7 +177,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``."""
         return self.__getitems__([index])[0]
 
-    @long_lived()
+    @base.long_lived()
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """Several samples, read in one batch: what a DataLoader calls."""
         wanted = [self._index(index) for index in indices]
@@ -212,7 +203,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         if self.settings.seed is None:
             return self._drawn(len(wanted), sampling.fresh_seeds(1)[0])
         if self._repeats.note(wanted):
-            warn_of_repeats(self.epoch, stacklevel=5)
+            base.warn_of_repeats(self.epoch, stacklevel=5)
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = self.epoch, self._drawn(len(self), self.settings.seed, self.epoch)
         return self._planned[1][torch.tensor(wanted, dtype=torch.int64, device="cpu")]
@@ -228,12 +219,12 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         if not len(entries):
             return []
         images = self.settings.finished(from_uint8(self.images(entries)))
-        return list(zip(images, split_targets(self.targets(entries)), strict=True))
+        return list(zip(images, base.split_targets(self.targets(entries)), strict=True))
 
     def _real(self, index: int) -> tuple[Tensor, Any]:
         image, label = read_sample(self.dataset, index)
         soft = self._pool.columns["labels_a"].is_floating_point()
-        return image, split_targets(self.settings.own_targets(label[None], self.num_classes, soft=soft))[0]
+        return image, base.split_targets(self.settings.own_targets(label[None], self.num_classes, soft=soft))[0]
 
     def _check_range_once(self) -> None:
         """At first access, compare some samples of the data set with some of the pool; in one process."""

@@ -33,16 +33,12 @@ class PoolFormatError(files.FormatError):
     """A pool's folder does not follow the format; the message names the file and the field."""
 
 
-def _is_seed(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
 def _is_count(below: int) -> Field:
     return Field(lambda v: files.is_count(v) and v < below, "a positive integer")
 
 
 _MADE_WITH = {
-    "seed": Field(_is_seed, "an integer of 64 bits"),
+    "seed": Field(lambda v: type(v) is int and abs(v) < 2**63, "an integer of 64 bits"),
     "policy": Field(lambda v: isinstance(v, dict), "an object"),
     "path": Field(lambda v: isinstance(v, str) and v in PATHS, " or ".join(PATHS)),
     "autocast": Field(lambda v: v is None or (isinstance(v, str) and v in AUTOCAST), "null, bfloat16 or float16"),

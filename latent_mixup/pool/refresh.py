@@ -62,7 +62,9 @@ class Refreshed:
         self._renderer: Renderer | None = _renderer_of(pool, generator, bank)
         self._folder = _shared_folder(pool) or Path(tempfile.mkdtemp(prefix="latent-mixup-refresh-"))
         self._ended: threading.Event | None = threading.Event()
-        weakref.finalize(self, _end, self._ended, self._folder, _in_use(self._folder), os.getpid())
+        in_use = FileLock(self._folder / f"{os.getpid()}.used")  # held as long as this process uses the folder
+        in_use.acquire()
+        weakref.finalize(self, _end, self._ended, self._folder, in_use, os.getpid())
         self._open: dict[Path, dict[str, Tensor]] = {}
         self._job: _Job | None = None
 
@@ -190,13 +192,6 @@ def _shared_folder(pool: Pool) -> Path | None:
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
     return folder
-
-
-def _in_use(folder: Path) -> FileLock:
-    """A lock that this process holds as long as it uses the folder."""
-    lock = FileLock(folder / f"{os.getpid()}.used")
-    lock.acquire()
-    return lock
 
 
 def _end(ended: threading.Event, folder: Path, lock: FileLock, owner: int) -> None:

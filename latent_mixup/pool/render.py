@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -259,7 +259,7 @@ class PoolRun(ChunkFolder):
                 self.folder,
                 {IMAGES_FILE: self._write_images, COLUMNS_FILE: lambda path: files.save_tensors(path, columns)},
                 INDEX_FILE,
-                self._index_of(columns["labels_a"]),
+                partial(self._index, columns["labels_a"]),
             )
 
     def _write_images(self, path: Path) -> None:
@@ -269,18 +269,15 @@ class PoolRun(ChunkFolder):
                 with files.open_tensors(self.path(number)) as opened:
                     file.write(opened.get_tensor("images").numpy().data)
 
-    def _index_of(self, labels: Tensor) -> Callable[[tuple[FileEntry, ...]], bytes]:
-        def describe(entries: tuple[FileEntry, ...]) -> bytes:
-            return PoolIndex(
-                format_version=FORMAT_VERSION,
-                num_images=self.n,
-                img_shape=self.img_shape,
-                num_classes=self.renderer.bank.num_classes,
-                label_dtype=str(labels.dtype).removeprefix("torch."),
-                num_sources=self.renderer.policy.num_sources,
-                made_with=self._made_with,
-                files={entry.name: {"size": entry.size, "sha256": entry.sha256} for entry in entries},
-                versions={name: metadata.version(name) for name in ("latent-mixup", "torch")},
-            ).to_bytes()
-
-        return describe
+    def _index(self, labels: Tensor, entries: tuple[FileEntry, ...]) -> bytes:
+        return PoolIndex(
+            format_version=FORMAT_VERSION,
+            num_images=self.n,
+            img_shape=self.img_shape,
+            num_classes=self.renderer.bank.num_classes,
+            label_dtype=str(labels.dtype).removeprefix("torch."),
+            num_sources=self.renderer.policy.num_sources,
+            made_with=self._made_with,
+            files={entry.name: {"size": entry.size, "sha256": entry.sha256} for entry in entries},
+            versions={name: metadata.version(name) for name in ("latent-mixup", "torch")},
+        ).to_bytes()

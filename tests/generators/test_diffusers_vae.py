@@ -241,15 +241,6 @@ def test_under_autocast_codes_and_images_are_float32_and_nearly_the_same(name):
         assert (half - full).abs().max() < 0.1 * full.abs().max()
 
 
-def test_draws_depend_on_their_generator_alone():
-    generator, before = ours(), torch.get_rng_state()
-    one, two, other = (generator.sample_latents(4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert one.shape == (4, 4, 4, 4)
-    assert one.equal(two)
-    assert not one.equal(other)
-    assert torch.get_rng_state().equal(before)
-
-
 def test_it_pickles_for_worker_processes():
     generator = ours()
     again = pickle.loads(pickle.dumps(generator))  # noqa: S301
@@ -260,8 +251,8 @@ def test_it_pickles_for_worker_processes():
 @both
 def test_info_counts_its_parts(name):
     facts = generator_info(ours(name, 28, 1))
-    assert facts.latent_shape == (4, 4, 4)
-    assert (facts.img_channels, facts.img_resolution) == (1, 28)
+    assert facts["latent_shape"] == (4, 4, 4)
+    assert (facts["img_channels"], facts["img_resolution"]) == (1, 28)
     assert facts["decode_multiply_adds"] > 0
     assert facts["encode_multiply_adds"] > 0
 
@@ -307,16 +298,13 @@ def test_what_cannot_be_is_refused(name, config, sizes, message):
         DiffusersVAE(name, {**small, **config}, **{"img_resolution": 32, **sizes})
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 3, 28, 28), (2, 1, 32, 32), (2, 3, 32, 28)])
-def test_images_of_another_size(shape):
-    with pytest.raises(ValueError, match=r"images need shape \[B, 3, 32, 32\]: got \["):
-        ours().encode(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("shape", [(4, 4, 4), (2, 4, 8, 8), (2, 64)])
-def test_codes_of_another_shape(shape):
-    with pytest.raises(ValueError, match=r"latents need shape \[B, 4, 4, 4\]: got \["):
-        ours().decode(torch.zeros(shape))
+def test_images_and_codes_of_another_shape():
+    for shape in ((3, 32, 32), (2, 3, 28, 28), (2, 1, 32, 32), (2, 3, 32, 28)):
+        with pytest.raises(ValueError, match=r"images need shape \[B, 3, 32, 32\]: got \["):
+            ours().encode(torch.zeros(shape))
+    for shape in ((4, 4, 4), (2, 4, 8, 8), (2, 64)):
+        with pytest.raises(ValueError, match=r"latents need shape \[B, 4, 4, 4\]: got \["):
+            ours().decode(torch.zeros(shape))
 
 
 def test_without_diffusers_the_extra_is_named(monkeypatch, tmp_path):
