@@ -104,10 +104,8 @@ def check_codes(generator: Generator, draws: Tensor) -> CheckResult:
         found = f"{list(draws.shape)} {_dtype(draws)}, promised {promised} float32"
         return CheckResult("codes", False, found, "sample_latents does not give what latent_shape says")
     if not draws.isfinite().all():
-        share = 1 - float(draws.isfinite().float().mean())
-        return CheckResult(
-            "codes", False, f"{share:.2%} of the numbers are not finite", "a weight of the mapping is broken"
-        )
+        found = f"{1 - float(draws.isfinite().float().mean()):.2%} of the numbers are not finite"
+        return CheckResult("codes", False, found, "a weight of the mapping is broken")
     if (draws == draws[:1]).all():
         return CheckResult("codes", False, "all draws are the same", "the mapping network's weights may be missing")
     return CheckResult("codes", True, f"finite, deviation {float(draws.std()):.2g}")

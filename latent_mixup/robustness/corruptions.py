@@ -73,10 +73,8 @@ def corrupt(
     _check_what(images, [name], [severity])
     corruption = CORRUPTIONS[name]
     named = int.from_bytes(name.encode(), "big")
-    indices = range(first_index, first_index + len(images))
-    draws = (
-        [keyed_generator("corruption", seed, index, named, severity) for index in indices] if corruption.random else []
-    )
+    indices = range(first_index, first_index + len(images)) if corruption.random else ()
+    draws = [keyed_generator("corruption", seed, index, named, severity) for index in indices]
     unit = span.to_unit(images.detach()).float().clamp(0, 1)
     corrupted = corruption.apply(unit, corruption.strengths[int(severity) - 1], draws)
     return span.from_unit(corrupted.clamp(0, 1)).to(images)

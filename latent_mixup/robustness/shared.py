@@ -48,11 +48,12 @@ def batches(
     if limit is not None and limit < 1:
         raise ValueError(f"max_images must be at least 1, or None for all: got {limit}")
     check_loader(loader)
-    if labelled and isinstance(loader, Tensor):
-        raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
-    source = loader if isinstance(loader, Tensor) else getattr(loader, "dataset", None)
+    source, pairs = getattr(loader, "dataset", None), loader
+    if isinstance(loader, Tensor):
+        if labelled:
+            raise ValueError("accuracy needs labels: pass a loader of (images, labels), not a tensor")
+        source, pairs = loader, ((part, torch.full((len(part),), -1, device="cpu")) for part in chunks(loader))
     known = [n for n in (limit, len(source) if isinstance(source, Sized) else None) if n is not None]
-    pairs = ((part, None) for part in chunks(loader)) if isinstance(loader, Tensor) else loader
     with tqdm(total=min(known, default=None), unit="image", desc=progress or None, disable=not progress) as bar:
         count = 0
         for pair in pairs:
@@ -60,9 +61,7 @@ def batches(
                 raise ValueError(f"the loader must give (images, labels): got {describe(pair)}")
             images, labels = pair
             check_images(images)
-            labels = (
-                torch.full((len(images),), -1, device="cpu") if labels is None else class_indices(labels, len(images))
-            )
+            labels = class_indices(labels, len(images))
             n = len(images) if limit is None else min(limit - count, len(images))
             yield images[:n].to(device), labels[:n]
             bar.update(n)
