@@ -14,3 +14,17 @@ def call(*arguments: str | Path) -> tuple[int, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
+
+
+def output_of(*arguments: str | Path) -> str:
+    """What a command prints that ends well."""
+    code, output = call(*arguments)
+    assert code == 0, output
+    return output
+
+
+def error_of(*arguments: str | Path) -> str:
+    """What a command prints that ends with exit code 1."""
+    code, output = call(*arguments)
+    assert code == 1, output
+    return output
