@@ -36,7 +36,8 @@ class Pictures(Dataset[tuple[Any, int]]):
         source = BundledImages("fashion-mnist", train=train)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:count]
         self.images, self.labels = source.data[order], source.targets[order]
-        self.source_index = source.source_index[order] if train else None  # tells a bank which images these are
+        index = source.source_index  # tells a bank which images these are; of the test images it has none
+        self.source_index = None if index is None else index[order]
         self.transform: Any = None
 
     def __len__(self) -> int:
