@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 
 import foreign
 import pytest
-from commands import call
+from commands import call, error_of, output_of
 from PIL import Image
 
-from latent_mixup import load_generator
+from latent_mixup import load_generator, training
 from latent_mixup.cli import main
 from latent_mixup.demo import demo
 from latent_mixup.demo.comparison import METHODS, Budget, Codes, Data
 from latent_mixup.pictures import HEADING_HEIGHT
+from latent_mixup.training.stylegan2.train import StyleGAN2Training
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in main.commands)])
 def test_help(command):
-    code, output = call(*command, "--help")
-    assert code == 0
-    assert "Usage" in output
+    assert "Usage" in output_of(*command, "--help")
 
 
 def test_demo_trains_all_methods_and_writes_table_and_picture(tmp_path, monkeypatch):
@@ -44,9 +44,8 @@ def test_demo_trains_all_methods_and_writes_table_and_picture(tmp_path, monkeypa
 
 def test_preview_draws_the_classes_asked_for(tmp_path):
     out = tmp_path / "sheet.png"
-    code, output = call(
-        "preview", "fashion-mnist", "--pairs", "sneaker,shirt", "--pairs", "bag,ankle boot", "--rows", "2", "--out", out
-    )
+    pairs = ("--pairs", "sneaker,shirt", "--pairs", "bag,ankle boot")
+    code, output = call("preview", "fashion-mnist", *pairs, "--rows", "2", "--out", out)
     assert (code, output.strip()) == (0, f"{out} written")
     with Image.open(out) as picture:
         assert picture.height == HEADING_HEIGHT + 4 * (3 * 28 + 2) + 2
@@ -70,62 +69,47 @@ def test_preview_draws_the_classes_asked_for(tmp_path):
     ],
 )
 def test_preview_says_what_is_wrong_and_writes_nothing(tmp_path, pairs, message):
-    code, output = call("preview", "fashion-mnist", "--pairs", pairs, "--out", tmp_path / "sheet.png")
-    assert code == 1
+    output = error_of("preview", "fashion-mnist", "--pairs", pairs, "--out", tmp_path / "sheet.png")
     assert message in output
     assert len(output.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_data_set_that_is_not_there(tmp_path):
-    code, output = call(
-        "invert", "fashion-mnist", "--dataset", "mnist", "--data-root", tmp_path, "--out", tmp_path / "bank"
-    )
-    assert code == 1
-    assert "has no MNIST as torchvision lays it out" in output
+@pytest.mark.parametrize(
+    ("generator", "dataset", "message"),
+    [
+        ("fashion-mnist", "mnist", "has no MNIST as torchvision lays it out"),
+        ("fashion", "fashion-mnist", "no generator is called 'fashion': expected a folder, a bundled name (fashion-"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, data_root, generator, dataset, message):
+    where = ("--dataset", dataset, "--data-root", data_root, "--out", tmp_path / "bank")
+    assert message in error_of("invert", generator, *where)
     assert not (tmp_path / "bank").exists()
 
 
-def test_generator_that_is_not_there(tmp_path, data_root):
-    code, output = call(
-        "invert", "fashion", "--dataset", "fashion-mnist", "--data-root", data_root, "--out", tmp_path / "bank"
-    )
-    assert code == 1
-    assert "no generator is called 'fashion': expected a folder, a bundled name (fashion-mnist, mnist)" in output
-
-
-def test_train_generator_runs_and_says_what_it_made(tmp_path, data_root, monkeypatch):
-    from latent_mixup import training
-    from latent_mixup.training.compact import CompactRecipe
-
-    monkeypatch.setattr(training, "CompactRecipe", lambda **given: CompactRecipe(feature_steps=1, **given))
-    out = tmp_path / "generator"
-    code, output = call(
-        "train-generator", "--dataset", "fashion-mnist", "--data-root", data_root, "--out", out, "--steps", 2
-    )
-    assert code == 0, output
-    assert load_generator(out).digest()[:12] in output
-    assert (out / "sheet-000002.png").is_file()
-
-
-STYLEGAN2 = ("train-generator", "--arch", "stylegan2", "--dataset", "fashion-mnist")
+TRAIN = ("train-generator", "--dataset", "fashion-mnist", "--data-root")
 TINY = ("--steps", 2, "--z-dim", 4, "--channel-base", 64, "--channel-max", 2, "--batch-size", 4, "--seed", 3)
 
 
 @pytest.fixture
 def short_recipe(monkeypatch):
-    """The classifier that measures progress is trained for one step."""
-    from latent_mixup import training
-    from latent_mixup.training.stylegan2.train import StyleGAN2Recipe
+    """The classifiers that measure features are trained for one step."""
+    for recipe in (training.CompactRecipe, training.StyleGAN2Recipe):
+        monkeypatch.setattr(training, recipe.__name__, partial(recipe, feature_steps=1))
 
-    monkeypatch.setattr(training, "StyleGAN2Recipe", lambda **given: StyleGAN2Recipe(feature_steps=1, **given))
+
+def test_train_generator_runs_and_says_what_it_made(tmp_path, data_root, short_recipe):
+    out = tmp_path / "generator"
+    output = output_of(*TRAIN, data_root, "--out", out, "--steps", 2)
+    assert load_generator(out).digest()[:12] in output
+    assert (out / "sheet-000002.png").is_file()
 
 
 def test_train_generator_trains_a_stylegan2_with_classes_and_augmentation(tmp_path, data_root, short_recipe):
     out = tmp_path / "generator"
-    flags = ("--conditional", "--ada", "--device", "cpu")
-    code, output = call(*STYLEGAN2, "--data-root", data_root, "--out", out, *TINY, *flags)
-    assert code == 0, output
+    flags = ("--arch", "stylegan2", "--conditional", "--ada", "--device", "cpu")
+    output = output_of(*TRAIN, data_root, "--out", out, *TINY, *flags)
     assert "images get a black border of 2 px: 28 px become 32" in output
     generator = load_generator(out)
     assert generator.digest()[:12] in output
@@ -141,20 +125,16 @@ def test_train_generator_trains_a_stylegan2_with_classes_and_augmentation(tmp_pa
 
 
 def test_train_generator_goes_on_with_the_same_settings_only(tmp_path, data_root, short_recipe, monkeypatch):
-    from latent_mixup.training.stylegan2.train import StyleGAN2Training
-
     out = tmp_path / "generator"
-    arguments = (*STYLEGAN2, "--data-root", data_root, "--out", out, *TINY)
-    assert call(*arguments)[0] == 0
+    arguments = (*TRAIN, data_root, "--arch", "stylegan2", "--out", out, *TINY)
+    output_of(*arguments)
     generator = load_generator(out)
     assert (generator.c_dim, generator.metadata["recipe"]["ada_target"]) == (0, None)
     monkeypatch.setattr(StyleGAN2Training, "advance", None)  # what is done is not done again
-    code, output = call(*arguments)
-    assert code == 0, output
+    output = output_of(*arguments)
     assert generator.digest()[:12] in output
     for flags, wrong in ((("--ada",), "recipe"), (("--conditional",), "network"), (("--steps", 3), "recipe")):
-        code, output = call(*arguments, *flags)
-        assert code == 1
+        output = error_of(*arguments, *flags)
         assert f"the checkpoint in {out} was made with another {wrong} (" in output
     assert load_generator(out).digest() == generator.digest()
 
@@ -165,18 +145,11 @@ def test_train_generator_goes_on_with_the_same_settings_only(tmp_path, data_root
         (("--ada",), "compact has no --ada: leave out, or pass --arch stylegan2"),
         (("--conditional",), "compact has no --conditional: leave out, or pass --arch stylegan2"),
         (("--arch", "compact", "--ada"), "compact has no --ada: leave out"),
-        (
-            ("--channel-max", 64, "--channel-base", 512),
-            "compact has no --channel-base and no --channel-max: leave out, or pass --arch stylegan2",
-        ),
+        (("--channel-max", 64, "--channel-base", 512), "no --channel-base and no --channel-max: leave out, or pass"),
     ],
 )
 def test_options_of_another_architecture_are_refused(tmp_path, data_root, flags, message):
-    code, output = call(
-        "train-generator", "--dataset", "fashion-mnist", "--data-root", data_root, "--out", tmp_path / "out", *flags
-    )
-    assert code == 1
-    assert message in output
+    assert message in error_of(*TRAIN, data_root, "--out", tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
 
 
@@ -189,9 +162,7 @@ def test_the_device_reaches_the_training(tmp_path, data_root, monkeypatch, arch)
         raise ValueError("that is enough")
 
     monkeypatch.setattr(f"latent_mixup.training.train_{arch}", train)
-    where = ("--dataset", "fashion-mnist", "--data-root", data_root, "--out", tmp_path / "out")
-    code, output = call("train-generator", *where, "--arch", arch, "--device", "cuda:1")
-    assert code == 1
+    output = error_of(*TRAIN, data_root, "--out", tmp_path / "out", "--arch", arch, "--device", "cuda:1")
     assert "that is enough" in output
     assert given["device"] == "cuda:1"
 
@@ -199,15 +170,12 @@ def test_the_device_reaches_the_training(tmp_path, data_root, monkeypatch, arch)
 def test_convert_reads_a_network_and_refuses_what_it_is_not(tmp_path):
     network = tmp_path / "network.pkl"
     network.write_bytes(foreign.release_pickle(foreign.tiny()))
-    code, output = call("convert", network, tmp_path / "out")
-    assert code == 0, output
+    output = output_of("convert", network, tmp_path / "out")
     converted = load_generator(tmp_path / "out")
     assert converted.digest() == foreign.tiny().digest()
     assert converted.metadata["command"] == ["latent-mixup", "convert", "network.pkl", "out"]
     assert foreign.tiny().digest()[:12] in output
     assert hashlib.sha256(network.read_bytes()).hexdigest() in (tmp_path / "out" / "README.md").read_text()
     network.write_bytes(network.read_bytes()[:-100])
-    code, output = call("convert", network, tmp_path / "other")
-    assert code == 1
-    assert "network.pkl" in output
+    assert "network.pkl" in error_of("convert", network, tmp_path / "other")
     assert not (tmp_path / "other").exists()

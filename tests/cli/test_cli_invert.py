@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import call
+from commands import call, error_of, output_of
 from PIL import Image
 
 from latent_mixup import LatentBank, load_generator
@@ -36,8 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_invert_writes_a_bank_and_resumes(tmp_path, data_root):
     out = tmp_path / "bank"
-    code, output = call(*command(data_root), "--out", out)
-    assert code == 0, output
+    output = output_of(*command(data_root), "--out", out)
     first, second = output.splitlines()
     assert first.startswith("40 images in ")
     assert first.endswith(" images/s")
@@ -53,18 +52,16 @@ def test_invert_writes_a_bank_and_resumes(tmp_path, data_root):
     assert bank.metadata["command"] == words  # without folders and devices, which do not change the bank
     before = contents(out)
     assert call(*command(data_root), "--out", out) == (0, f"nothing was left to do\n{second}\n")
-    code, output = call(*command(data_root), "--steps", 6, "--out", out)
-    assert code == 1
+    output = error_of(*command(data_root), "--steps", 6, "--out", out)
     assert "other settings (inversion.steps: 2 there, 6 here)" in output
     assert contents(out) == before
 
 
 def test_shards_give_the_same_bank_and_say_what_they_did(tmp_path, data_root):
-    assert call(*command(data_root), "--out", tmp_path / "whole")[0] == 0
+    output_of(*command(data_root), "--out", tmp_path / "whole")
     said = []
     for shard in ("3/4", "1/4", "2/4", "0/4"):
-        code, output = call(*command(data_root), "--out", tmp_path / "shared", "--shard", shard)
-        assert code == 0, output
+        output = output_of(*command(data_root), "--out", tmp_path / "shared", "--shard", shard)
         said.append(output.splitlines())
     assert said[0] == ["shard 3/4 has nothing to do: there are 3 chunks"]
     assert said[1][0].startswith("shard 1/4: 16 images in ")
@@ -77,7 +74,7 @@ def test_shards_give_the_same_bank_and_say_what_they_did(tmp_path, data_root):
 
 
 def test_torch_distributed_run_shares_the_work_out(tmp_path, data_root):
-    assert call(*command(data_root), "--out", tmp_path / "whole", "--threads", 1)[0] == 0
+    output_of(*command(data_root), "--out", tmp_path / "whole", "--threads", 1)
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "latent_mixup"]
     arguments = map(str, command(data_root, "--out", tmp_path / "out", "--threads", 1))
     done = subprocess.run([*run, *arguments], capture_output=True, text=True)
@@ -105,8 +102,7 @@ def test_a_rank_is_a_shard_on_its_own_device(monkeypatch):
 
 @pytest.mark.parametrize("shard", ["", "1", "1/", "/2", "2/2", "-1/2", "0/0", "a/b"])
 def test_a_shard_that_is_none(tmp_path, shard):
-    code, output = call(*command(tmp_path), "--out", tmp_path / "out", "--shard", shard)
-    assert code == 1
+    output = error_of(*command(tmp_path), "--out", tmp_path / "out", "--shard", shard)
     assert f"--shard needs i/n with i from 0 to n - 1, such as 0/4: got {shard!r}" in output
 
 
@@ -131,8 +127,8 @@ def test_a_signal_ends_the_run_with_one_sentence(tmp_path, data_root, monkeypatc
         sentence = f"{says}1 of 3 chunks lie finished in {out}; run it again to go on\n"
         assert call(*command(data_root), "--out", out) == (code, sentence)
         patch.setattr(os, "kill", lambda *_: None)
-        assert call(*command(data_root), "--out", out)[0] == 0
-        assert call(*command(data_root), "--out", tmp_path / "whole")[0] == 0
+        output_of(*command(data_root), "--out", out)
+        output_of(*command(data_root), "--out", tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -143,8 +139,7 @@ def test_an_encoder_of_ones_own(tmp_path, data_root):
         encoder = MLPEncoder(generator, widths=(8,))
     encoder.save_pretrained(tmp_path / "encoder")
     arguments = ("--steps", 0, "--encoder", tmp_path / "encoder", "--out", tmp_path / "bank")
-    code, output = call(*command(data_root), *arguments)
-    assert code == 0, output
+    output_of(*command(data_root), *arguments)
     bank = LatentBank.from_pretrained(tmp_path / "bank")
     images = torch.stack([BundledImages("fashion-mnist", train=False)[index][0] for index in range(40)])
     torch.testing.assert_close(bank[:][0], encoder(images))
@@ -152,8 +147,7 @@ def test_an_encoder_of_ones_own(tmp_path, data_root):
     bank.save_pretrained(tmp_path / "bank")
     where = ("--generator", "fashion-mnist", "--dataset", "fashion-mnist", "--data-root", data_root, "--columns", 2)
     out = tmp_path / "report"
-    code, output = call("report", tmp_path / "bank", *where, "--encoder", tmp_path / "encoder", "--out", out)
-    assert code == 0, output
+    output_of("report", tmp_path / "bank", *where, "--encoder", tmp_path / "encoder", "--out", out)
     assert json.loads((out / "report.json").read_text())["encoded"]["encoder"].startswith("MLPEncoder (")
 
 
@@ -164,15 +158,13 @@ def test_a_folder_of_images(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.data[index, 0].numpy()).save(folder / f"{index:02d}.png")
     arguments = ("invert", "fashion-mnist", "--dataset", "imagefolder", "--data-root", tmp_path / "images", *QUICK)
-    code, output = call(*arguments, "--out", tmp_path / "bank")
-    assert code == 0, output
+    output_of(*arguments, "--out", tmp_path / "bank")
     bank = LatentBank.from_pretrained(tmp_path / "bank")
     assert bank.labels.tolist() == [0] * 6 + [1] * 6
     assert bank.metadata["classes"] == ["bag", "coat"]
     code, output = call(*arguments, "--out", tmp_path / "other", "--test")
     assert (code, "for a folder of images pass the folder itself" in output) == (1, True)
-    code, output = call(*arguments[:5], tmp_path / "bank", "--out", tmp_path / "other")
-    assert code == 1
+    output = error_of(*arguments[:5], tmp_path / "bank", "--out", tmp_path / "other")
     assert "Found no valid file for the classes chunks" in output
 
 
@@ -184,17 +176,16 @@ def test_a_folder_of_images_with_more_than_8_bits_gives_the_codes_of_the_same_wi
         folder = tmp_path / form / "class"
         folder.mkdir(parents=True)
         for index in range(8):
-            values = images.data[index, 0].numpy()
+            eight = images.data[index, 0].numpy()
             values = {
-                "8 bits": lambda x: x,
-                "16 bits": lambda x: x.astype(np.uint16) * 257,
-                "12 bits": lambda x: (x / 255 * 4095).round().astype(np.uint16),
-                "float": lambda x: x.astype(np.float32) / 255,
-            }[form](values)
-            Image.fromarray(values).save(folder / f"{index}.{'tif' if form == 'float' else 'png'}")
+                "8 bits": eight,
+                "16 bits": eight.astype(np.uint16) * 257,
+                "12 bits": (eight / 255 * 4095).round().astype(np.uint16),
+                "float": eight.astype(np.float32) / 255,
+            }
+            Image.fromarray(values[form]).save(folder / f"{index}.{'tif' if form == 'float' else 'png'}")
         arguments = ("--dataset", "imagefolder", "--data-root", tmp_path / form, "--steps", 0)
-        code, output = call("invert", "fashion-mnist", *arguments, "--out", tmp_path / f"bank {form}")
-        assert code == 0, output
+        output = output_of("invert", "fashion-mnist", *arguments, "--out", tmp_path / f"bank {form}")
         assert ("value is 4095 are read as 12 bits, white is 4095" in output) == (form == "12 bits")
         codes.append(LatentBank.from_pretrained(tmp_path / f"bank {form}")[:][0])
     torch.testing.assert_close(*codes, rtol=0, atol=0.02)
@@ -208,15 +199,13 @@ def test_images_that_are_set_aside_are_a_note(tmp_path, data_root):
         Image.fromarray(images.data[index, 0].numpy()).save(folder / f"{index}.png")
     (folder / "4.png").write_bytes(b"no picture")
     arguments = ("--dataset", "imagefolder", "--data-root", tmp_path / "images", "--steps", 0, "--out")
-    code, output = call("invert", "fashion-mnist", *arguments, tmp_path / "bank")
-    assert code == 0, output
+    output = output_of("invert", "fashion-mnist", *arguments, tmp_path / "bank")
     assert "note: 1 of 6 images cannot be used; the first, image 4: UnidentifiedImageError: " in output
     bank = LatentBank.from_pretrained(tmp_path / "bank")
     assert (len(bank), list(bank.set_aside)) == (5, [4])
     for index in (1, 2, 3):
         (folder / f"{index}.png").write_bytes(b"no picture")
-    code, output = call("invert", "fashion-mnist", *arguments, tmp_path / "other")
-    assert code == 1
+    output = error_of("invert", "fashion-mnist", *arguments, tmp_path / "other")
     assert "Error: 4 of 6 images cannot be used; the first, image 1: " in output
 
 
@@ -226,18 +215,11 @@ def test_a_missing_data_set_names_the_folder_that_is_wanted(tmp_path):
             torchvision_dataset(name, tmp_path, train=True)
 
 
-def failed_bank(tmp_path: Path) -> LatentBank:
-    return LatentBank(
-        torch.zeros(4, 2),
-        torch.zeros(4, dtype=torch.int64),
-        mse=[0.1, 0.01, 0.03, float("inf")],
-        status=[0, 0, 0, 1],
-    )
-
-
 def test_the_summary_counts_what_failed(tmp_path, capsys):
     """A row without a finite code is an error of the finished bank; a shard of several ends well."""
-    bank, meter = failed_bank(tmp_path), CodeMeter(show=False)
+    mse, status = [0.1, 0.01, 0.03, float("inf")], [0, 0, 0, 1]
+    bank = LatentBank(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), mse=mse, status=status)
+    meter = CodeMeter(show=False)
     say_what_was_done(bank, tmp_path, (1, 3), meter)
     assert capsys.readouterr().out.splitlines() == [
         "shard 1/3: nothing was left to do",

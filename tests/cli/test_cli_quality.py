@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from commands import call
+from commands import error_of, output_of
 
 from latent_mixup import LatentBank
 
@@ -16,15 +16,14 @@ QUICK = ("--steps", 3, "--lr", 0.1, "--loss", "pixels", "--batch-size", 8)
 def bank(tmp_path, data_root):
     """Codes of 40 images as the encoder gives them."""
     arguments = ("--dataset", "fashion-mnist", "--data-root", data_root, "--steps", 0, "--out", tmp_path / "bank")
-    assert call("invert", "fashion-mnist", *arguments)[0] == 0
+    output_of("invert", "fashion-mnist", *arguments)
     return tmp_path / "bank"
 
 
 def test_refine_writes_a_better_bank_and_says_how_much(tmp_path, data_root, bank):
     worst = LatentBank.from_pretrained(bank).mse.sort().values[[-10, -20]].tolist()
     arguments = ("refine", bank, *DATA, data_root, "--above", worst[0], "--above", worst[1], *QUICK)
-    code, output = call(*arguments, "--out", tmp_path / "new")
-    assert code == 0, output
+    output = output_of(*arguments, "--out", tmp_path / "new")
     before, after = (LatentBank.from_pretrained(folder, verify=True) for folder in (bank, tmp_path / "new"))
     first, second = after.metadata["refined"]
     assert (first["tried"], first["steps"], second["steps"]) == (10, 3, 3)
@@ -38,23 +37,19 @@ def test_refine_writes_a_better_bank_and_says_how_much(tmp_path, data_root, bank
     assert lines[3].startswith(f">= {worst[1]:g}, 3 steps: {second['improved']} of {second['tried']} better")
     assert lines[-1].startswith(f"{tmp_path / 'new'}: 40 codes, mse mean {after.mse.mean():.4f}")
     for shard in ("1/2", "0/2"):
-        code, output = call(*arguments, "--out", tmp_path / "shared", "--shard", shard)
-        assert code == 0, output
-        assert f"this is shard {shard} alone" in output
+        assert f"this is shard {shard} alone" in output_of(*arguments, "--out", tmp_path / "shared", "--shard", shard)
     assert LatentBank.from_pretrained(tmp_path / "shared").digest() == after.digest()
 
 
 def test_refine_has_the_options_of_the_optimiser(tmp_path, data_root, bank):
     arguments = ("refine", bank, *DATA, data_root, *QUICK, "--above", 0.01, "--out", tmp_path / "new")
-    code, output = call(*arguments, "--optimizer", "adam", "--seed", 3, "--draws", 16, "--restarts", 2)
-    assert code == 0, output
+    output_of(*arguments, "--optimizer", "adam", "--seed", 3, "--draws", 16, "--restarts", 2)
     (stage,) = LatentBank.from_pretrained(tmp_path / "new").metadata["refined"]
     assert {"optimizer": "adam", "seed": 3, "restarts": 2, "lr": 0.1, "batch_size": 8}.items() <= stage.items()
 
 
 def test_refine_with_nothing_to_do(tmp_path, data_root, bank):
-    code, output = call("refine", bank, *DATA, data_root, "--above", 3, "--steps", 5, "--out", tmp_path / "new")
-    assert code == 0
+    output = output_of("refine", bank, *DATA, data_root, "--above", 3, "--steps", 5, "--out", tmp_path / "new")
     assert "note: no row has mse >= 3, the largest is 0." in output
     assert ">= 3, 5 steps: 0 of 0 better" in output
     assert LatentBank.from_pretrained(tmp_path / "new").digest() == LatentBank.from_pretrained(bank).digest()
@@ -70,24 +65,21 @@ def test_refine_with_nothing_to_do(tmp_path, data_root, bank):
 )
 def test_refine_says_what_is_wrong(tmp_path, data_root, bank, options, message):
     options = [tmp_path / option if option == "bank" else option for option in options]
-    code, output = call("refine", bank, *DATA, data_root, "--out", tmp_path / "new", *options)
-    assert code == 1
+    output = error_of("refine", bank, *DATA, data_root, "--out", tmp_path / "new", *options)
     assert message in output
     assert len(output.strip().splitlines()) == 1
 
 
 def test_filter_writes_the_best_codes_and_says_what_each_class_has_left(tmp_path, bank):
     whole = LatentBank.from_pretrained(bank)
-    code, output = call("filter", bank, "--keep", 0.5, "--per-class", "--out", tmp_path / "half")
-    assert code == 0, output
+    output = output_of("filter", bank, "--keep", 0.5, "--per-class", "--out", tmp_path / "half")
     half = LatentBank.from_pretrained(tmp_path / "half", verify=True)
     assert half.digest() == whole.filter(keep=0.5, per_class=True).digest()
     assert half.dtype == torch.float32
     counts = whole.class_counts[7].item(), half.class_counts[7].item()
     share = f"{100 * counts[1] / counts[0]:.1f} %"
     assert [line.split(maxsplit=3) for line in output.splitlines()].count(["Sneaker", *map(str, counts), share]) == 1
-    code, output = call("filter", bank, "--max-mse", whole.mse.min().item(), "--out", tmp_path / "one")
-    assert code == 0
+    output = output_of("filter", bank, "--max-mse", whole.mse.min().item(), "--out", tmp_path / "one")
     assert "note: no row is left of class" in output
     assert ": 1 codes, mse mean" in output
     for out, options, message in (
@@ -96,7 +88,5 @@ def test_filter_writes_the_best_codes_and_says_what_each_class_has_left(tmp_path
         ("none", (), "filter needs max_mse or keep: got neither"),
         ("none", ("--max-mse", 0.0), "empty bank: no row has mse <= 0.0"),
     ):
-        code, output = call("filter", bank, *options, "--out", tmp_path / out)
-        assert code == 1
-        assert message in output
+        assert message in error_of("filter", bank, *options, "--out", tmp_path / out)
     assert not (tmp_path / "none").exists()
