@@ -9,7 +9,7 @@ from conftest import LinearGenerator, one_hot_bank
 from reference import mix_one_by_one
 from torchvision.transforms import v2
 
-from latent_mixup.augment.base import Mixer, MixSettings
+from latent_mixup.augment.base import Decoder, Mixer, MixSettings
 from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.images import RangeMismatchWarning
@@ -393,3 +393,9 @@ def test_a_policy_by_name_brings_its_share():
         MixSettings(policy="rebust")
     with pytest.raises(ValueError, match="alpha, mode and path are parts of a policy"):
         MixSettings(policy="robust", alpha=0.3)
+
+
+def test_decoded_images_carry_no_gradient():
+    generator = LinearGenerator().requires_grad_(True)  # as its owner may leave it
+    latents = torch.zeros(2, *generator.latent_shape, requires_grad=True)
+    assert not Decoder(generator)(latents).requires_grad

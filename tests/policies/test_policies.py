@@ -789,3 +789,13 @@ def test_two_weights_go_through_the_curve():
     curve = Curve((0.0, 0.1, 0.5, 0.9, 1.0))
     found = curve(torch.tensor([[0.25, 0.75], [0.75, 0.25], [1.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([[0.1, 0.9], [0.9, 0.1], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("policy", [Policy(labels=Curve((0.0, 0.1, 0.5, 0.9, 1.0))), Policy(blend=Channels())])
+def test_the_weight_of_the_first_label_is_the_label_weight(rows, policy):
+    draw = drawn(policy, rows, 200)
+    first, second, weight = policy.label(rows.classes[draw.sources], draw, CLASSES)
+    assert torch.equal(first, rows.classes[draw.rows])
+    assert torch.equal(second, rows.classes[draw.partners])
+    assert torch.equal(weight, draw.label_weights[:, 0])
+    assert not torch.allclose(weight, draw.weights[:, 0], atol=0.05)
