@@ -131,7 +131,7 @@ def draw_page(record: dict[str, Any], values: dict[str, Tensor], looks: dict[str
         head, errors, middle, images, foot = figure.subfigures(5, 1, squeeze=False, height_ratios=heights).flat
         _draw_head(head, record)
         _draw_errors(errors, values, letters)
-        by_class, numbers = middle.subplots(1, 2, width_ratios=(3, 2))
+        by_class, numbers = middle.subplots(1, 2, width_ratios=(5, 4))
         _draw_classes(by_class, classes, letters["classes"], logarithmic=_wide(values["MSE"]))
         numbers.set_axis_off()
         numbers.set_title(f"({letters['numbers']}) in numbers")
