@@ -13,7 +13,7 @@ from latent_mixup.augment.base import Decoder, Mixer, MixSettings
 from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.images import RangeMismatchWarning
-from latent_mixup.policies import NAMED, Beta, Draw, Policy
+from latent_mixup.policies import NAMED, Beta, Draw, LowPass, Policy
 
 KEY = (1, 2, 3)
 
@@ -399,3 +399,12 @@ def test_decoded_images_carry_no_gradient():
     generator = LinearGenerator().requires_grad_(True)  # as its owner may leave it
     latents = torch.zeros(2, *generator.latent_shape, requires_grad=True)
     assert not Decoder(generator)(latents).requires_grad
+
+
+def test_a_low_pass_is_applied_to_what_is_decoded(mixer, batch):
+    low_pass = LowPass(1.0, 1.0)
+    plain, same = mixer(policy=Policy(unmixed=1.0)).blend(*batch, KEY)
+    images, targets = mixer(policy=Policy(unmixed=1.0, low_pass=low_pass)).blend(*batch, KEY)
+    assert targets.equal(same)
+    torch.testing.assert_close(images, low_pass(plain, torch.ones(len(plain))))
+    assert not torch.allclose(images, plain, atol=1e-3)
