@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 
+from latent_mixup import training
 from latent_mixup.generators import CompactGenerator
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training import (
-    CompactRecipe,
-    DCGANRecipe,
-    EncoderRecipe,
-    StyleGAN2Recipe,
-    VAERecipe,
-    train_compact,
-    train_dcgan,
-    train_encoder,
-    train_stylegan2,
-    train_vae,
-)
 from latent_mixup.training.compact import CompactTraining
 from latent_mixup.training.dcgan import DCGANTraining
 from latent_mixup.training.encoder import EncoderTraining
@@ -31,13 +22,8 @@ RESTYLE = {"channels": (8, 8, 8, 8), "layers": (1, 1, 1, 1)}
 STYLEGAN2 = {"z_dim": 4, "w_dim": 8, "channel_max": 4, "c_dim": 2}
 # the probability of augmentation rises to 0.5 after the fourth step
 STYLEGAN2_RECIPE = {
-    "steps": 6,
-    "batch_size": 4,
-    "r1_every": 2,
-    "ada_target": -1.5,
-    "ada_images": 32,
-    "feature_steps": 2,
-}
+    "steps": 6, "batch_size": 4, "r1_every": 2, "ada_target": -1.5, "ada_images": 32, "feature_steps": 2,
+}  # fmt: skip
 
 
 def seeded(make, seed=0):
@@ -95,44 +81,55 @@ class Kind:
         data = self.data() if data is None else data
         given = {"checkpoint_every": 2, "progress": False, **self.options, **options}
         given["recipe"] = self.recipe(**{**self.settings, **(settings or {})})
-        if self.function is train_encoder:
-            return train_encoder(given.pop("generator", compact()), out, **{"images_uint8": data[0], **given})
+        if self.function is training.train_encoder:
+            return training.train_encoder(given.pop("generator", compact()), out, **{"images_uint8": data[0], **given})
         return self.function(*data, out, **given)
+
+    def stop(self, out, step, **options):
+        """A run that Ctrl-C ends in the place of its step number ``step``; returns what it says."""
+        advance = self.owner.advance
+
+        def stops(state):
+            if state.step == step:
+                raise KeyboardInterrupt
+            return advance(state)
+
+        with mock.patch.object(self.owner, "advance", stops), pytest.raises(KeyboardInterrupt) as stopped:
+            self.train(out, **options)
+        return str(stopped.value)
 
 
 SIX = {"steps": 6, "batch_size": 8}
 KINDS = {
-    "compact": Kind(train_compact, CompactTraining, CompactRecipe, {**SIX, "feature_steps": 1}, {"z_dim": 8}, True, 28),
-    "compact on pixels": Kind(train_compact, CompactTraining, CompactRecipe, SIX, {"z_dim": 8}, True),
-    "vae": Kind(train_vae, VAETraining, VAERecipe, SIX, {"network": {"z_dim": 4, "hidden": (16,)}}),
+    "compact": Kind(
+        training.train_compact, CompactTraining, training.CompactRecipe, {**SIX, "feature_steps": 1}, {"z_dim": 8},
+        True, 28,
+    ),
+    "compact on pixels": Kind(
+        training.train_compact, CompactTraining, training.CompactRecipe, SIX, {"z_dim": 8}, True
+    ),
+    "vae": Kind(
+        training.train_vae, VAETraining, training.VAERecipe, SIX, {"network": {"z_dim": 4, "hidden": (16,)}}
+    ),
     "dcgan": Kind(  # three steps an epoch
-        train_dcgan, DCGANTraining, DCGANRecipe, {"epochs": 2, "batch_size": 40},
+        training.train_dcgan, DCGANTraining, training.DCGANRecipe, {"epochs": 2, "batch_size": 40},
         {"network": {"z_dim": 4, "channels": (8, 4, 4, 4)}},
     ),
     "stylegan2": Kind(
-        train_stylegan2, StyleGAN2Training, StyleGAN2Recipe, STYLEGAN2_RECIPE,
+        training.train_stylegan2, StyleGAN2Training, training.StyleGAN2Recipe, STYLEGAN2_RECIPE,
         {"network": STYLEGAN2, "distance_samples": 20}, True,
     ),
     "stylegan2 without classes": Kind(
-        train_stylegan2, StyleGAN2Training, StyleGAN2Recipe, {"steps": 6, "batch_size": 4},
+        training.train_stylegan2, StyleGAN2Training, training.StyleGAN2Recipe, {"steps": 6, "batch_size": 4},
         {"network": {**STYLEGAN2, "c_dim": 0}, "distance_samples": 0}, True,
     ),
-    "mlp": Kind(train_encoder, EncoderTraining, EncoderRecipe, SIX, {"network": {"widths": (7,)}}),
-    "restyle": Kind(train_encoder, EncoderTraining, EncoderRecipe, SIX, {"arch": "restyle", "network": RESTYLE}),
+    "mlp": Kind(training.train_encoder, EncoderTraining, training.EncoderRecipe, SIX, {"network": {"widths": (7,)}}),
+    "restyle": Kind(
+        training.train_encoder, EncoderTraining, training.EncoderRecipe, SIX,
+        {"arch": "restyle", "network": RESTYLE},
+    ),
     "restyle without images": Kind(
-        train_encoder, EncoderTraining, EncoderRecipe, SIX,
+        training.train_encoder, EncoderTraining, training.EncoderRecipe, SIX,
         {"arch": "restyle", "network": RESTYLE, "images_uint8": None},
     ),
 }  # fmt: skip
-
-
-def stop_before(monkeypatch, owner, step, error=KeyboardInterrupt):
-    """The training ends with ``error`` in the place of its step number ``step``."""
-    advance = owner.advance
-
-    def stops(training):
-        if training.step == step:
-            raise error
-        return advance(training)
-
-    monkeypatch.setattr(owner, "advance", stops)

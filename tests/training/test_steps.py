@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from trainings import seeded
 
 from latent_mixup.bundled import BundledImages
 from latent_mixup.encoders import MLPEncoder
@@ -30,14 +31,14 @@ def data():
     return images.data[:24], images.targets[:24]
 
 
-def made(network, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return network()
-
-
 def images_of(data, rows):
     return data[0][rows].float() / 127.5 - 1
+
+
+def descend(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def same_weights(one: nn.Module, two: nn.Module, before: nn.Module) -> None:
@@ -49,7 +50,7 @@ def same_weights(one: nn.Module, two: nn.Module, before: nn.Module) -> None:
 def test_a_step_of_the_dcgan(data):
     """Binary cross-entropy: real images are real and made ones are not; then made ones are to pass for real."""
     recipe = DCGANRecipe(epochs=1, batch_size=8, seed=5)
-    training = DCGANTraining(made(lambda: DCGAN(z_dim=6, channels=(8, 6, 4, 4))), recipe, data[0])
+    training = DCGANTraining(seeded(lambda: DCGAN(z_dim=6, channels=(8, 6, 4, 4))), recipe, data[0])
     first = copy.deepcopy(training.network), copy.deepcopy(training.discriminator)
     generator, judge = copy.deepcopy(first)
     generator.network.train()
@@ -63,13 +64,9 @@ def test_a_step_of_the_dcgan(data):
         real = images_of(data, order[8 * step : 8 * step + 8])
         fake = generator.decode(generator.sample_latents(8, keyed_generator("train-dcgan", 5, step)))
         judged = loss(judge(real), one) + loss(judge(fake.detach()), zero)
-        judged_by.zero_grad()
-        judged.backward()
-        judged_by.step()
+        descend(judged_by, judged)
         fooled = loss(judge(fake), one)
-        made_by.zero_grad()
-        fooled.backward()
-        made_by.step()
+        descend(made_by, fooled)
         found = training.advance()
         assert found == pytest.approx({"discriminator": judged.item(), "generator": fooled.item()}, rel=1e-3)
     same_weights(training.network, generator, first[0])
@@ -81,7 +78,7 @@ def test_a_step_of_the_dcgan(data):
 def test_a_step_of_the_vae(data):
     """Minus the evidence lower bound in nats an image; the rate is constant for half of the steps, then falls to 0."""
     recipe = VAERecipe(steps=4, batch_size=6, lr=1e-3, kl_weight=0.5, seed=3)
-    network = made(lambda: VAE(z_dim=4))
+    network = seeded(lambda: VAE(z_dim=4))
     training = VAETraining(copy.deepcopy(network), recipe, data[0])
     first, network = network, copy.deepcopy(network).requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -96,16 +93,14 @@ def test_a_step_of_the_vae(data):
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
         loss = ((error + 0.5 * divergence) / 6).float()
         optimizer.param_groups[0]["lr"] = 1e-3 * rate
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         assert training.advance()["nats"] == pytest.approx(loss.item(), rel=1e-3)
     same_weights(training.network, network, first)
 
 
 def test_a_step_of_the_compact_generator(data):
     """Pixels, features of an eighth, and a critic that tells mixes from images; noise on every other code."""
-    network = made(lambda: CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,)))
+    network = seeded(lambda: CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,)))
     recipe = CompactRecipe(steps=300, batch_size=16, feature_weight=0.5, critic_weight=0.25, noise=0.3, seed=2)
     training = CompactTraining(copy.deepcopy(network), recipe, data[0], data[1])
     first, network, critic = network, copy.deepcopy(network), copy.deepcopy(training.critic)
@@ -129,15 +124,11 @@ def test_a_step_of_the_compact_generator(data):
         partner = torch.randperm(16, generator=draw)
         mixed = network.decode(slerp(codes, codes[partner], lam))
         judged = F.relu(1 - critic(real)).mean() + F.relu(1 + critic(mixed.detach())).mean()
-        judged_by.zero_grad()
-        judged.backward()
-        judged_by.step()
+        descend(judged_by, judged)
         pixel = (rebuilt - real).square().mean()
         feature = (network.features(rebuilt[:2]) - network.features(real[:2])).square().mean()
         loss = pixel + 0.5 * feature - 0.25 * critic(mixed).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         expected = {"pixel": pixel.item(), "feature": feature.item(), "critic": judged.item()}
         assert training.advance() == pytest.approx(expected, rel=1e-3)
     same_weights(training.network.decoder, network.decoder, first.decoder)
@@ -148,7 +139,7 @@ def test_a_step_of_the_compact_generator(data):
 @pytest.mark.parametrize(("step", "ramp"), [(0, 1 / 200), (199, 1 - 199 / 1000), (500, 0.5), (999, 0.02)])
 def test_the_compact_generators_rates(data, step, ramp):
     """Up over 200 steps, down along a line, and never below a fiftieth."""
-    network = made(lambda: CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,)))
+    network = seeded(lambda: CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,)))
     training = CompactTraining(network, CompactRecipe(steps=1000, batch_size=8), data[0], data[1])
     training.step = step
     training.advance()
@@ -158,8 +149,8 @@ def test_the_compact_generators_rates(data, step, ramp):
 
 def test_a_step_of_the_mlp_encoder():
     """MSE of the codes of generated images; the rate rises over a twentieth of the steps, then falls along a cosine."""
-    generator = made(lambda: CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,)))
-    encoder = made(lambda: MLPEncoder(generator, widths=(12,)), 1)
+    generator = seeded(lambda: CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,)))
+    encoder = seeded(lambda: MLPEncoder(generator, widths=(12,)), 1)
     recipe = EncoderRecipe(steps=40, batch_size=6, lr=1e-3, seed=4)
     training = EncoderTraining(copy.deepcopy(encoder), recipe, pixel_mse)
     first, body = encoder.body, copy.deepcopy(encoder.body).requires_grad_(True)
@@ -168,8 +159,16 @@ def test_a_step_of_the_mlp_encoder():
         codes = generator.sample_latents(6, keyed_generator("train-encoder", 4, step))
         loss = (body(generator.decode(codes).detach().flatten(1)) - codes).square().mean()
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 2) * (1 + math.cos(math.pi * step / 40)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         assert training.advance()["codes"] == pytest.approx(loss.item(), rel=1e-3)
     same_weights(training.network.body, body, first)
+
+
+@pytest.mark.parametrize(("step", "ramp"), [(0, 0.5), (1, (1 + math.cos(math.pi / 40)) / 2), (20, 0.5), (30, 0.1464)])
+def test_the_encoders_rates(step, ramp):
+    """Up over a twentieth of 40 steps, down to zero along half a cosine."""
+    generator = seeded(lambda: CompactGenerator(z_dim=8, decoder_widths=(16,), encoder_widths=(16,)))
+    training = EncoderTraining(MLPEncoder(generator, widths=(12,)), EncoderRecipe(steps=40, batch_size=2), pixel_mse)
+    training.step = step
+    training.advance()
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(training.recipe.lr * ramp, rel=1e-3)

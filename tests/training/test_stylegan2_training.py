@@ -24,18 +24,8 @@ from latent_mixup.sampling import keyed_generator
 from latent_mixup.training import StyleGAN2Recipe, pad_to_power_of_two, shuffled_batches
 from latent_mixup.training import frechet as frechet_module
 from latent_mixup.training.frechet import FeatureDistance, frechet_distance, moments
-from latent_mixup.training.stylegan2 import augment as augment_module
+from latent_mixup.training.stylegan2 import augment as ada
 from latent_mixup.training.stylegan2 import train as train_module
-from latent_mixup.training.stylegan2.augment import (
-    Chance,
-    adapt,
-    augment,
-    colours,
-    geometry,
-    recolour,
-    resample,
-    turn_hue,
-)
 from latent_mixup.training.stylegan2.discriminator import Discriminator, DownBlock, EqualConv, with_batch_deviation
 from latent_mixup.training.stylegan2.train import (
     StyleGAN2Training,
@@ -194,9 +184,8 @@ def test_gradients_reach_every_weight_and_pixel(resolution, c_dim):
     assert (images.grad.abs().flatten(1).amax(1) > 0).all()
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
-    assert [block.conv0.weight.shape[1] for block in model.blocks] == [
-        min(64 // r, 8) for r in (32, 16, 8) if r <= resolution
-    ]
+    widths = [min(64 // r, 8) for r in (32, 16, 8) if r <= resolution]
+    assert [block.conv0.weight.shape[1] for block in model.blocks] == widths
 
 
 def test_classes_come_in_as_a_projection():
@@ -264,7 +253,7 @@ def test_features_start_with_the_variance_of_what_comes_in():
 # ---- augmentation ----------------------------------------------------------------------------------
 
 
-class Only(Chance):
+class Only(ada.Chance):
     """Of the things that may happen, the one at ``place`` happens to every image, and no other."""
 
     def __init__(self, n: int, place: int, p: float = 0.5) -> None:
@@ -281,24 +270,24 @@ FLIP, QUARTERS, SHIFT, SIZE, TURN, STRETCH, TURN_AGAIN, MOVE = range(8)
 
 
 def only(place: int, n: int = 2000, size: int = 16) -> torch.Tensor:
-    return geometry(Only(n, place), size).double()
+    return ada.geometry(Only(n, place), size).double()
 
 
 def test_without_chance_nothing_happens():
     images, source = images_of(4), draw()
     before = source.get_state()
-    assert augment(images, 0, source) is images
+    assert ada.augment(images, 0, source) is images
     assert source.get_state().equal(before)
-    assert geometry(Chance(4, 0, source), 8).equal(torch.eye(3).expand(4, 3, 3))
+    assert ada.geometry(ada.Chance(4, 0, source), 8).equal(torch.eye(3).expand(4, 3, 3))
     for channels in (1, 3):
         identity = torch.eye(channels, channels + 1).expand(4, channels, channels + 1)
-        torch.testing.assert_close(colours(Chance(4, 0, source), channels), identity)
-    torch.testing.assert_close(resample(images, torch.eye(3).double().expand(4, 3, 3)), images)
+        torch.testing.assert_close(ada.colours(ada.Chance(4, 0, source), channels), identity)
+    torch.testing.assert_close(ada.resample(images, torch.eye(3).double().expand(4, 3, 3)), images)
 
 
 def test_mirroring_is_a_mirror():
     images = images_of(40, size=16)
-    seen = resample(images, only(FLIP, 40))
+    seen = ada.resample(images, only(FLIP, 40))
     mirrored = [index for index in range(40) if seen[index].allclose(images[index].flip(2))]
     same = [index for index in range(40) if seen[index].allclose(images[index])]
     assert sorted(mirrored + same) == list(range(40))
@@ -307,7 +296,7 @@ def test_mirroring_is_a_mirror():
 
 def test_quarter_turns_are_rot90():
     images = images_of(40, size=16)
-    seen = resample(images, only(QUARTERS, 40))
+    seen = ada.resample(images, only(QUARTERS, 40))
     turns = [
         [k for k in range(4) if seen[index].allclose(torch.rot90(images[index], k, (1, 2)), atol=1e-5)]
         for index in range(40)
@@ -318,7 +307,7 @@ def test_quarter_turns_are_rot90():
 
 def test_shifts_are_whole_pixels_in_two_directions_and_mirror_beyond_the_edge():
     images, found = images_of(120, size=16), set()
-    seen = resample(images, only(SHIFT, 120))
+    seen = ada.resample(images, only(SHIFT, 120))
     wide = torch.cat([images.flip(3), images, images.flip(3)], 3)
     wide = torch.cat([wide.flip(2), wide, wide.flip(2)], 2)
     steps = [(down, right) for down in range(-4, 5) for right in range(-4, 5)]
@@ -338,22 +327,22 @@ def test_shifts_are_whole_pixels_in_two_directions_and_mirror_beyond_the_edge():
 def test_half_the_scale_is_twice_the_size():
     images = images_of(2, size=16)
     half = torch.full((2,), 0.5, dtype=torch.float64)
-    seen = resample(images, augment_module.scale(half, half))
+    seen = ada.resample(images, ada.scale(half, half))
     expected = F.interpolate(images[..., 4:12, 4:12], scale_factor=2, mode="bilinear")
     torch.testing.assert_close(seen[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
 
 
 def test_what_stands_first_in_the_product_happens_first():
     images, angle = images_of(1, size=16), torch.full((1,), math.pi / 2, dtype=torch.float64)
-    turn, move = augment_module.rotate(angle), augment_module.translate(2 * angle / angle / 8, 0 * angle)
-    torch.testing.assert_close(resample(images, turn @ move), resample(resample(images, turn), move))
+    turn, move = ada.rotate(angle), ada.translate(2 * angle / angle / 8, 0 * angle)
+    torch.testing.assert_close(ada.resample(images, turn @ move), ada.resample(ada.resample(images, turn), move))
 
 
 @pytest.mark.parametrize(("place", "spread"), [(SIZE, 0.2), (STRETCH, 0.2)])
 def test_sizes_are_log_normal(place, spread):
     matrix = only(place)
     x, y = matrix[:, 0, 0], matrix[:, 1, 1]
-    assert matrix.equal(augment_module.scale(x, y))
+    assert matrix.equal(ada.scale(x, y))
     torch.testing.assert_close(y, x if place == SIZE else 1 / x, rtol=1e-6, atol=0)  # a stretch keeps the area
     assert x.log2().mean().abs() < 0.02
     assert x.log2().std().item() == pytest.approx(spread, rel=0.08)
@@ -381,13 +370,13 @@ class OnlyPerhaps(Only):
     """The one at ``place`` happens with probability p."""
 
     def maybe(self, value, neutral, p=None):
-        return Chance.maybe(self, super().maybe(value, neutral, p), neutral)
+        return ada.Chance.maybe(self, super().maybe(value, neutral, p), neutral)
 
 
 @pytest.mark.parametrize(("place", "entries"), [(SHIFT, "translation"), (MOVE, "translation"), (STRETCH, "diagonal")])
 def test_what_may_happen_happens_to_both_axes_or_to_neither(place, entries):
     """At 1024 px nearly no shift is by less than half a pixel."""
-    matrix = geometry(OnlyPerhaps(2000, place), 1024)
+    matrix = ada.geometry(OnlyPerhaps(2000, place), 1024)
     found = matrix[:, :2, 2] if entries == "translation" else matrix[:, :2, :2].diagonal(0, 1, 2) - 1
     happened = found != 0
     assert happened.all(1).double().mean().item() == pytest.approx(0.5, abs=0.05)
@@ -397,7 +386,7 @@ def test_what_may_happen_happens_to_both_axes_or_to_neither(place, entries):
 @pytest.mark.parametrize("p", [0.1, 0.75, 1.0])
 def test_of_two_turns_one_happens_with_p(p):
     chance = Only(2, -1, p)
-    geometry(chance, 8)
+    ada.geometry(chance, 8)
     assert len(chance.asked) == 8
     none_of_two = (1 - chance.asked[TURN]) * (1 - chance.asked[TURN_AGAIN])
     assert none_of_two == pytest.approx(1 - p)
@@ -407,7 +396,7 @@ def test_of_two_turns_one_happens_with_p(p):
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.8])
 def test_each_thing_happens_to_a_share_p_of_the_images(p):
     n, normal = 8000, draw()
-    chance = Chance(n, p, normal)
+    chance = ada.Chance(n, p, normal)
     kept = chance.maybe(chance.normal(), 0) != 0
     assert abs(kept.double().mean().item() - p) < 5 * math.sqrt(p * (1 - p) / n)
 
@@ -417,7 +406,7 @@ def test_the_share_of_images_that_are_changed(channels):
     """An image stays as it is where nothing happens to it, or a mirror, turn or shift that leaves it alone."""
     n, p = 4000, 0.06
     images = images_of(1, channels, 8, torch.float32).expand(n, channels, 8, 8)
-    same = (augment(images, p, draw()) - images).abs().flatten(1).amax(1) < 1e-4
+    same = (ada.augment(images, p, draw()) - images).abs().flatten(1).amax(1) < 1e-4
     # mirror 1/2, quarter turn 1/4, shift 1/4 (at 8 px: along each axis half of them by less than half a pixel)
     expected = (1 - p / 2) * (1 - 3 * p / 4) * (1 - 3 * p / 4) * (1 - p) ** 4
     expected *= (1 - p / 2) * (1 - p) ** (4 if channels == 3 else 2)
@@ -427,7 +416,7 @@ def test_the_share_of_images_that_are_changed(channels):
 def test_each_image_has_draws_of_its_own():
     image = images_of(1).expand(12, 3, 8, 8)
     before = torch.get_rng_state()
-    one, again, other = (augment(image, 1, draw(seed)) for seed in (1, 1, 2))
+    one, again, other = (ada.augment(image, 1, draw(seed)) for seed in (1, 1, 2))
     assert torch.get_rng_state().equal(before)
     assert one.equal(again)
     every = torch.cat([one, other]).flatten(1)
@@ -439,10 +428,10 @@ def test_each_image_has_draws_of_its_own():
 def test_augmentation_is_affine_and_its_gradient_the_adjoint(channels):
     images, change, towards = images_of(30, channels).chunk(3)
     leaf = images.clone().requires_grad_(True)
-    out = augment(leaf, 0.5, draw())
+    out = ada.augment(leaf, 0.5, draw())
     assert (out.shape, out.dtype) == (images.shape, images.dtype)
     (gradient,) = torch.autograd.grad((out * towards).sum(), leaf)
-    moved = augment(images + change, 0.5, draw())
+    moved = ada.augment(images + change, 0.5, draw())
     torch.testing.assert_close((gradient * change).sum(), ((moved - out.detach()) * towards).sum())
 
 
@@ -450,12 +439,12 @@ BRIGHTNESS, CONTRAST, LUMA, HUE, SATURATION = range(5)
 
 
 def only_colour(place: int, channels: int = 3, n: int = 500) -> torch.Tensor:
-    return colours(Only(n, place), channels).double()
+    return ada.colours(Only(n, place), channels).double()
 
 
 def test_hue_turns_around_the_grey_axis():
     angle = torch.tensor([0.0, 0.4, 2 * math.pi / 3, -2.5], dtype=torch.float64)
-    turn, identity = turn_hue(angle).double(), torch.eye(3).double()
+    turn, identity = ada.turn_hue(angle).double(), torch.eye(3).double()
     torch.testing.assert_close(turn @ turn.mT, identity.expand(4, 3, 3), atol=1e-6, rtol=0)
     torch.testing.assert_close(turn.det(), torch.ones(4).double(), atol=1e-6, rtol=0)
     torch.testing.assert_close(turn.sum(2), torch.ones(4, 3).double(), atol=1e-6, rtol=0)
@@ -507,7 +496,7 @@ def test_saturation_stretches_away_from_grey():
 
 def test_brightness_comes_before_contrast_and_both_before_the_rest():
     """So what is added is grey: the linear part's grey times the brightness."""
-    matrix = colours(Chance(50, 1, draw()), 3)
+    matrix = ada.colours(ada.Chance(50, 1, draw()), 3)
     linear, added = matrix[:, :, :3], matrix[:, :, 3]
     torch.testing.assert_close(added, added[:, :1].expand(50, 3), atol=1e-5, rtol=1e-4)
     assert (added[:, 0] / linear.sum(2)[:, 0]).std().item() == pytest.approx(0.2, rel=0.25)
@@ -515,7 +504,7 @@ def test_brightness_comes_before_contrast_and_both_before_the_rest():
 
 def test_recolouring_is_a_matrix_for_each_pixel():
     images, matrix = images_of(2, 3, 4), torch.randn(2, 3, 4, generator=draw(), dtype=torch.float64)
-    out = recolour(images, matrix)
+    out = ada.recolour(images, matrix)
     for i in range(2):
         for y in range(4):
             for x in range(4):
@@ -525,13 +514,13 @@ def test_recolouring_is_a_matrix_for_each_pixel():
 
 def test_p_follows_the_signs_of_the_scores():
     step = {"target": 0.6, "images_to_one": 1000}
-    assert adapt(0.3, 0.9, 40, **step) == pytest.approx(0.34)
-    assert adapt(0.3, 0.1, 40, **step) == pytest.approx(0.26)
-    assert (adapt(0.99, 1.0, 40, **step), adapt(0.01, -1.0, 40, **step)) == (1.0, 0.0)
+    assert ada.adapt(0.3, 0.9, 40, **step) == pytest.approx(0.34)
+    assert ada.adapt(0.3, 0.1, 40, **step) == pytest.approx(0.26)
+    assert (ada.adapt(0.99, 1.0, 40, **step), ada.adapt(0.01, -1.0, 40, **step)) == (1.0, 0.0)
     p = 0.0
     for _ in range(25):
         assert p < 1 - 1e-9
-        p = adapt(p, 0.61, 40, **step)
+        p = ada.adapt(p, 0.61, 40, **step)
     assert p == pytest.approx(1.0)
 
 
@@ -809,9 +798,8 @@ def test_a_strong_penalty_flattens_the_discriminator():
     slopes = []
     real = from_uint8(DATA[0][:32]).requires_grad_(True)
     for gamma in (0.0, 10.0):
-        training = StyleGAN2Training(
-            tiny(c_dim=0), StyleGAN2Recipe(batch_size=8, lr=0.01, r1_gamma=gamma, r1_every=2), *DATA
-        )
+        recipe = StyleGAN2Recipe(batch_size=8, lr=0.01, r1_gamma=gamma, r1_every=2)
+        training = StyleGAN2Training(tiny(c_dim=0), recipe, *DATA)
         for _ in range(20):
             training.advance()
         slopes.append(r1_penalty(training.discriminator(real), real).item())
@@ -925,12 +913,8 @@ def test_what_is_kept_is_the_running_mean(trained):
     assert same(generator.state_dict(), state["network"])
     assert not same(generator.state_dict(), state["generator"])
     assert state["network"]["mapping.w_avg"].any()
-    assert (generator.img_resolution, generator.img_channels, generator.c_dim, generator.latent_space) == (
-        8,
-        1,
-        2,
-        "w+",
-    )
+    facts = {"img_resolution": 8, "img_channels": 1, "c_dim": 2, "latent_space": "w+"}
+    assert {name: getattr(generator, name) for name in facts} == facts
     assert [(row["images"], row["p"]) for row in log] == [(8, 0.0), (16, 0.5), (24, 0.5)]
 
 
@@ -957,9 +941,8 @@ def test_the_deviations_in_the_log_are_those_within_a_class(trained):
     images, labels = DATA
     means = {"class_deviation": 0.0, "real_class_deviation": 0.0}
     for label in (0, 1):
-        made = generator.decode(
-            generator.sample_latents(64, keyed_generator("class-samples", label), torch.full((64,), label))
-        )
+        source = keyed_generator("class-samples", label)
+        made = generator.decode(generator.sample_latents(64, source, torch.full((64,), label)))
         real = from_uint8(images)[labels == label][:64]
         for name, shown in zip(means, (made, real), strict=True):
             pixels = [statistics.pstdev(column.tolist()) for column in shown.flatten(1).T]
@@ -979,9 +962,8 @@ def test_one_image_a_class_has_no_deviation():
     assert found["real_class_deviation"] > 0.05
     # a class of one image, and one that is missing
     found = class_deviations(tiny(c_dim=4), images[:3], torch.tensor([0, 0, 3]), images_a_class=2)
-    assert found["real_class_deviation"] == pytest.approx(
-        from_uint8(images[:2]).std(0, correction=0).mean().item() / 2, abs=1e-4
-    )
+    expected = from_uint8(images[:2]).std(0, correction=0).mean().item() / 2
+    assert found["real_class_deviation"] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 100])
@@ -992,9 +974,8 @@ def test_samples_are_the_same_each_time_with_classes_in_turn(trained, batch_size
     assert torch.cat(batches).equal(torch.cat(list(samples(generator, 7, batch_size))))
     classes = (torch.arange(7) % 2).split(batch_size)
     for start, batch, labels in zip(range(0, 7, batch_size), batches, classes, strict=True):
-        assert batch.equal(
-            generator.decode(generator.sample_latents(len(batch), keyed_generator("frechet-samples", start), labels))
-        )
+        codes = generator.sample_latents(len(batch), keyed_generator("frechet-samples", start), labels)
+        assert batch.equal(generator.decode(codes))
 
 
 def test_the_sheet_shows_the_rows_it_says(trained):
@@ -1069,7 +1050,5 @@ def test_the_border_is_black_and_even(size, padded, channels):
 
 @pytest.mark.parametrize(("height", "width"), [(28, 30), (27, 27), (1026, 1026), (1, 1)])
 def test_images_that_get_no_even_border(height, width):
-    with pytest.raises(
-        ValueError, match=f"square, of an even size up to 1024 px: got {height}x{width}; crop or resize"
-    ):
+    with pytest.raises(ValueError, match=f"of an even size up to 1024 px: got {height}x{width}; crop or resize"):
         pad_to_power_of_two(torch.zeros(1, 1, height, width, dtype=torch.uint8))

@@ -295,12 +295,9 @@ def test_a_capture_leaves_other_threads_alone(monkeypatch):
         asked.append(options)
         yield
 
-    for name, fake in (
-        ("graph", graph),
-        ("Stream", lambda _: None),
-        ("CUDAGraph", lambda: SimpleNamespace(replay=bool)),
-    ):
-        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=bool))
     seen = []
     steps = CapturedSteps(lambda variant, tensors: seen.append(tensors[0].shape), torch.device("cpu"))
     for _ in range(5):
