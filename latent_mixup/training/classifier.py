@@ -127,5 +127,4 @@ def train_features(
         model = PaperCNN(int(labels.max()) + 1)
         batches = shuffled_batches(images, labels, min(128, len(images)), steps, seed=seed)
         train_classifier(model, batches, on_step=on_step)
-    features = model.features
-    return features.requires_grad_(False)
+    return model.features.requires_grad_(False)

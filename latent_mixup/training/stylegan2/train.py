@@ -314,9 +314,8 @@ def class_deviations(
     found: dict[str, list[float]] = {"class_deviation": [], "real_class_deviation": []}
     for label in labels.unique():
         shown = from_uint8(images_uint8[(labels == label).nonzero()[:images_a_class, 0]])
-        codes = generator.sample_latents(
-            len(shown), keyed_generator("class-samples", int(label)), label.expand(len(shown))
-        )
+        draw = keyed_generator("class-samples", int(label))
+        codes = generator.sample_latents(len(shown), draw, label.expand(len(shown)))
         for name, images in zip(found, (generator.decode(codes), shown), strict=True):
             found[name].append(float(images.std(0, correction=0).mean()))
     return {name: round(statistics.fmean(deviations), 4) for name, deviations in found.items()}
