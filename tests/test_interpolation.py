@@ -101,3 +101,14 @@ def test_path_named():
     assert path_named("slerp") is slerp
     with pytest.raises(ValueError, match=r'path needs to be "lerp" or "slerp": got \'nlerp\''):
         path_named("nlerp")
+
+
+@pytest.mark.parametrize("degrees", [5.0, 30.0, 60.0, 120.0])
+def test_slerp_turns_by_its_share_of_the_angle(degrees):
+    angle = math.radians(degrees)
+    own, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[math.cos(angle), math.sin(angle)]])
+    for lam in (0.25, 0.5, 0.75):
+        turned = (1 - lam) * angle
+        found = slerp(own.double(), other.double(), torch.tensor([lam]))
+        expected = torch.tensor([[math.cos(turned), math.sin(turned)]], dtype=torch.float64)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
