@@ -33,6 +33,14 @@ def test_mix_latents_moves_each_code_towards_its_partner():
     assert torch.equal(mixed, torch.tensor([[0.0], [15.0], [5.0]]))
 
 
+def test_partners_may_be_rows_or_codes():
+    latents, lam, partner = torch.randn(6, 2, 4), LAM, torch.tensor([5, 0, 3, 3, 1, 2])
+    expected = mix_latents(latents, partner, lam)
+    assert torch.equal(mix_latents(latents, latents[partner], lam), expected)
+    with pytest.raises(ValueError, match=r"two codes need one shape to be mixed: got \[6, 2, 4\] and \[5, 2, 4\]"):
+        mix_latents(latents, latents[:5], lam)
+
+
 def test_mix_latents_takes_a_path():
     latents = torch.eye(2)
     mixed = mix_latents(latents, torch.tensor([1, 0]), torch.tensor([0.5, 0.5]), path=slerp)
@@ -175,6 +183,25 @@ def test_a_pair_of_soft_rows_is_the_loss_of_their_mix(criterion):
 def test_a_pair_of_one_hot_rows_is_a_pair_of_class_indices(criterion):
     rows = mixup_criterion(criterion, LOGITS, F.one_hot(Y_A, C).float(), F.one_hot(Y_B, C).float(), LAM)
     torch.testing.assert_close(rows, mixup_criterion(criterion, LOGITS, Y_A, Y_B, LAM))
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "none"])
+def test_every_reduction_of_a_divergence_is_the_scalar_formula(reduction):
+    loss, pred = nn.KLDivLoss(reduction=reduction), LOGITS.log_softmax(1)
+    for weight in (0.0, 0.3, 1.0):
+        expected = weight * loss(pred, SOFT_A) + (1 - weight) * loss(pred, SOFT_B)
+        torch.testing.assert_close(mixup_criterion(loss, pred, SOFT_A, SOFT_B, torch.full((B,), weight)), expected)
+
+
+def test_a_reduction_that_is_not_known_is_refused():
+    class Median(nn.Module):
+        reduction = "median"
+
+        def forward(self, pred, y):
+            return F.cross_entropy(pred, y, reduction="none").median()
+
+    with pytest.raises(ValueError, match="how Median reduces by 'median' is not known: expected mean, sum"):
+        mixup_criterion(Median(), LOGITS, Y_A, Y_B, LAM)
 
 
 def test_gradient_is_numerically_right():

@@ -111,7 +111,9 @@ class Policy(Setting):
         if not bank.num_rows:
             raise ValueError("a mix needs at least one row in the bank: got 0")
         num_sources = self.weights.num_sources
-        sources = bank.at(torch.randint(len(bank), (num_sources, k), generator=generator, device=generator.device).T)
+        sources = torch.randint(bank.num_rows, (num_sources, k), generator=generator, device=generator.device).T
+        if bank.rows is not None:
+            sources = bank.rows[sources]
         if rows is not None:
             sources[:, 0] = rows
         if not isinstance(self.partners, Anyone):

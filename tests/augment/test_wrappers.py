@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank, with_labels
+from speed.calls import count_calls
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate, random_split
 
+import latent_mixup as lm
 from latent_mixup import LatentMixupCollate, LatentMixupDataset, LatentMixupLoader, mixup_criterion
-from latent_mixup.images import RangeMismatchWarning
+from latent_mixup.augment.base import DEFAULTS
+from latent_mixup.bundled import BundledImages
+from latent_mixup.images import RangeMismatchWarning, from_uint8
 
 WRAPPERS = ["dataset", "collate", "loader"]
 
@@ -328,3 +333,25 @@ def flat(batch):
 def test_labels_of_a_tensor_data_set(wrap, toy_dataset, toy_bank):
     found = pull(wrap(TensorDataset(toy_dataset.images, toy_dataset.labels), with_labels(toy_bank, toy_bank.labels)))
     assert all(map(torch.equal, found, pull(wrap())))
+
+
+# ---- how far it is from a wrapper to a batch -------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapper", [LatentMixupDataset, LatentMixupCollate, LatentMixupLoader])
+def test_help_shows_every_shared_keyword_with_its_default(wrapper):
+    shown = inspect.signature(wrapper).parameters
+    for name, default in DEFAULTS.items():
+        assert shown[name].default == default
+        assert f"        {name}: " in wrapper.__doc__
+    assert "shared" not in shown
+
+
+def test_a_batch_goes_through_few_files_and_calls():
+    generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    images = BundledImages("fashion-mnist")
+    batch = from_uint8(images.data[:64]), images.targets[:64]
+    settings = {"prob": 0.5, "seed": 0, "prefetch": 0, "decode_batches": 1}
+    found = count_calls(LatentMixupLoader([batch, batch], generator, bank, dataset=images, **settings))
+    assert len(found) <= 8
+    assert sum(sum(functions.values()) for functions in found.values()) <= 60
