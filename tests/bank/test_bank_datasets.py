@@ -312,6 +312,24 @@ def test_images_of_another_dataset_with_the_same_labels_are_refused(toy_bank, to
             toy_bank.rows_for(moved, linear_generator)
 
 
+def test_codes_that_are_no_likenesses_by_their_own_mse_tell_nothing_of_images(toy_bank, toy_dataset, linear_generator):
+    """Of a generator with random weights, say: its codes decode to something else, and their mse says so."""
+    others = TensorDataset(-toy_dataset.images, toy_dataset.labels)
+    for mse, accepted in ((1e-4, False), (10.0, True), (float("inf"), True)):
+        bank = LatentBank(
+            toy_bank[:][0],
+            toy_bank.labels,
+            source_index=toy_bank.source_index,
+            mse=[mse] * 50,
+            metadata=toy_bank.metadata,
+        )
+        if accepted:
+            assert len(bank.rows_for(others, linear_generator)) == 50
+        else:
+            with pytest.raises(ValueError, match="are not those of the bank"):
+                bank.rows_for(others, linear_generator)
+
+
 @pytest.mark.parametrize(
     "change",
     [

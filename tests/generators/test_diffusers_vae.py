@@ -596,7 +596,8 @@ def test_one_pass_says_which_codes_are_not_finite(dataset):
         latents[1] = torch.nan
         return latents
 
-    bank = invert(dataset, ours(), encoder=broken, steps=0, batch_size=20, progress=False)
+    with pytest.warns(UserWarning, match="1 of 20 images have no finite code"):
+        bank = invert(dataset, ours(), encoder=broken, steps=0, batch_size=20, progress=False)
     assert bank.status.tolist() == [0, 1] + [0] * 18
     assert bank.mse.isinf().tolist() == [False, True] + [False] * 18
     assert bank[1][0].equal(torch.zeros(4, 4, 4))
@@ -637,7 +638,7 @@ def test_all_three_decode_mixes_along_the_sphere(name, pair):
     mixes = LatentMixupDataset(pair, generator, bank, seed=1)
     batches = [
         tuple(torch.stack(part) for part in zip(*(mixes[i] for i in range(2)), strict=True)),
-        LatentMixupCollate(generator, bank, seed=1)([pair[i % 2] for i in range(8)]),
+        LatentMixupCollate(generator, bank, dataset=pair, seed=1)([pair[i % 2] for i in range(8)]),
         next(iter(LatentMixupLoader(DataLoader(pair, batch_size=2), generator, bank, seed=1))),
     ]
     for images, targets in batches:
