@@ -31,8 +31,7 @@ def main(where: str = "collate", epochs: int = 2, max_batches: int | None = None
 
     images = BundledImages("fashion-mnist", transform=augment)
     generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
-    bank = bank.subset(bank.rows_for(images))  # these alone are mixed; images may be a Subset
-    mixup = lm.LatentMixupCollate(generator, bank, prob=0.5, normalize=(MEAN, STD))  # was v2.MixUp(num_classes=10)
+    mixup = lm.LatentMixupCollate(generator, bank, dataset=images, prob=0.5, normalize=(MEAN, STD))  # was v2.MixUp
     cutmix = v2.CutMix(num_classes=10)  # takes soft targets, and ours takes its
     mixup_cutmix = v2.RandomChoice([mixup, cutmix, lambda images, labels: cutmix(*mixup(images, labels))])
 

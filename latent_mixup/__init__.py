@@ -11,7 +11,7 @@ from latent_mixup.augment.loader import LatentMixupLoader
 from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mixup_criterion
 from latent_mixup.generators import load_generator
-from latent_mixup.pool.dataset import RenderedMixupDataset
+from latent_mixup.pool import RenderedMixupDataset, render
 
 if TYPE_CHECKING:
     from latent_mixup import inversion, robustness
@@ -34,6 +34,7 @@ __all__ = [
     "load_generator",
     "mixup_criterion",
     "refine",
+    "render",
     "robustness",
 ]
 

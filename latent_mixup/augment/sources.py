@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from latent_mixup.bank import LatentBank
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_generator
 
 SHARED_OUT = ("num_replicas", "num_processes", "world_size", "_is_accelerate_prepared")  # said by what shares data out
 HOLDERS = ("batch_sampler", "sampler", "dataset", "collate_fn", "loader")  # parts of a loader that may hold others
@@ -26,14 +26,7 @@ def check_pair(generator: object, bank: object) -> None:
     """Raise ``TypeError`` unless these are a generator and a bank, in this order."""
     if isinstance(generator, LatentBank) and isinstance(bank, Generator):
         raise TypeError("generator and bank have changed places: pass the generator first, then the bank")
-    if not isinstance(generator, Generator):
-        if isinstance(generator, str):
-            mend = f"load it first, latent_mixup.load_generator({generator!r})"
-        elif callable(generator):
-            mend = "wrap it first, latent_mixup.generators.wrap(module, latent_shape=...)"
-        else:
-            mend = "latent_mixup.load_generator gives one"
-        raise TypeError(f"generator needs to be a Generator: got {_shown(generator)}; {mend}")
+    check_generator(generator)
     if not isinstance(bank, LatentBank):
         load = f"latent_mixup.LatentBank.from_pretrained({bank!r})" if isinstance(bank, str) else "latent_mixup.invert"
         mend = f"load it first, {load}" if isinstance(bank, str) else f"{load} makes one of your images"

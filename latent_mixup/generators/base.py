@@ -178,7 +178,7 @@ def check_generator(generator: object) -> None:
         return
     if isinstance(generator, str):
         advice = f"load it: latent_mixup.load_generator({generator!r:.100})"
-    elif isinstance(generator, nn.Module):
+    elif callable(generator):
         advice = "wrap it: latent_mixup.generators.wrap(module, latent_shape=...)"
     else:
         advice = "is the order of the arguments another one?"

@@ -232,10 +232,10 @@ def refusals(generator, bank, data):
     loader = DataLoader(data, 8)
     mixed = LatentMixupLoader(loader, generator, bank)
     yield lambda: LatentMixupCollate(bank, generator), "generator and bank have changed places"
-    yield lambda: LatentMixupCollate("mnist", bank), r"the string 'mnist'; .*load_generator\('mnist'\)"
+    yield lambda: LatentMixupCollate("mnist", bank), r"got str; load it: .*load_generator\('mnist'\)"
     yield lambda: LatentMixupCollate(generator, "mnist"), r"the string 'mnist'; .*LatentBank.from_pretrained\('mnist'\)"
-    yield lambda: LatentMixupCollate(torch.nn.Linear(2, 2), bank), r"got Linear; wrap it first, .*generators.wrap\("
-    yield lambda: LatentMixupCollate(None, bank), "generator needs to be a Generator: got NoneType"
+    yield lambda: LatentMixupCollate(torch.nn.Linear(2, 2), bank), r"got Linear; wrap it: .*generators.wrap\("
+    yield lambda: LatentMixupCollate(None, bank), "a Generator is wanted: got NoneType"
     yield (
         lambda: LatentMixupCollate(generator, [1]),
         "bank needs to be a LatentBank: got list; latent_mixup.invert makes",
@@ -247,10 +247,10 @@ def refusals(generator, bank, data):
     yield lambda: LatentMixupDataset(loader, generator, bank), "got DataLoader; pass its data set, loader.dataset"
     yield lambda: LatentMixupDataset(mixed, generator, bank), "got LatentMixupLoader; pass its data set, loader.dataset"
     yield lambda: LatentMixupDataset("mnist", generator, bank), "got the string 'mnist'"
-    yield lambda: LatentMixupDataset(generator, bank, data), "generator needs to be a Generator: got LatentBank"
+    yield lambda: LatentMixupDataset(generator, bank, data), "a Generator is wanted: got LatentBank"
     yield lambda: LatentMixupLoader(data, generator, bank), r"got the data set LabelledImages; wrap it .*DataLoader\("
     yield lambda: LatentMixupLoader("mnist", generator, bank), "got the string 'mnist'"
-    yield lambda: LatentMixupLoader(generator, bank, loader), "generator needs to be a Generator: got LatentBank"
+    yield lambda: LatentMixupLoader(generator, bank, loader), "a Generator is wanted: got LatentBank"
     yield lambda: LatentMixupLoader(loader, bank, generator), "generator and bank have changed places"
 
 
