@@ -6,6 +6,7 @@ import hashlib
 import json
 import lzma
 import re
+import shutil
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,6 +235,14 @@ def made(cifar10, tmp_path_factory):
         yield root, words, said
 
 
+@pytest.fixture
+def copied(made, tmp_path):
+    """The same in a copy, for a test that changes it: where, and how it is asked for."""
+    root, words, _ = made
+    copy = shutil.copytree(root, tmp_path / "publish")
+    return copy, [copy / word.relative_to(root) if isinstance(word, Path) else word for word in words]
+
+
 def test_everything_that_is_published_is_made_and_loads(made):
     root, _, said = made
     assert sorted(path.name for path in (root / "hub").iterdir()) == sorted(each.name for each in publish.ARTEFACTS)
@@ -339,8 +348,8 @@ def test_a_card_that_was_edited_stays(made):
     path.write_text(before)
 
 
-def test_pushing_names_the_generators_commit(made, writable_hub):
-    _, words, _ = made
+def test_pushing_names_the_generators_commit(copied, writable_hub):
+    _, words = copied
     only = [word for name in ("mnist-generator", "mnist-bank", "mnist-encoder") for word in ("--only", name)]
     code, said = run(*words, *only, "--push", "--organisation", "org")
     assert code == 0, said
@@ -360,8 +369,8 @@ def test_pushing_names_the_generators_commit(made, writable_hub):
     assert (code, "fashion-mnist-generator" in said) == (1, True)
 
 
-def test_what_has_no_licence_is_not_pushed(made, writable_hub):
-    root, words, _ = made
+def test_what_has_no_licence_is_not_pushed(copied, writable_hub):
+    root, words = copied
     code, said = run(*words, "--only", "stylegan2-cifar10-bank", "--push", "--organisation", "org")
     assert code == 0, said
     assert "stylegan2-cifar10-bank is not pushed: its authors gave no licence" in said

@@ -761,6 +761,8 @@ RANK = """
     for epoch in range(4):
         dataset.set_epoch(epoch)
         images.append(int(dataset.images(torch.arange(60)).sum()))
+        print("trained", flush=True)
+        input()  # ranks train in step
     if dataset._refreshed._job is not None:
         dataset._refreshed._job.wait()
     print(decoded, *images, dataset._refreshed._folder, flush=True)
@@ -787,6 +789,8 @@ def test_ranks_of_one_machine_decode_each_part_once(make, toy_bank, tmp_path):
             return lines
 
         assert all_of_them() == ["ready\n"] * 2
+        for _epoch in range(4):
+            assert all_of_them() == ["trained\n"] * 2
         (one, *images), (other, *same) = (line.split() for line in all_of_them())
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert images == same
