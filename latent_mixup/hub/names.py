@@ -108,15 +108,14 @@ def _assets() -> Path:
 
 def _local_folder(name: str | Path, kind: Kind, subfolder: str) -> Path | None:
     """A folder of this name, or the bundled one; os.path, unlike pathlib, takes any string: NUL, 10,000 characters."""
+    folder = Path(name) / subfolder if os.path.isdir(name) else None
+    if folder is not None and (folder / MAIN_FILE[kind]).is_file():
+        return folder
     bundled = _assets() / name / kind if name in bundled_names(kind) else None
-    if os.path.isdir(name):
-        folder = Path(name) / subfolder
-        if (folder / MAIN_FILE[kind]).is_file():
-            return folder
-        if bundled is None:
-            _say_what_is_there(name, folder, kind)
-            return folder
-    elif bundled is None and os.path.exists(name):
+    if folder is not None and bundled is None:
+        _say_what_is_there(name, folder, kind)
+        return folder
+    if folder is None and bundled is None and os.path.exists(name):
         raise NotADirectoryError(
             f"a {kind} is a folder with {MAIN_FILE[kind]} in it: {str(name)!r} is a file"
             + (f"; latent-mixup convert {name} OUT makes one of it" if str(name).endswith(_OTHERS) else "")

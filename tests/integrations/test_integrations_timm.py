@@ -113,6 +113,7 @@ def test_our_lines_at_their_places(timm_loader, prefetcher):
     arguments = Namespace(mean=list(MEAN), std=list(STD), smoothing=0.1)
     loader = timm_loader(use_prefetcher=prefetcher)
     here = {"args": arguments, "device": torch.device("cpu"), "loader_train": loader, "mixup_active": False}
+    here["dataset_train"] = loader.dataset
     exec("\n".join([*imports, line.strip()]), here)
     assert here["mixup_active"]
     for images, targets in here["loader_train"]:

@@ -560,7 +560,8 @@ def test_a_read_only_folder_fails_before_any_step(script):
             if (folder / "chunks").exists():
                 os.chmod(folder / "chunks", 0o555)
         # The user that nobody is may be shut out of where the package lies: read before what is read late.
-        import numpy.ma  # np.quantile imports it when it is first called
+        with tempfile.TemporaryDirectory() as once:
+            invert(killed_dataset(), LinearGenerator(), **QUICK, out=once)
         from importlib import metadata, readers
         known = {name: metadata.version(name) for name in ("latent-mixup", "torch")}
         metadata.version = known.__getitem__
