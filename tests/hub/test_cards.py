@@ -211,7 +211,7 @@ def test_what_is_no_command_is_not_shown(command):
     ("typed", "kept"),
     [
         (["gan", "--out", "runs/bank"], ["gan", "--out", "runs/bank"]),
-        (["/home/me/gan", "--out=/tmp/bank", "--data-root", "/data"], ["gan", "--out=bank", "--data-root", "data"]),
+        (["/home/me/gan", "--out=/data/bank", "--data-root", "/data"], ["gan", "--out=bank", "--data-root", "data"]),
     ],
 )
 def test_the_typed_command_holds_no_folders_of_this_machine(typed, kept):
