@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -208,7 +209,7 @@ class ImageFormat:
         }
         return moments | ({} if self.bits == 16 else {"bits": self.bits})
 
-    def convert(self, image: object, size: tuple[int, int, int]) -> Tensor:
+    def convert(self, image: object, size: tuple[int, int, int], *, resize: bool = False) -> Tensor:
         """One image as float32 ``[C, R, R]`` in [-1, 1], on the CPU.
 
         A grey image is repeated for an RGB generator. For a grey generator, three equal channels become one.
@@ -216,19 +217,21 @@ class ImageFormat:
         Args:
             image: See :func:`pixel_values`.
             size: ``(C, R, R)`` of the generator.
+            resize: Bring an image of another size to this one: :func:`resized`.
 
         Raises:
             TypeError: It is not an image.
             ValueError: It has another size, NaN, values outside of the range, or colours for a grey generator.
         """
         values = pixel_values(image, size[0])
-        if tuple(values.shape[1:]) != size[1:]:
+        fits = tuple(values.shape[1:]) == size[1:]
+        if not (fits or resize):
             raise ValueError(_another_size(values, size))
         images = self._signed(values)
         if images.abs().max() > (INSIDE if values.is_floating_point() else 1) or not images.isfinite().all():
             low, high = _finite_ends(values)
             raise ValueError(f"an image has values from {low:.6g} to {high:.6g}: {self._expected(values)}")
-        return _of_channels(images, size)
+        return _of_channels(images if fits else resized(images, size[1]), size)
 
     def _signed(self, values: Tensor) -> Tensor:
         """Pixel values ``[C, H, W]`` to float32, in [-1, 1] if they follow this format."""
@@ -250,6 +253,21 @@ class ImageFormat:
         if known is None:
             return f"x * std + mean needs to be in [0, 1] with mean={self.mean} and std={self.std}"
         return f"this data set's are in [{known}]; clamp them there where a resize went beyond, x.clamp({known})"
+
+
+def resized(image: Tensor, size: int) -> Tensor:
+    """One image ``[C, H, W]``, its shorter side scaled to ``size`` pixels (bilinear, antialiased), and its middle.
+
+    Example:
+        >>> resized(torch.zeros(3, 60, 40), 28).shape
+        torch.Size([3, 28, 28])
+    """
+    height, width = image.shape[1:]
+    share = size / min(height, width)
+    whole = (max(size, round(height * share)), max(size, round(width * share)))
+    scaled = F.interpolate(image[None], size=whole, mode="bilinear", antialias=True)[0]
+    top, left = (whole[0] - size) // 2, (whole[1] - size) // 2
+    return scaled[:, top : top + size, left : left + size]
 
 
 def moments_of(normalize: tuple[Moments, Moments]) -> ImageFormat:

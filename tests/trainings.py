@@ -13,6 +13,7 @@ from latent_mixup import training
 from latent_mixup.generators import CompactGenerator
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.compact import CompactTraining
+from latent_mixup.training.conv import ConvTraining
 from latent_mixup.training.dcgan import DCGANTraining
 from latent_mixup.training.encoder import EncoderTraining
 from latent_mixup.training.stylegan2.train import StyleGAN2Training
@@ -110,6 +111,10 @@ KINDS = {
     ),
     "vae": Kind(
         training.train_vae, VAETraining, training.VAERecipe, SIX, {"network": {"z_dim": 4, "hidden": (16,)}}
+    ),
+    "conv": Kind(  # two of its steps are the prior's
+        training.train_conv, ConvTraining, training.ConvRecipe, {"steps": 4, "prior_steps": 2, "batch_size": 8},
+        {"network": {"z_dim": 4, "width": 8, "flow_width": 8}}, False, 16,
     ),
     "dcgan": Kind(  # three steps an epoch
         training.train_dcgan, DCGANTraining, training.DCGANRecipe, {"epochs": 2, "batch_size": 40},

@@ -320,7 +320,7 @@ class Mixer:
         self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
         check_labels(bank.labels, self.num_classes)
         self.view = BankView(bank, rows)
-        self.policy.check(self.view)
+        self.policy.check(self.view, generator)
         self.path = path_named(self.policy.path or generator.preferred_path)
         self._soft = self.policy.soft or bank.labels.is_floating_point()
         self._rank = settings.rank
@@ -411,6 +411,7 @@ class Mixer:
         latents = self.policy.mix(codes, draw, self.view, self.path)
         if not latents.isfinite().all():
             raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
+        latents = self.policy.projected(latents, draw, self.decoder.generator)
         images = self.policy.finish(self.decoder(latents), draw)
         pair = self.policy.label(labels, draw, self.num_classes, images)
         return self.settings.finished(images), pair

@@ -2,6 +2,7 @@
 
 from latent_mixup.generators.base import Generator, LatentSpace, PathName
 from latent_mixup.generators.compact import CompactGenerator
+from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
 from latent_mixup.generators.loading import load_generator
@@ -13,6 +14,7 @@ __all__ = [
     "DCGAN",
     "VAE",
     "CompactGenerator",
+    "ConvGenerator",
     "DiffusersVAE",
     "Generator",
     "LatentSpace",

@@ -93,6 +93,44 @@ class Generator(SavedNetwork, ABC):
         """Whether ``encode`` works."""
         return type(self).encode is not Generator.encode
 
+    def project(
+        self,
+        latents: Tensor,
+        t: float | Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Bring codes that lie between the data's, such as mixes of two classes, back to likely ones.
+
+        A code is noised to time ``t`` of the prior, and denoised. A small ``t`` keeps its content and mends it little;
+        ``t = 1`` gives a new sample.
+
+        Args:
+            latents: ``[B, *latent_shape]``.
+            t: In [0, 1], one number or one a code, ``[B]``; 0 leaves a code as it is.
+            noise: Standard normal, as ``latents``; None: drawn.
+            generator: The CPU random stream that it is drawn from; None for torch's own.
+
+        Returns:
+            As ``latents``, float32.
+
+        Raises:
+            NotImplementedError: This generator has no learnt prior.
+            ValueError: ``t`` is out of range.
+
+        Reference: Meng et al., "SDEdit" (2022), section 3, for codes in the place of images.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no learnt prior to project codes with: latent_mixup.fit trains a generator "
+            "that has one"
+        )
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether ``project`` works."""
+        return type(self).project is not Generator.project
+
     @property
     def device(self) -> torch.device:
         """Where the parameters live; the CPU for a generator without any."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from latent_mixup.generators.base import Generator
 from latent_mixup.generators.compact import CompactGenerator
+from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
 from latent_mixup.generators.stylegan2 import StyleGAN2
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from latent_mixup.hub import HubOptions
 
 ARCHITECTURES: dict[str, type[Generator]] = {
-    architecture.__name__: architecture for architecture in (CompactGenerator, DCGAN, DiffusersVAE, StyleGAN2, VAE)
+    architecture.__name__: architecture
+    for architecture in (CompactGenerator, ConvGenerator, DCGAN, DiffusersVAE, StyleGAN2, VAE)
 }
 
 

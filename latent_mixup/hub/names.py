@@ -66,7 +66,8 @@ def locate(
 ) -> Path:
     """The folder that holds ``name``: a folder first, then a bundled name, then a Hub repository.
 
-    A local folder hides a bundled name only if it holds the main file of this ``kind``.
+    A local folder hides a bundled name only if it holds the main file of this ``kind``, or a folder of this kind that
+    does, as those that ``fit`` makes.
 
     Args:
         name: A folder, a bundled name such as ``"fashion-mnist"``, or ``org/repo[@revision]``.
@@ -109,8 +110,9 @@ def _assets() -> Path:
 def _local_folder(name: str | Path, kind: Kind, subfolder: str) -> Path | None:
     """A folder of this name, or the bundled one; os.path, unlike pathlib, takes any string: NUL, 10,000 characters."""
     folder = Path(name) / subfolder if os.path.isdir(name) else None
-    if folder is not None and (folder / MAIN_FILE[kind]).is_file():
-        return folder
+    for each in () if folder is None else (folder, folder / kind):  # the second in a folder that `fit` made
+        if (each / MAIN_FILE[kind]).is_file():
+            return each
     bundled = _assets() / name / kind if name in bundled_names(kind) else None
     if folder is not None and bundled is None:
         _say_what_is_there(name, folder, kind)

@@ -116,7 +116,7 @@ def probe(
             try:
                 held[index] = dataset[index]
             except Exception as error:
-                errors[index] = _one_line(error)
+                errors[index] = one_line(error)
     if not held:
         raise _unusable(errors)
     structures = [_structure(sample) for sample in held.values()]
@@ -187,7 +187,7 @@ def read_samples(
         except Exception as error:
             if probed is not None and isinstance(error, ColoursError):
                 raise ValueError(f"image {index}: {error}") from None
-            errors[index] = _one_line(error)
+            errors[index] = one_line(error)
             continue
         label = _label(_label_part(sample, format.label_key, index), index)
         found = len(label) if label.ndim else None
@@ -297,7 +297,7 @@ def _unusable(errors: Mapping[int, str]) -> ValueError:
     return ValueError(f"none of the first {len(errors)} images can be used; image {index}: {errors[index]}")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The text of an image's error; an error that is not the image's fault is raised."""
     _raise_unless_of_image(error)
     text = " ".join(str(error).split())[:MAX_TEXT]

@@ -25,6 +25,9 @@ class Draw:
             weights everywhere.
         noise: Added to the mixed codes, ``[k, *latent_shape]``; None: nothing.
         sigma: Standard deviation of each image's low-pass in pixels, ``[k]``; None: no low-pass.
+        times: Time in [0, 1] to which each code is noised before the generator brings it back to likely ones, ``[k]``;
+            0 leaves it as it is; None: nothing.
+        jitter: Standard normal noise for it, ``[k, *latent_shape]``.
     """
 
     slots: Tensor
@@ -34,6 +37,8 @@ class Draw:
     shares: Tensor | None = None
     noise: Tensor | None = None
     sigma: Tensor | None = None
+    times: Tensor | None = None
+    jitter: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sources)

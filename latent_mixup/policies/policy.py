@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latent_mixup.functional import Path, mix_latents, soft_targets
-from latent_mixup.generators.base import PathName
+from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.policies.blending import Channels, Layers, Whole
 from latent_mixup.policies.draws import Draw
 from latent_mixup.policies.labelling import Curve, Teacher
@@ -32,7 +32,7 @@ class Policy(Setting):
     """How a mix is made of bank rows; ``Policy()`` is the paper's, with one ``lam`` a sample.
 
     A label always sums to 1. Where the sample's own weight is 1, the mix is the sample's own code with its own label,
-    apart from noise, truncation and low-pass.
+    apart from noise, truncation, projection and low-pass.
 
     Args:
         weights: Distribution of the weights of a mix.
@@ -43,6 +43,9 @@ class Policy(Setting):
         unmixed: Share of the decoded samples that are not mixed, in [0, 1].
         noise: Noise on the mixed code; None: none.
         truncation: Truncation of the mixed code; None: none.
+        project: Time ``t`` to which a mixed code is noised before the generator's prior brings it back to likely codes,
+            in [0, 1]; 0: not. Needs a generator that has a prior, such as those that ``fit`` makes; see
+            :meth:`latent_mixup.generators.Generator.project`.
         low_pass: Low-pass of the decoded image; None: none.
         labels: Label of a mix; None: the weights of its code.
 
@@ -62,6 +65,7 @@ class Policy(Setting):
     unmixed: Share = 0.0
     noise: Noise | None = None
     truncation: Truncation | None = None
+    project: Share = 0.0
     low_pass: LowPass | None = None
     labels: Curve | Teacher | None = None
 
@@ -89,8 +93,13 @@ class Policy(Setting):
         weights = self.weights.weights if isinstance(self.weights, Scheduled) else self.weights
         return not isinstance(weights, Dirichlet) and weights.mode == "batch"
 
-    def check(self, bank: BankView) -> None:
-        """Raise ``ValueError`` where the policy cannot be followed with this bank."""
+    def check(self, bank: BankView, generator: Generator | None = None) -> None:
+        """Raise ``ValueError`` where the policy cannot be followed with this bank, or with this generator."""
+        if self.project and generator is not None and not generator.has_prior:
+            raise ValueError(
+                f"Policy(project={self.project}) needs a generator with a learnt prior, as latent_mixup.fit makes it: "
+                f"{type(generator).__name__} has none"
+            )
         self.partners.check(bank)
         self.blend.check(bank.bank.latent_shape)
         if self.truncation is not None:
@@ -134,7 +143,17 @@ class Policy(Setting):
             shares,
             None if self.noise is None else self.noise.draw(k, bank.bank.latent_shape, bank.spread, generator),
             None if self.low_pass is None else self.low_pass.draw(k, generator),
+            *self._draw_projection(k, bank.bank.latent_shape, generator),
         )
+
+    def _draw_projection(
+        self, k: int, latent_shape: tuple[int, ...], generator: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if not self.project:
+            return None, None
+        size, device = (k, *latent_shape), generator.device
+        times = torch.full((k,), self.project, dtype=torch.float32, device=device)
+        return times, torch.randn(size, generator=generator, dtype=torch.float32, device=device)
 
     def draw_batch(
         self,
@@ -180,6 +199,12 @@ class Policy(Setting):
         if draw.noise is not None:
             mixed = mixed + draw.noise.to(mixed)
         return mixed if self.truncation is None else self.truncation(mixed, bank.mean)
+
+    def projected(self, codes: Tensor, draw: Draw, generator: Generator) -> Tensor:
+        """The mixed codes ``[k, *latent_shape]`` brought back to likely ones by the generator's prior."""
+        if draw.times is None:
+            return codes
+        return generator.project(codes.to(generator.device), draw.times, noise=draw.jitter)
 
     def finish(self, images: Tensor, draw: Draw) -> Tensor:
         """Decoded images ``[k, C, R, R]`` in [-1, 1] after the low-pass."""

@@ -104,6 +104,7 @@ class Renderer:
         for draw in self.draw(entries, turn).split(sizes):
             codes = self.bank[draw.sources.flatten()][0].unflatten(0, draw.sources.shape)
             latents = self.policy.mix(codes, draw, self.rows, path)
+            latents = self.policy.projected(latents, draw, self.decoder.generator)
             images = self.policy.finish(self.decoder(latents), draw)
             for what, values in (("a code in the bank", latents), ("an image that the generator decodes", images)):
                 if not values.isfinite().all():
