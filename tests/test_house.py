@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "latent_mixup"
 FLOORS = (  # each room may use its own floor and those below; a room that is not here only must not close a circle
     ("cli", "__main__"),
-    ("fit",),
+    ("fitting",),
     ("demo", "quality"),
     ("pool", "inversion", "training"),
     ("augment", "losses", "encoders"),

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from latent_mixup.cli.first_look import demo, preview
+from latent_mixup.cli.fit import fit_command
 from latent_mixup.cli.generators import convert_command, info_command
 from latent_mixup.cli.inversion import invert_command, report_command
 from latent_mixup.cli.publishing import push_command
@@ -18,6 +19,7 @@ from latent_mixup.cli.training import train_encoder_command, train_generator
 COMMANDS = [
     demo,
     preview,
+    fit_command,
     invert_command,
     refine_command,
     filter_command,

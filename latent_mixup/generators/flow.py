@@ -54,7 +54,8 @@ class CodeFlow(nn.Module):
     def loss(self, codes: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of the velocity; ``codes`` and ``noise`` ``[B, latent_dim]``, ``t`` ``[B]``; a scalar."""
         times = t[:, None]
-        return (self((1 - times) * codes + times * noise, t) - (noise - codes)).square().mean()
+        velocity: Tensor = self((1 - times) * codes + times * noise, t)
+        return (velocity - (noise - codes)).square().mean()
 
     def denoise(self, x: Tensor, t: Tensor, steps: int) -> Tensor:
         """Follow the velocity from time ``t`` to 0 in equal steps of Heun's method.

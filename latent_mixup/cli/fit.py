@@ -1,0 +1,46 @@
+"""``fit``: a generator, a prior and a bank for anybody's images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latent_mixup.cli import shared
+
+
+@click.command("fit")
+@click.argument("data")
+@click.option("--out", type=shared.FOLDER, required=True, help="Folder of the run; started again, it resumes.")
+@click.option("--data-root", type=shared.FOLDER, help="Folder where torchvision finds its data sets. Default: data.")
+@click.option(
+    "--size",
+    type=click.Choice(["16", "28", "32", "48", "64", "96", "128"]),
+    help="Height and width of the generator's images. Default: from the images, at most 64.",
+)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time for the whole run. Default: --steps.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps of 128 images. Default: 6,000.")
+@click.option(
+    "--inversion-steps", type=click.IntRange(0), help="Gradient steps an image. Default: what a few minutes allow."
+)
+@click.option("--flip/--no-flip", default=None, help="A mirrored image is the same thing. Default: --flip for RGB.")
+@click.option("--device", default="auto", help="Where to train: auto, cpu, cuda, mps.")
+@click.option("--seed", type=int, default=0, help="Seed of everything that is drawn.")
+@shared.threads_option
+@shared.one_sentence
+def fit_command(data: str, out: Path, data_root: Path | None, size: str | None, **settings: Any) -> None:
+    """Train a generator for the images of DATA, invert them, check the result, and say how to use it.
+
+    DATA is a folder of images, flat or with a folder for each class; or mnist, fashion-mnist or cifar10, as torchvision
+    has them. Grey or RGB, 500 images or more; labels are not used in training. If it is killed, run it again.
+    """
+    from latent_mixup.fitting import fit
+
+    fit(
+        shared.open_data(data, data_root),
+        out,
+        size=int(size) if size else None,
+        tell=click.echo,
+        **settings,
+    )
