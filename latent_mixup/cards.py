@@ -112,11 +112,15 @@ def card(about: Facts, extras: Extras = PLAIN) -> str:
 
 
 def generator_name(metadata: Mapping[str, Any], origin: Mapping[str, Any] | None) -> str:
-    """Name that loads the generator which metadata describe; off the Hub its own name, or a placeholder."""
+    """Name that loads the generator which metadata describe; off the Hub its own name, or a placeholder.
+
+    A name with a colon is Python code that somebody typed, ``module:function``, and loads nothing.
+    """
     if origin and origin.get("repo") and origin.get("commit"):
         return f"{origin['repo']}@{origin['commit']}"
     name = metadata.get("name")
-    return name if isinstance(name, str) and name.isprintable() else "path/to/the/generator"
+    is_name = isinstance(name, str) and name.isprintable() and ":" not in name
+    return str(name) if is_name else "path/to/the/generator"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from latent_mixup.labels import Key, describe_sample
+from latent_mixup.labels import MISSING, Key, describe_sample
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "images", "jpg", "jpeg", "png", "webp")  # in samples that are mappings
 MIN_IMAGES = 8  # fewer say too little about a range
@@ -523,6 +524,93 @@ def open_image(path: str | Path) -> Image.Image:
     with Image.open(path) as file:
         image: Image.Image = file.copy()  # reads it
     return image
+
+
+class ImageFiles(Dataset[tuple[Image.Image, int]]):
+    """Image files without labels: ``dataset[i] -> (image, -1)``; made by :func:`open_folder`.
+
+    Attributes:
+        paths: The files, in the order of the samples.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = [*paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return open_image(self.paths[index]), MISSING
+
+
+def open_folder(path: str | Path) -> Any:
+    """The data set of a folder of images: with a folder of images per class, or images alone.
+
+    Files that are not images, such as a README, are passed over.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        ``dataset[i] -> (image, label)`` with PIL images as :func:`open_image` reads them. With a folder per class
+        torchvision's ``ImageFolder``, which has ``classes``; with images alone :class:`ImageFiles`, sorted by name,
+        whose labels are -1.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it has no images, or a class has none.
+        NotADirectoryError: It is a file.
+        ValueError: It has images and folders, or hidden ones, which nobody means to train on.
+
+    Example:
+        >>> open_folder("photos")[0]  # doctest: +SKIP
+        (<PIL.Image.Image image mode=RGB size=32x32>, 0)
+    """
+    from torchvision.datasets import ImageFolder
+
+    folder = Path(path)
+    if not folder.is_dir():
+        wrong = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise wrong(f"a folder of images is needed: {folder} is {'a file' if folder.exists() else 'not there'}")
+    inside = sorted(folder.iterdir())
+    images = [each for each in inside if each.is_file() and _is_image(each)]
+    folders = [each for each in inside if each.is_dir()]
+    _refuse_hidden(folder, [*images, *folders])
+    if images and folders:
+        raise ValueError(
+            f"{folder} has images ({_some_names(images)}) and folders ({_some_names(folders)}): expected images "
+            "alone, or a folder of images per class; move one of the two"
+        )
+    if images:
+        return ImageFiles(images)
+    if not folders:
+        found = f"other files alone ({_some_names(inside)})" if inside else "nothing"
+        raise FileNotFoundError(f"{folder} has {found}: expected images, or a folder of images per class")
+    dataset = ImageFolder(folder, loader=open_image)
+    _refuse_hidden(folder, [Path(name) for name, _ in dataset.samples])
+    return dataset
+
+
+def _is_image(path: Path) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return path.name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _refuse_hidden(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise ``ValueError`` where images or folders inside a folder have a name that begins with a dot."""
+    names = [path.relative_to(folder) for path in paths]
+    hidden = [name for name in names if any(part.startswith(".") for part in name.parts)]
+    if hidden:
+        raise ValueError(
+            f"{folder} has hidden images or folders, {len(hidden)} in all, such as {str(hidden[0])!r}, which a program "
+            "left there: remove them"
+        )
+
+
+def _some_names(paths: Sequence[Path]) -> str:
+    """The number of paths and the names of the first ones."""
+    names = ", ".join(path.name for path in paths[:3])
+    return f"{len(paths):,}: {names}{', ...' if len(paths) > 3 else ''}"
 
 
 def check_loader(dataset: Any, index: int) -> None:

@@ -23,6 +23,7 @@ from latent_mixup.images import (
     detect_format,
     from_uint8,
     from_uint16,
+    open_folder,
     open_image,
     pixel_values,
     range_mismatch,
@@ -541,3 +542,54 @@ def test_a_later_image_of_another_range_is_no_image_of_this_data_set():
     assert unit.convert(picture(3), (3, SIZE, SIZE)).equal(
         from_uint8(picture(3))
     )  # integers say their range themselves
+
+
+# --- folders
+
+
+def write(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".png", ".PNG"):
+            Image.new("L", (4, 4), len(path.stem)).save(path, format="PNG")
+        else:
+            path.touch()
+    return folder
+
+
+def test_a_folder_per_class_has_labels_and_images_alone_have_none(tmp_path):
+    classes = open_folder(write(tmp_path / "classes", "dog/b.png", "cat/a.png", "cat/c.png", "README", ".DS_Store"))
+    assert (classes.classes, [label for _, label in classes]) == (["cat", "dog"], [0, 0, 1])
+    flat = open_folder(str(write(tmp_path / "flat", "bb.png", "ccc.PNG", "a.png", "labels.csv", ".DS_Store")))
+    assert [path.name for path in flat.paths] == ["a.png", "bb.png", "ccc.PNG"]
+    samples = [flat[index] for index in range(len(flat))]
+    assert [(image.getpixel((0, 0)), label) for image, label in samples] == [(1, -1), (2, -1), (3, -1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        ((), FileNotFoundError, "has nothing: expected images, or a folder of images per class"),
+        (("a.txt", "b.txt"), FileNotFoundError, r"has other files alone \(2: a.txt, b.txt\)"),
+        (("cat/a.txt", "dog/a.png"), FileNotFoundError, "no valid file for the classes cat"),
+        (
+            ("a.png", "b.png", "cat/c.png"),
+            ValueError,
+            r"has images \(2: a.png, b.png\) and folders \(1: cat\): expected",
+        ),
+        (("a.png", "._a.png"), ValueError, r"1 in all, such as '\._a\.png', .*: remove"),
+        (("cat/a.png", ".git/config"), ValueError, r"1 in all, such as '\.git'"),
+        (("cat/a.png", "cat/.thumbs/a.png", "cat/._a.png"), ValueError, r"2 in all, such as 'cat[/\\]+\.[_t]"),
+    ],
+)
+def test_a_folder_that_is_no_data_set_says_what_is_there(tmp_path, names, error, message):
+    with pytest.raises(error, match=message):
+        open_folder(write(tmp_path, *names))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none is not there"):
+        open_folder(tmp_path / "none")
+    with pytest.raises(NotADirectoryError, match=r"a\.png is a file"):
+        open_folder(write(tmp_path, "a.png") / "a.png")

@@ -133,8 +133,8 @@ class Source:
         rows = self.rows_of(index)
         coded = (rows >= 0).nonzero()[:, 0]
         try:
-            fault = self.label_fault(dataset, rows[coded], coded) if len(coded) else None
-        except Exception:  # samples of another form, or that cannot be read: it cannot be told
+            fault = self.label_fault(dataset, rows[coded], coded, read=_readable_labels) if len(coded) else None
+        except _UnreadableError:  # it cannot be told
             return False
         faults.extend([fault] if fault is not None else [])
         return fault is None
@@ -150,7 +150,9 @@ class Source:
         ordered, rows = self.index.sort()
         return ordered, rows
 
-    def label_fault(self, dataset: Any, rows: Tensor, samples: Tensor) -> str | None:
+    def label_fault(
+        self, dataset: Any, rows: Tensor, samples: Tensor, *, read: Callable[..., Tensor] = labels_of
+    ) -> str | None:
         """The first sample of a data set whose label is not that of its row, in words; None: all that were seen agree.
 
         Args:
@@ -158,6 +160,7 @@ class Source:
                 change them, those of some samples.
             rows: Rows of the bank, ``[B]``, at least one.
             samples: The index of each in the data set, ``[B]``.
+            read: Gives the labels of a few samples, as ``labels_of`` does.
         """
         targets, certain = _labels_in_memory(dataset)
         if targets is not None and (fault := self._differing(targets[samples], rows, samples)) is not None:
@@ -165,7 +168,7 @@ class Source:
         if targets is not None and certain:
             return None
         probes = _some_of_each_class(self.labels[rows])
-        found = labels_of(dataset, samples[probes].tolist(), self.label_key)
+        found = read(dataset, samples[probes].tolist(), self.label_key)
         return self._differing(found, rows[probes], samples[probes])
 
     def _differing(self, found: Tensor, rows: Tensor, samples: Tensor) -> str | None:
@@ -227,6 +230,31 @@ def _stated_index(dataset: Any) -> Tensor | None:
 # --------------------------------------------------------------------------------------------------
 # Labels
 # --------------------------------------------------------------------------------------------------
+
+
+class _UnreadableError(Exception):
+    """A data set does not give a sample, or gives one of another form than ``(image, label)``."""
+
+
+class _Guarded:
+    """A data set whose own exceptions are told from ours."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as cause:  # the user's own code may raise anything
+            raise _UnreadableError from cause
+
+
+def _readable_labels(dataset: Any, indices: list[int], key: Key | None) -> Tensor:
+    """``labels_of``, with one exception for every sample that cannot be read."""
+    try:
+        return labels_of(_Guarded(dataset), indices, key)
+    except ValueError as cause:  # documented there: a sample of another form, or labels of several kinds
+        raise _UnreadableError from cause
 
 
 def _labels_in_memory(dataset: Any) -> tuple[Tensor | None, bool]:

@@ -40,8 +40,8 @@ def demo(out: Path, seed: int) -> None:
 def preview(
     name: str, bank: str | None, pairs: tuple[str, ...], rows: int, out: Path, overwrite: bool, seed: int
 ) -> None:
-    """Draw mixes of chosen classes with the generator NAME (folder, bundled name or Hub id)."""
-    from latent_mixup import LatentBank, load_generator
+    """Draw mixes of chosen classes with the generator NAME (folder, bundled name, Hub id or module:function)."""
+    from latent_mixup import LatentBank
     from latent_mixup.demo.preview import preview_sheet
 
     if out.exists() and not overwrite:
@@ -57,7 +57,9 @@ def preview(
                 "a class whose name has a comma goes by its number"
             )
         chosen.append((first, second))
-    sheet = preview_sheet(load_generator(name), LatentBank.from_pretrained(bank or name), chosen, rows=rows, seed=seed)
+    sheet = preview_sheet(
+        shared.generator_named(name), LatentBank.from_pretrained(bank or name), chosen, rows=rows, seed=seed
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(sheet)
     click.echo(f"{out} written")

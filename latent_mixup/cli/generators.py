@@ -38,18 +38,18 @@ def info_command(
     sheet: Path | None,
     device: str,
 ) -> None:
-    """Show the facts of GENERATOR (folder, bundled name or Hub id) and run its self-test.
+    """Show the facts of GENERATOR (folder, bundled name, Hub id or module:function) and run its self-test.
 
     The self-test inverts images that the generator made itself. Exit code 1: it failed, so the generator is broken or
     was converted wrongly. A wrong network that is smooth passes: look at the samples of --sheet.
     """
-    from latent_mixup import files, hub, inversion, load_generator
+    from latent_mixup import files, hub, inversion
     from latent_mixup.quality.info import effort, generator_info, info_json, info_text, sample_sheet, self_test_text
 
     if not self_test and (images or steps):
         raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")
-    folder = hub.locate(generator, "generator")
-    network = load_generator(folder).to(device)
+    folder = None if shared.is_python_name(generator) else hub.locate(generator, "generator")
+    network = shared.generator_named(str(folder or generator), device)
     facts = generator_info(network, folder)
     if sheet:
         files.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})

@@ -40,12 +40,15 @@ def invert_command(
     device: str | None,
     **settings: Any,
 ) -> None:
-    """Find a latent code of GENERATOR (folder, bundled name or Hub id) for every image of a data set.
+    """Find a latent code of GENERATOR for every image of a data set.
+
+    GENERATOR is a folder, a bundled name, a Hub id, or module:function of your own: the module is imported, also from
+    the current folder, and the function returns a Generator, such as latent_mixup.generators.wrap makes.
 
     If it is killed, run it again: it resumes, to the same bank. Several processes share the work by --shard, or when
     python -m torch.distributed.run --nproc_per_node=N -m latent_mixup starts them; the last one writes the bank.
     """
-    from latent_mixup import invert, load_generator
+    from latent_mixup import invert
     from latent_mixup.encoders import load_encoder
     from latent_mixup.inversion.chunks import CodeMeter
     from latent_mixup.inversion.engine import split_chunks
@@ -56,7 +59,7 @@ def invert_command(
     if part.shard[0] >= chunks:
         click.echo(f"shard {part.shard[0]}/{part.shard[1]} has nothing to do: there are {chunks} chunks")
         return
-    decoder = load_generator(generator).to(part.device)
+    decoder = shared.generator_named(generator, part.device)
     meter = CodeMeter(part.shows)
     bank = invert(
         images,
@@ -135,13 +138,13 @@ def report_command(
     device: str,
 ) -> None:
     """Report the quality of the codes in BANK (folder, bundled name or Hub id): a page of figures, and a JSON file."""
-    from latent_mixup import LatentBank, load_generator
+    from latent_mixup import LatentBank
     from latent_mixup.encoders import load_encoder
     from latent_mixup.quality.page import report_sentence, report_table
     from latent_mixup.quality.report import PAGE_FILE, report
 
     images = shared.image_dataset(dataset, data_root, test=test)
-    decoder = load_generator(generator).to(device)
+    decoder = shared.generator_named(generator, device)
     record = report(
         LatentBank.from_pretrained(bank),
         images,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @click.argument("folder", type=shared.FOLDER)
 @click.argument("repo")
 @click.option(
-    "--generator", help="Folder, bundled name or Hub id of the generator that an encoder or bank is checked with."
+    "--generator",
+    help="Generator that an encoder or bank is checked with: folder, bundled name, Hub id or module:function.",
 )
 @click.option("--private/--public", default=None, help="Visibility of a new repository; default: the organisation's.")
 @click.option("--branch", help="Branch to push to, created if missing; default: the repository's default branch.")
@@ -95,7 +96,7 @@ def check(folder: Path, kind: Kind, generator: str | None) -> str:
     from latent_mixup.classifiers import FEATURES
     from latent_mixup.encoders import load_encoder
 
-    decoder = load_generator(generator) if generator else None
+    decoder = shared.generator_named(generator) if generator else None
     if kind == "bank":
         bank = LatentBank.from_pretrained(folder, verify=True)
         if decoder:

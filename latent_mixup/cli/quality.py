@@ -45,11 +45,11 @@ def refine_command(
     Several --above are stages, each on the result of the one before, such as the paper's --above 0.025 --above 0.02;
     give --steps once, or once for each stage.
     """
-    from latent_mixup import LatentBank, load_generator, refine
+    from latent_mixup import LatentBank, refine
     from latent_mixup.inversion.gains import refined_table
 
     part = shared.part_of(shard, device)
-    decoder = load_generator(generator).to(part.device)
+    decoder = shared.generator_named(generator, part.device)
     refined = refine(
         LatentBank.from_pretrained(bank),
         shared.image_dataset(dataset, data_root, test=test),

@@ -40,7 +40,9 @@ def render_command(
     device: str | None,
     **settings: Any,
 ) -> None:
-    """Decode mixes of the codes in BANK with GENERATOR (folders, bundled names or Hub ids) once, into the folder OUT.
+    """Decode mixes of the codes in BANK with GENERATOR once, into the folder OUT.
+
+    Both are folders, bundled names or Hub ids; GENERATOR may be module:function of your own, as for invert.
 
     lm.RenderedMixupDataset(OUT) reads them as fast as stored images. A killed command resumes when it is run again.
     Several processes share the work by --shard, or when python -m torch.distributed.run --nproc_per_node=N -m
@@ -48,12 +50,12 @@ def render_command(
     """
     import torch
 
-    from latent_mixup import LatentBank, load_generator
+    from latent_mixup import LatentBank
     from latent_mixup.pool.render import render
 
     part = shared.part_of(shard, device)
     complete = render(
-        load_generator(generator).to(part.device),
+        shared.generator_named(generator, part.device),
         LatentBank.from_pretrained(bank),
         out,
         n=n,

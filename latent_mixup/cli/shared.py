@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
+import importlib
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -43,7 +46,8 @@ data_options = several(
         "--data-root",
         type=FOLDER,
         required=True,
-        help="Folder where torchvision finds the data set; for imagefolder, one with a folder of images per class.",
+        help="Folder of the data set as torchvision has it; for imagefolder, one with a folder of images per class, or "
+        "with images alone, which then have no labels.",
     ),
     click.option("--test", is_flag=True, help="Use the test images instead of the training images."),
 )
@@ -63,7 +67,9 @@ loss_options = several(
     lpips_options,
 )
 generator_option = click.option(
-    "--generator", required=True, help="Folder, bundled name or Hub id of the generator of the codes."
+    "--generator",
+    required=True,
+    help="Generator of the codes: folder, bundled name, Hub id, or module:function of your own.",
 )
 device_option = click.option("--device", default="cpu", help="Where to decode, e.g. cuda.")
 
@@ -196,6 +202,75 @@ def pop_loss(generator: Generator, settings: dict[str, Any]) -> Loss | None:
     return name and named_loss(generator, name, lpips_weights=lpips_weights, download=download)
 
 
+def generator_named(text: str, device: str = "cpu") -> Generator:
+    """The generator that the user typed: a name that ``load_generator`` takes, or ``module:name`` of Python code.
+
+    The module is imported, as uvicorn imports an application, because somebody typed it: call this with words of the
+    command line alone, never with what a file says. Its ``metadata["name"]`` is the typed text.
+
+    Args:
+        text: A folder, a bundled name, a Hub id; or ``module:name``, where the name is a ``Generator``, or is called
+            without arguments and returns one. Modules are looked for in the current folder first.
+        device: Where to decode.
+
+    Raises:
+        FileNotFoundError: There is no generator of that name.
+        ImportError: There is no such module, or it has no such name.
+        TypeError: It is not a ``Generator``, and does not return one.
+    """
+    from latent_mixup import load_generator
+
+    return (_imported_generator(text) if is_python_name(text) else load_generator(text)).to(device)
+
+
+def is_python_name(text: str) -> bool:
+    """Whether this is ``module:name``: it has a colon, and is not a path."""
+    return ":" in text and not {"/", "\\"} & {*text} and not os.path.exists(text)
+
+
+def _imported_generator(text: str) -> Generator:
+    from torch import nn
+
+    from latent_mixup.generators import Generator
+
+    made = _imported(text)
+    if callable(made) and not isinstance(made, nn.Module):
+        made = made()
+    if not isinstance(made, Generator):
+        advice = "; wrap it: latent_mixup.generators.wrap(module, latent_shape=...)" if callable(made) else ""
+        raise TypeError(
+            f"{text} needs to be a Generator, or a function without arguments that returns one: "
+            f"got {type(made).__name__}{advice}"
+        )
+    made.metadata["name"] = text
+    return made
+
+
+def _imported(text: str) -> Any:
+    """What ``module:name`` is, from the current folder or an installed package."""
+    module_name, _, name = text.partition(":")
+    if not name or not all(module_name.split(".")):
+        raise ImportError(f"a generator of your own is module:name, such as my_package.my_module:make: got {text!r}")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as cause:
+        if not f"{module_name}.".startswith(f"{cause.name}."):
+            raise  # a module that theirs imports
+        raise ModuleNotFoundError(
+            f"there is no module {cause.name!r}, for {text}: looked in the current folder, {folder}, and among the "
+            "installed packages"
+        ) from cause
+    if not hasattr(module, name):
+        names = [each for each in vars(module) if not each.startswith("_")]
+        near = difflib.get_close_matches(name, names) or names[:5]
+        mend = f"did you mean {' or '.join(map(repr, near))}?" if near else "it has no public names"
+        raise ImportError(f"{module_name} ({module.__file__}) has no {name!r}: {mend}")
+    return getattr(module, name)
+
+
 def given(**settings: Any) -> dict[str, Any]:
     """The settings that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
@@ -230,21 +305,50 @@ def part_of(shard: str | None, device: str | None) -> Part:
 
 
 def image_dataset(name: str, root: Path, *, test: bool) -> Any:
-    """A data set of images and labels: torchvision's under ``root``, or a folder with a folder of images per class.
+    """The data set of ``--dataset`` and ``--data-root``: see :func:`open_data`."""
+    return _data_folder(root, test) if name == IMAGE_FOLDER else open_data(name, root, test=test)
+
+
+def open_data(text: str, root: Path | None = None, *, test: bool = False) -> Any:
+    """A data set by what the user typed: ``mnist``, ``fashion-mnist``, ``cifar10``, or a folder of images.
+
+    A folder with one of these three names is typed as a path, such as ``./mnist``. Nothing is downloaded.
+
+    Args:
+        text: The name or the folder.
+        root: Where the three lie as torchvision has them, or CIFAR-10 as ``cifar10-jpeg/{train,test}/CLASS/*.jpg``;
+            None: the folder ``data``.
+        test: The test images of one of the three.
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: Test images of a folder were asked for.
+        FileNotFoundError: It is not there; says what was looked for.
+        ValueError: Test images of a folder were asked for, or it is no folder of images alone or per class.
     """
-    if name != IMAGE_FOLDER:
-        return torchvision_dataset(name, root, train=not test)
+    root = root or Path("data")
+    jpegs = root / "cifar10-jpeg" / ("test" if test else "train")
+    if text == "cifar10" and not (root / "cifar-10-batches-py").exists():
+        if jpegs.is_dir():
+            return _data_folder(jpegs, False)
+        raise FileNotFoundError(
+            f"{root} has no CIFAR10: expected {root / 'cifar-10-batches-py'}, as torchvision lays it out, or "
+            f"{jpegs}, a folder of images per class; pass --data-root"
+        )
+    if text in TORCHVISION_CLASSES:
+        return torchvision_dataset(text, root, train=not test)
+    if not os.path.exists(text):
+        raise FileNotFoundError(
+            f"no data set is called {text!r}: expected {', '.join(TORCHVISION_CLASSES)}, or a folder of images, and "
+            f"there is no folder {os.path.abspath(text)}"
+        )
+    return _data_folder(Path(text), test)
+
+
+def _data_folder(folder: Path, test: bool) -> Any:
+    from latent_mixup.images import open_folder
+
     if test:
         raise ValueError("--test is for torchvision's data sets: for a folder of images pass the folder itself")
-    from torchvision.datasets import ImageFolder
-
-    from latent_mixup.images import open_image
-
-    return ImageFolder(root, loader=open_image)
+    return open_folder(folder)
 
 
 def torchvision_dataset(name: str, root: Path, *, train: bool) -> Any:

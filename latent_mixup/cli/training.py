@@ -116,7 +116,7 @@ def train_encoder_command(
     device: str,
     **settings: Any,
 ) -> None:
-    """Train an encoder for GENERATOR (folder, bundled name or Hub id), with sheets; resumable.
+    """Train an encoder for GENERATOR (folder, bundled name, Hub id or module:function), with sheets; resumable.
 
     mlp: from pixels to a code, learnt from generated images. restyle: a ResNet that corrects a code in a few passes,
     learnt from real images, or from generated ones without --dataset. Images smaller than the generator's get the
@@ -124,11 +124,10 @@ def train_encoder_command(
     """
     import torch.nn.functional as F
 
-    from latent_mixup import load_generator
     from latent_mixup.training import EncoderRecipe, train_encoder
 
     _refuse_options(RESTYLE_OPTIONS, "restyle", arch)
-    decoder = load_generator(generator)
+    decoder = shared.generator_named(generator)
     images, _, facts = _training_images(dataset, data_root)
     border = decoder.metadata.get("border", 0)
     if images is not None and border and images.shape[-1] + 2 * border == decoder.img_resolution:

@@ -113,7 +113,9 @@ def wrap(
         encoder: Images, in ``image_range``, to codes.
 
     Returns:
-        A generator with standard normal ``sample_latents`` and a mean latent of zeros.
+        A generator with standard normal ``sample_latents`` and a mean latent of zeros. A bank knows it by the weights
+        of ``module``, or of a bound method's owner; of another callable, such as a lambda, no weights are seen, and a
+        bank cannot tell two of them apart.
 
     Raises:
         ValueError: ``image_range`` is empty, the module does not take codes of ``latent_shape``, or does not return

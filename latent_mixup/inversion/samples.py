@@ -247,7 +247,7 @@ def check_arguments(dataset: Any, generator: Any) -> None:
     if isinstance(dataset, str | Path):
         raise TypeError(
             f"a data set is needed: got {type(dataset).__name__} {str(dataset)!r:.100}; open it first, such as "
-            "torchvision.datasets.ImageFolder(path, loader=latent_mixup.images.open_image)"
+            "latent_mixup.images.open_folder(path)"
         )
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(

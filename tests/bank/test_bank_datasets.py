@@ -223,6 +223,36 @@ def test_samples_of_another_form_cannot_be_told(mnist):
     assert bank_of(mnist).rows_of_data([{"x": 0, "y": 1}] * 40) is None
 
 
+@pytest.mark.parametrize("error", [OSError, KeyError, ZeroDivisionError, AssertionError, ValueError])
+def test_an_exception_of_the_data_sets_own_means_that_it_cannot_be_told(mnist, error):
+    class Broken(Plain):
+        def __getitem__(self, index):
+            raise error("theirs")
+
+    assert bank_of(mnist).rows_of_data(Broken([0] * 40)) is None
+    with pytest.raises(error, match="theirs"):
+        bank_of(mnist).check(Broken([0] * 40))
+
+
+@pytest.mark.parametrize(
+    ("ours", "error"),
+    [
+        ("bank.datasets.differing", ValueError),
+        ("bank.datasets._some_of_each_class", IndexError),
+        ("labels.label_key_of", RuntimeError),
+    ],
+)
+def test_an_exception_of_ours_is_raised(mnist, monkeypatch, ours, error):
+    def fail(*_):
+        raise error("ours")
+
+    bank, dataset = bank_of(mnist), Plain([int(mnist[i][1]) for i in range(40)])
+    assert len(bank.rows_of_data(dataset)) == 40
+    monkeypatch.setattr(f"latent_mixup.{ours}", fail)
+    with pytest.raises(error, match="ours"):
+        bank.rows_of_data(dataset)
+
+
 @pytest.mark.parametrize("form", [torch.Tensor.float, torch.Tensor.long, torch.Tensor.tolist])
 def test_one_hot_rows_in_the_data_set_are_class_indices(form):
     bank = LatentBank(torch.zeros(10, 2), CLASSES)

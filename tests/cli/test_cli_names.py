@@ -1,0 +1,237 @@
+"""What is typed in the place of a generator or a data set: a decoder of one's own, and any folder of images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import error_of, output_of
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from latent_mixup import LatentBank, RenderedMixupDataset, generators, load_generator
+from latent_mixup.cli import shared
+from latent_mixup.cli.shared import generator_named, open_data
+from latent_mixup.images import ImageFiles, to_uint8
+
+DECODER = """
+import torch
+from torch import nn
+
+from latent_mixup.generators import wrap
+
+
+def bare():
+    layer = nn.Linear(4, 64, bias=False)
+    layer.weight = nn.Parameter(torch.sin(torch.arange(256.0)).view(64, 4) / 2)
+    return nn.Sequential(layer, nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+
+
+def make():
+    return wrap(bare(), latent_shape=(4,))
+
+
+def nothing():
+    pass
+
+
+ready = make()
+"""
+
+
+@pytest.fixture
+def decoder(tmp_path, monkeypatch):
+    """The current folder holds ``tiny_decoder.py``; Python does not look there by itself."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "tiny_decoder.py").write_text(DECODER)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    before = {*sys.modules}
+    yield here
+    for name in {*sys.modules} - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(here)):
+            del sys.modules[name]
+
+
+def draw(generator, count=12):
+    """Images that a generator can make exactly, uint8."""
+    codes = torch.randn(count, 4, generator=torch.Generator().manual_seed(1))
+    return to_uint8(generator.decode(codes))[:, 0].numpy()
+
+
+def write_images(folder: Path, arrays) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{index:02d}.png")
+    return folder
+
+
+# ---- a decoder of one's own --------------------------------------------------------------------------
+
+QUICK = ("--loss", "pixels", "--draws", 64, "--batch-size", 6)
+
+
+def test_a_decoder_of_ones_own_goes_through_all_commands(tmp_path, decoder):
+    arrays = draw(generator_named("tiny_decoder:make"))
+    write_images(tmp_path / "images" / "a", arrays[:6])
+    write_images(tmp_path / "images" / "b", arrays[6:])
+    data = ("--dataset", "imagefolder", "--data-root", tmp_path / "images")
+    output_of("invert", "tiny_decoder:make", *data, *QUICK, "--steps", 2, "--out", tmp_path / "bank")
+    bank = LatentBank.from_pretrained(tmp_path / "bank")
+    assert bank.metadata["generator"]["name"] == "tiny_decoder:make"
+    assert bank.metadata["command"][:3] == ["latent-mixup", "invert", "tiny_decoder:make"]
+    card = (tmp_path / "bank" / "README.md").read_text()
+    assert 'load_generator("path/to/the/generator")' in card  # the typed name loads nothing in Python
+
+    given = ("--generator", "tiny_decoder:ready", *data)  # the same weights by another name
+    output_of("refine", tmp_path / "bank", *given, *QUICK, "--above", 0, "--steps", 100, "--out", tmp_path / "fine")
+    fine = LatentBank.from_pretrained(tmp_path / "fine")
+    assert fine.mse.max() < 1e-4 < bank.mse.max()  # a rounding to 8 bits is 5e-6
+
+    output_of("render", "tiny_decoder:make", tmp_path / "fine", tmp_path / "pool", "--n", 8)
+    assert RenderedMixupDataset(tmp_path / "pool")[0][0].shape == (1, 8, 8)
+
+    output_of("report", tmp_path / "fine", *given, "--out", tmp_path / "report", "--columns", 2)
+    record = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert record["generator"]["name"] == "tiny_decoder:ready"
+
+    facts = json.loads(output_of("info", "tiny_decoder:make", "--json", "--no-self-test"))["generator"]
+    assert (facts["name"], facts["file_bytes"]) == ("tiny_decoder:make", None)
+    assert facts["digest"] == bank.generator_digest
+
+    sheet = tmp_path / "sheet.png"
+    output_of("preview", "tiny_decoder:make", "--bank", tmp_path / "fine", "--pairs", "a,b", "--out", sheet)
+    assert sheet.is_file()
+
+
+def test_a_decoder_with_other_weights_is_not_the_banks(tmp_path, decoder):
+    images = write_images(tmp_path / "images", draw(generator_named("tiny_decoder:make")))
+    data = ("--dataset", "imagefolder", "--data-root", images)
+    output_of("invert", "tiny_decoder:make", *data, *QUICK, "--steps", 0, "--out", tmp_path / "bank")
+    (decoder / "other_decoder.py").write_text(DECODER.replace("sin", "cos"))
+    given = ("--generator", "other_decoder:make", *data, "--out", tmp_path / "new")
+    output = error_of("refine", tmp_path / "bank", *given)
+    assert "the bank belongs to a generator with digest" in output
+    assert "(tiny_decoder:make)" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "no_such_decoder:make",
+            "there is no module 'no_such_decoder', for no_such_decoder:make: looked in the current",
+        ),
+        ("tiny_decoder.part:make", "there is no module 'tiny_decoder.part'"),
+        ("tiny_decoder:mkae", "tiny_decoder.py) has no 'mkae': did you mean 'make'?"),
+        (
+            "tiny_decoder:bare",
+            "to be a Generator, or a function without arguments that returns one: got Sequential; wrap",
+        ),
+        ("tiny_decoder:nothing", "that returns one: got NoneType"),
+        ("tiny_decoder:", "is module:name, such as my_package.my_module:make: got 'tiny_decoder:'"),
+        (":make", "is module:name, such as"),
+        (".tiny_decoder:make", "is module:name, such as"),
+        ("hungry_decoder:make", "No module named 'food_that_is_missing'"),
+    ],
+)
+def test_what_is_wrong_with_a_decoder_is_one_sentence(decoder, text, message):
+    (decoder / "hungry_decoder.py").write_text("import food_that_is_missing\n")
+    output = error_of("info", text)
+    assert message in output
+    assert len(output.strip().splitlines()) == 1
+    if "looked in" in output:
+        assert str(decoder) in output
+    assert ("generators.wrap" in output) == (text == "tiny_decoder:bare")
+
+
+def test_a_module_or_a_generator_may_stand_there_itself(decoder):
+    (decoder / "shapes_of_decoder.py").write_text(
+        "from tiny_decoder import bare, ready\nbuilt = bare()\nclass Factory:\n    __new__ = lambda cls: ready\n"
+    )
+    for name in ("ready", "Factory"):
+        assert isinstance(generator_named(f"shapes_of_decoder:{name}"), generators.Generator)
+    with pytest.raises(TypeError, match=r"got Sequential; wrap it: latent_mixup\.generators\.wrap"):
+        generator_named("shapes_of_decoder:built")
+
+
+def test_nothing_is_imported_because_a_file_says_so(tmp_path, decoder):
+    """Names in the metadata of a bank or a generator, and names given in Python, are text."""
+    (decoder / "trap_decoder.py").write_text("raise SystemExit('the trap was imported')\n")
+    generator = load_generator("fashion-mnist")
+    generator.metadata["name"] = "trap_decoder:make"
+    generator.save_pretrained(tmp_path / "generator")
+    images = torch.linspace(0, 255, 12 * 784).byte().view(12, 28, 28).numpy()
+    write_images(tmp_path / "images" / "a", images[:6])
+    write_images(tmp_path / "images" / "b", images[6:])
+    data = ("--dataset", "imagefolder", "--data-root", tmp_path / "images")
+    place = ("--steps", 0, "--loss", "pixels", "--out", tmp_path / "bank")
+    output_of("invert", tmp_path / "generator", *data, *place)
+    bank = LatentBank.from_pretrained(tmp_path / "bank")
+    assert bank.metadata["generator"]["name"] == "trap_decoder:make"
+    given = ("--generator", tmp_path / "generator")
+    output_of("report", tmp_path / "bank", *given, *data, "--out", tmp_path / "report", "--columns", 2)
+    output_of("render", tmp_path / "generator", tmp_path / "bank", tmp_path / "pool", "--n", 2)
+    output_of("info", tmp_path / "generator", "--no-self-test")
+    output_of("push", tmp_path / "bank", "me/bank", *given, "--dry-run")
+    with pytest.raises(FileNotFoundError, match="no generator is called 'trap_decoder:make'"):
+        load_generator("trap_decoder:make")
+    assert "trap_decoder" not in sys.modules
+
+
+def test_a_folder_whose_name_has_a_colon_is_a_folder(decoder):
+    if sys.platform == "win32":
+        pytest.skip("a name cannot have a colon")
+    load_generator("fashion-mnist").save_pretrained(decoder / "tiny_decoder:make")
+    assert type(generator_named("tiny_decoder:make")).__name__ == "CompactGenerator"
+    output_of("info", "tiny_decoder:make", "--no-self-test")
+
+
+# ---- any data ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images_alone_has_no_labels(tmp_path, decoder):
+    arrays = draw(generator_named("tiny_decoder:make"))
+    images = write_images(tmp_path / "images", arrays)
+    data = ("--dataset", "imagefolder", "--data-root", images)
+    output_of("invert", "tiny_decoder:make", *data, *QUICK, "--steps", 1, "--out", tmp_path / "bank")
+    bank = LatentBank.from_pretrained(tmp_path / "bank")
+    assert (bank.labels.tolist(), bank.source_index.tolist()) == ([-1] * 12, [*range(12)])
+    given = ("--generator", "tiny_decoder:make", *data)
+    output_of("refine", tmp_path / "bank", *given, *QUICK, "--above", 0, "--steps", 100, "--out", tmp_path / "fine")
+    fine = LatentBank.from_pretrained(tmp_path / "fine")
+    decoded = to_uint8(generator_named("tiny_decoder:make").decode(fine[:][0]))[:, 0]
+    assert (decoded.int() - torch.from_numpy(arrays).int()).abs().max() <= 1  # each row is its own image's
+    output_of("report", tmp_path / "fine", *given, "--out", tmp_path / "report", "--columns", 2)
+    output = error_of("render", "tiny_decoder:make", tmp_path / "fine", tmp_path / "pool", "--n", 2)
+    assert "none of the bank's 12 rows has a label" in output
+
+
+def test_open_data_takes_names_and_folders(tmp_path, data_root, monkeypatch):
+    assert [len(open_data("fashion-mnist", data_root, test=test)) for test in (False, True)] == [40, 20]
+    monkeypatch.chdir(data_root.parent)
+    assert len(open_data("fashion-mnist")) == 40  # under ./data
+    flat = write_images(tmp_path / "flat", torch.zeros(2, 4, 4).byte().numpy())
+    assert isinstance(open_data(str(flat)), ImageFiles)
+    with pytest.raises(ValueError, match="for a folder of images pass the folder itself"):
+        open_data(str(flat), test=True)
+    with pytest.raises(FileNotFoundError, match=r"'svhn': expected mnist, fashion-mnist, cifar10, or a folder .*svhn$"):
+        open_data("svhn", data_root)
+
+
+def test_cifar10_may_lie_there_as_jpegs(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py, .*, or .*cifar10-jpeg/test, a folder of images"):
+        open_data("cifar10", tmp_path, test=True)
+    for part, count in (("train", 3), ("test", 2)):
+        for name in ("cat", "dog"):
+            write_images(tmp_path / "cifar10-jpeg" / part / name, torch.zeros(count, 4, 4).byte().numpy())
+    for test, length in ((False, 6), (True, 4)):
+        dataset = open_data("cifar10", tmp_path, test=test)
+        assert (type(dataset), len(dataset), dataset.classes) == (ImageFolder, length, ["cat", "dog"])
+    (tmp_path / "cifar-10-batches-py").mkdir()  # torchvision's own comes first, also where it is damaged
+    monkeypatch.setattr(shared, "torchvision_dataset", lambda name, root, *, train: (name, root, train))
+    assert open_data("cifar10", tmp_path, test=True) == ("cifar10", tmp_path, False)
