@@ -9,6 +9,7 @@ from latent_mixup.generators.base import Generator
 from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
+from latent_mixup.generators.linear import Linear
 from latent_mixup.generators.stylegan2 import StyleGAN2
 from latent_mixup.generators.vae import VAE
 from latent_mixup.networks import load_network
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from latent_mixup.hub import HubOptions
 
 ARCHITECTURES: dict[str, type[Generator]] = {
-    architecture.__name__: architecture for architecture in (CompactGenerator, DCGAN, DiffusersVAE, StyleGAN2, VAE)
+    architecture.__name__: architecture
+    for architecture in (CompactGenerator, DCGAN, DiffusersVAE, Linear, StyleGAN2, VAE)
 }
 
 
