@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from latent_mixup.cli import shared
+
+if TYPE_CHECKING:
+    from latent_mixup.generators import Generator
+
+PROBE_STEPS = 100  # per image, of a generator without an encoder
 
 
 @click.command("info")
@@ -23,8 +29,18 @@ from latent_mixup.cli import shared
 @click.option(
     "--steps", type=click.IntRange(1), help="Gradient steps per image; default: 100, down to 60 for a large network."
 )
-@click.option("--seed", type=int, default=0, help="Seed of the self-test and the sheet.")
+@click.option("--seed", type=int, default=0, help="Seed of the self-test, the sheet and the check of codes.")
 @click.option("--sheet", type=shared.NEW_FILE, help="Write a PNG with two rows of samples.")
+@click.option(
+    "--probe",
+    metavar="DATA",
+    help="Check what mixes of codes of these images can be expected to give: mnist, fashion-mnist, cifar10, or a "
+    "folder with a folder of images per class. Takes minutes.",
+)
+@click.option("--data-root", type=shared.FOLDER, help="Folder where torchvision finds the data set of --probe.")
+@click.option(
+    "--probe-images", type=click.IntRange(100), default=2_000, help="Images to examine; as many others train the judge."
+)
 @shared.device_option
 @shared.threads_option
 @shared.one_sentence
@@ -36,18 +52,28 @@ def info_command(
     steps: int | None,
     seed: int,
     sheet: Path | None,
+    probe: str | None,
+    data_root: Path | None,
+    probe_images: int,
     device: str,
 ) -> None:
     """Show the facts of GENERATOR (folder, bundled name, Hub id or module:function) and run its self-test.
 
     The self-test inverts images that the generator made itself. Exit code 1: it failed, so the generator is broken or
     was converted wrongly. A wrong network that is smooth passes: look at the samples of --sheet.
+
+    With --probe it compares codes with pixels and with PCA, and says go or no-go: whether mixes of the codes can be
+    expected to help. Codes come from the generator's encoder; without one, from a short inversion.
     """
     from latent_mixup import files, hub, inversion
+    from latent_mixup.quality import check_text
     from latent_mixup.quality.info import effort, generator_info, info_json, info_text, sample_sheet, self_test_text
 
     if not self_test and (images or steps):
         raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")
+    if data_root and not probe:
+        raise ValueError("--data-root belongs to --probe: leave it out, or name the data set")
+    data = shared.open_data(probe, data_root) if probe else None
     folder = None if shared.is_python_name(generator) else hub.locate(generator, "generator")
     network = shared.generator_named(str(folder or generator), device)
     facts = generator_info(network, folder)
@@ -57,14 +83,34 @@ def info_command(
         click.echo(info_text(facts))
     settings = {**effort(facts["decode_multiply_adds"]), **shared.given(images=images, steps=steps)}
     result = inversion.self_test(network, seed=seed, **settings) if self_test else None
-    if as_json:
-        click.echo(info_json(facts, result))
-    elif result:
+    if result and not as_json:
         click.echo(f"\n{self_test_text(result)}")
+    codes = None if data is None else _checked_codes(network, data, probe_images, seed)
+    if as_json:
+        click.echo(info_json(facts, result, codes))
+    elif codes:
+        click.echo(f"\n{check_text(codes)}")
     if sheet and not as_json:
         click.echo(f"{sheet} written")
     if result and not result.passed:
         raise SystemExit(1)
+
+
+def _checked_codes(generator: Generator, dataset: Any, count: int, seed: int) -> dict[str, Any]:
+    """The check of codes of at most ``count`` images, with as many others; of half of them where there are fewer."""
+    import torch
+    from torch.utils.data import Subset
+
+    from latent_mixup import invert
+    from latent_mixup.quality.code_check import MIN_ROWS, check_codes
+    from latent_mixup.sampling import keyed_generator
+
+    order = torch.randperm(len(dataset), generator=keyed_generator("probe-images", seed)).tolist()
+    count = min(count, len(order) // 2)
+    examined, others = Subset(dataset, order[:count]), Subset(dataset, order[count : 2 * count])
+    steps = 0 if generator.has_encoder else PROBE_STEPS
+    bank = invert(examined, generator, steps=steps, loss="pixels", seed=seed)
+    return check_codes(bank, examined, generator, others=others, limit=max(count, MIN_ROWS), seed=seed)
 
 
 @click.command("convert")

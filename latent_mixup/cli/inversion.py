@@ -123,6 +123,7 @@ def summary(bank: LatentBank) -> str:
 @click.option("--out", type=shared.FOLDER, required=True, help="Folder for report.png and report.json.")
 @click.option("--columns", type=click.IntRange(1), default=5, help="Images per line.")
 @click.option("--seed", type=int, default=0, help="Seed of the random rows.")
+@click.option("--check", is_flag=True, help="Also check what mixes of the codes can be expected to give; minutes.")
 @shared.device_option
 @shared.one_sentence
 def report_command(
@@ -135,11 +136,13 @@ def report_command(
     out: Path,
     columns: int,
     seed: int,
+    check: bool,
     device: str,
 ) -> None:
     """Report the quality of the codes in BANK (folder, bundled name or Hub id): a page of figures, and a JSON file."""
     from latent_mixup import LatentBank
     from latent_mixup.encoders import load_encoder
+    from latent_mixup.quality import check_text
     from latent_mixup.quality.page import report_sentence, report_table
     from latent_mixup.quality.report import PAGE_FILE, report
 
@@ -153,6 +156,9 @@ def report_command(
         encoder=load_encoder(encoder, decoder) if encoder else None,
         columns=columns,
         seed=seed,
+        check=check,
     )
     click.echo(report_table(record))
+    if check:
+        click.echo(f"\n{check_text(record['codes'])}")
     click.echo(f"\n{report_sentence(record)}\n{out / PAGE_FILE} and report.json written")

@@ -23,7 +23,7 @@ from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.images import open_folder
 from latent_mixup.inversion import invert
 from latent_mixup.labels import Key
-from latent_mixup.quality.code_check import check_codes, check_text
+from latent_mixup.quality import check_codes, check_text
 from latent_mixup.quality.info import multiply_adds
 from latent_mixup.training.conv import ConvRecipe, ConvTraining, train_conv
 
@@ -34,7 +34,7 @@ PRIOR_STEPS = 4_000  # at most; else as many as the others
 TRAINING_SHARE = 0.7  # of the minutes; the rest is for reading, inverting and checking
 TIMED_STEPS = 5
 INVERSION_BUDGET = 5e12  # multiply-adds: a few minutes on two cores; see `inversion_steps_for`
-MIN_INVERSION, MAX_INVERSION = 5, 50  # gradient steps an image: with fewer L-BFGS has learnt nothing yet
+MIN_INVERSION, MAX_INVERSION = 5, 25  # gradient steps an image: with fewer L-BFGS has learnt nothing yet
 STEP = 3  # multiply-adds of a gradient step, in decodes
 NETWORKS: dict[int, dict[int, dict[str, int]]] = {  # channels => greatest size => arguments of the generator
     1: {32: {"z_dim": 128, "width": 24, "detail": 8}, 128: {"z_dim": 128, "width": 16, "detail": 8}},

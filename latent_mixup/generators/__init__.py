@@ -5,6 +5,7 @@ from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
+from latent_mixup.generators.linear import Linear
 from latent_mixup.generators.loading import load_generator
 from latent_mixup.generators.stylegan2 import StyleGAN2
 from latent_mixup.generators.vae import VAE
@@ -18,6 +19,7 @@ __all__ = [
     "DiffusersVAE",
     "Generator",
     "LatentSpace",
+    "Linear",
     "PathName",
     "StyleGAN2",
     "load_generator",

@@ -1,1 +1,6 @@
-"""Quality: reports on banks, self-tests of generators, and facts about both."""
+"""Quality: reports on banks, checks of codes, self-tests of generators, and facts about both."""
+
+from latent_mixup.quality.code_check import check_codes
+from latent_mixup.quality.verdict import check_text
+
+__all__ = ["check_codes", "check_text"]

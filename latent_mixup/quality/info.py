@@ -122,7 +122,7 @@ def info_text(info: dict[str, Any]) -> str:
     parts = [name for name, there in (("an encoder", info["has_encoder"]), ("features", info["has_features"])) if there]
     counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items()) or "none that are trained"
     stored = f"; {info['file_bytes'] / 1e6:,.1f} MB on disk" if info["file_bytes"] is not None else ""
-    encoding = f", {_short(info['encode_multiply_adds'])} to encode" if info["has_encoder"] else ""
+    encoding = f", {short_number(info['encode_multiply_adds'])} to encode" if info["has_encoder"] else ""
     facts = {
         "architecture": info["architecture"],
         "images": f"{size}, {channels}",
@@ -130,7 +130,7 @@ def info_text(info: dict[str, Any]) -> str:
         "comes with": " and ".join(parts) or "no encoder, no features",
         "classes": f"{info['num_classes']:,}" if info["num_classes"] else "none",
         "parameters": f"{sum(parameters.values()):,} ({counts}){stored}",
-        "multiply-adds": f"{_short(info['decode_multiply_adds'])} to decode an image{encoding}",
+        "multiply-adds": f"{short_number(info['decode_multiply_adds'])} to decode an image{encoding}",
         "digest": info["digest"],
         "commit": info["commit"],
         "data set": _one_line(metadata.get("dataset")),
@@ -144,7 +144,7 @@ def info_text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _short(number: int) -> str:
+def short_number(number: int) -> str:
     """1.49 M for 1,492,992."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
@@ -171,12 +171,13 @@ def self_test_text(result: SelfTest) -> str:
     return f"{title}\n{textwrap.indent(self_test_table(result), '  ')}\n{verdict}"
 
 
-def info_json(info: dict[str, Any], result: SelfTest | None) -> str:
-    """Facts and self-test as JSON; a number that is not finite is null."""
+def info_json(info: dict[str, Any], result: SelfTest | None, codes: dict[str, Any] | None = None) -> str:
+    """Facts, self-test and, where there is one, the check of codes as JSON; a number that is not finite is null."""
     record = None
     if result is not None:
         record = {"passed": result.passed, "verdict": result.verdict, **asdict(result)}
         if result.mse is not None:
             errors = {**asdict(result.mse), "ratio": result.mse.ratio}
             record["mse"] = {name: error if math.isfinite(error) else None for name, error in errors.items()}
-    return json.dumps({"generator": info, "self_test": record}, indent=2, allow_nan=False)
+    found = {"generator": info, "self_test": record, **({} if codes is None else {"codes": codes})}
+    return json.dumps(found, indent=2, allow_nan=False)

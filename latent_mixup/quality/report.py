@@ -21,6 +21,7 @@ from latent_mixup.images import to_uint8
 from latent_mixup.inversion.bank_images import CHECKED_ROWS, BankImages, compare_mse
 from latent_mixup.inversion.samples import check_arguments, stated_format
 from latent_mixup.losses.base import callable_id, pixel_mse
+from latent_mixup.quality.code_check import check_codes
 from latent_mixup.quality.page import QUANTILES, THRESHOLDS, Look, draw_page, need_matplotlib
 from latent_mixup.runs import Progress
 from latent_mixup.sampling import keyed_generator
@@ -42,6 +43,7 @@ def report(
     encoder: Encoder | None = None,
     columns: int = 5,
     seed: int = 0,
+    check: bool = False,
 ) -> dict[str, Any]:
     """Quality of a bank's codes: the paper's figures 1 to 6 on one page, and their numbers.
 
@@ -58,6 +60,7 @@ def report(
             original | inverted.
         columns: Triptychs in a line.
         seed: Seed of the random rows and of the checked sample.
+        check: Add what :func:`latent_mixup.quality.check_codes` finds under ``codes``; it takes minutes.
 
     Returns:
         The content of ``report.json``. Quantiles, means and shares are over the rows with status 0 and a finite mse.
@@ -102,6 +105,8 @@ def report(
         "seed": seed,
     }
     looks = {name: _look(source, encoder, chosen) for name, chosen in _chosen_rows(mse, rows, columns, seed).items()}
+    if check:
+        record["codes"] = check_codes(bank, dataset, generator, seed=seed)
     record["shown"] = {name: _shown(look, bank, mse) for name, look in looks.items()}
     page = draw_page(record, _finite_values(mse, bank.lpips, rows), looks, columns)
     numbers = (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()

@@ -7,7 +7,7 @@ not FIDs, and cannot be compared with any.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -49,6 +49,34 @@ def _root(covariance: Tensor) -> Tensor:
     return root
 
 
+def train_judge(
+    images_uint8: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    seed: int = 0,
+    on_step: Callable[[], object] | None = None,
+) -> tuple[FeatureCNN, float]:
+    """A frozen classifier whose features compare sets of images, and its accuracy on the last fifth of the images.
+
+    Args:
+        images_uint8: ``[N, C, R, R]`` uint8. The last fifth, at most 2,000, is not trained on.
+        labels: ``[N]`` int64 from 0.
+        steps: Training steps, of 128 images each, or of all where there are fewer.
+        seed: Decides the first weights and the order of the images.
+        on_step: Called after each step, for a progress bar.
+    """
+    held_out = max(1, min(2_000, len(labels) // 5))
+    shown, kept = len(labels) - held_out, labels[-held_out:]
+    with first_weights(seed):
+        model = FeatureCNN(images_uint8.shape[1], int(labels.max()) + 1)
+        batches = shuffled_batches(images_uint8[:shown], labels[:shown], min(128, shown), steps, seed=seed)
+        train_classifier(model, ((from_uint8(images), targets) for images, targets in batches), on_step=on_step)
+    model.requires_grad_(False)
+    guesses = torch.cat([model(from_uint8(part)).argmax(1) for part in images_uint8[-held_out:].split(500)])
+    return model, float((guesses == kept).float().mean())
+
+
 class FeatureDistance:
     """The Fréchet distance of images to those of a data set, in the features of a classifier trained on it.
 
@@ -63,15 +91,7 @@ class FeatureDistance:
     """
 
     def __init__(self, images_uint8: Tensor, labels: Tensor, *, steps: int, seed: int = 0) -> None:
-        held_out = max(1, min(2_000, len(labels) // 5))
-        shown, kept = len(labels) - held_out, labels[-held_out:]
-        with first_weights(seed):
-            model = FeatureCNN(images_uint8.shape[1], int(labels.max()) + 1)
-            batches = shuffled_batches(images_uint8[:shown], labels[:shown], min(128, shown), steps, seed=seed)
-            train_classifier(model, ((from_uint8(images), targets) for images, targets in batches))
-        self.model = model.requires_grad_(False)
-        guesses = torch.cat([model(from_uint8(part)).argmax(1) for part in images_uint8[-held_out:].split(500)])
-        self.accuracy = float((guesses == kept).float().mean())
+        self.model, self.accuracy = train_judge(images_uint8, labels, steps=steps, seed=seed)
         self.real = self.moments(from_uint8(part) for part in images_uint8[:10_000].split(500))
 
     def __call__(self, images: Iterable[Tensor]) -> float:

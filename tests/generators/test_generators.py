@@ -417,7 +417,7 @@ def edit_arguments(folder, **changes):
         ({"format_version": True}, "field 'format_version' needs"),
         (
             {"architecture": "StyleGAN9"},
-            "field 'architecture' needs one of CompactGenerator, ConvGenerator, DCGAN, DiffusersVAE, StyleGAN2, VAE, "
+            "field 'architecture' needs one of CompactGenerator, ConvGenerator, DCGAN, DiffusersVAE, Linear, StyleGAN2, VAE, "
             "found 'StyleGAN9'",
         ),
         ({"architecture": ["CompactGenerator"]}, "field 'architecture' needs a str"),
