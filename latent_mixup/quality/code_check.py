@@ -82,7 +82,7 @@ def check_codes(
     Args:
         bank: In any latent space.
         dataset: The data set the bank was made from, or one whose rows the bank can find (``bank.rows_of_data``).
-        generator: The generator of the codes. Its ``project(latents, t, generator=...)`` is tried where it has one.
+        generator: The generator of the codes. Where it has a prior, mixes are also projected.
         others: Other images of the same kind, of every class; at most ``limit`` are read. None: half of the bank's
             rows, of each class, are the others, and the other half is examined.
         draws: Draws of the labels that the linear probe sees.
@@ -326,9 +326,8 @@ class _Maker:
 
     def projected(self, partner: Tensor, seed: int) -> Iterator[Tensor]:
         """The same, brought back to the prior by ``generator.project``."""
-        project: Any = self.generator.project
         stream = keyed_generator("check-project", seed)
-        return self.mixes(partner, lambda codes: project(codes, PROJECTED_TO, generator=stream))
+        return self.mixes(partner, lambda codes: self.generator.project(codes, PROJECTED_TO, generator=stream))
 
 
 def _batches(count: int) -> tuple[Tensor, ...]:
@@ -381,7 +380,7 @@ def _image_sets(
     for who, maker in makers.items():
         sets += [("reconstructions", who, maker.reconstructions()), ("prior", who, maker.samples(seed))]
         sets += [(kind, who, maker.mixes(partner)) for kind, partner in partners.items()]
-        if hasattr(maker.generator, "project"):
+        if maker.generator.has_prior:
             sets.append(("mixes_projected", who, maker.projected(next(iter(partners.values())), seed)))
     return sets + [(kind, "pixels", _pixel_mixes(real.pixels, partner)) for kind, partner in partners.items()]
 

@@ -417,8 +417,8 @@ def edit_arguments(folder, **changes):
         ({"format_version": True}, "field 'format_version' needs"),
         (
             {"architecture": "StyleGAN9"},
-            "field 'architecture' needs one of CompactGenerator, ConvGenerator, DCGAN, DiffusersVAE, Linear, StyleGAN2, VAE, "
-            "found 'StyleGAN9'",
+            "field 'architecture' needs one of CompactGenerator, ConvGenerator, DCGAN, DiffusersVAE, Linear, "
+            "StyleGAN2, VAE, found 'StyleGAN9'",
         ),
         ({"architecture": ["CompactGenerator"]}, "field 'architecture' needs a str"),
         ({"architecture": "os.system"}, "field 'architecture' needs one of"),
