@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, with_shared_keywords
-from latent_mixup.augment.sources import check_dataset, check_pair, rows_to_mix
+from latent_mixup.augment.sources import Named, check_dataset, pair_of, rows_to_mix
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import hard_labels
@@ -34,8 +34,9 @@ class LatentMixupCollate:
     a worker process on the CPU only: on an accelerator use :class:`latent_mixup.LatentMixupLoader`.
 
     Args:
-        generator: Decodes the bank's codes.
-        bank: Codes and labels.
+        generator: Decodes the bank's codes; or the name of generator and bank, such as ``"fashion-mnist"``, a folder
+            that ``fit`` made, or a Hub id.
+        bank: Codes and labels, or their name.
         dataset: The data set that is trained on, such as a ``Subset``: its images alone are mixed. None: any row of the
             bank is mixed, and a warning says so unless the bank comes from ``bank.subset``.
         collate_fn: Makes ``(images, labels)`` of a list of samples.
@@ -64,15 +65,15 @@ class LatentMixupCollate:
 
     def __init__(
         self,
-        generator: Generator,
-        bank: LatentBank,
+        generator: Named[Generator],
+        bank: Named[LatentBank] | None = None,
         *,
         dataset: Any = None,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         **shared: Unpack[MixKeywords],
     ) -> None:
         self.collate_fn = collate_fn
-        check_pair(generator, bank)
+        generator, bank = pair_of(generator, bank)
         if dataset is not None:
             check_dataset(dataset)
         rows = rows_to_mix(bank, generator, dataset)

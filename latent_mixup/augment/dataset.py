@@ -20,7 +20,7 @@ from latent_mixup.augment.base import (
     split_targets,
     with_shared_keywords,
 )
-from latent_mixup.augment.sources import check_dataset, check_pair, parts_of
+from latent_mixup.augment.sources import Named, check_dataset, pair_of, parts_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, check_size
@@ -48,8 +48,9 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the decoded images'
             size, the label an int or soft, ``[num_classes]`` floats. None: the bank alone is the data set, sample i is
             its row i, and samples that are not mixes are decoded unmixed.
-        generator: Decodes the bank's codes.
-        bank: The codes of ``dataset``, or of a data set that it is a part of.
+        generator: Decodes the bank's codes; or the name of generator and bank, such as ``"fashion-mnist"``, a folder
+            that ``fit`` made, or a Hub id.
+        bank: The codes of ``dataset``, or of a data set that it is a part of; or their name.
         shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
     Raises:
@@ -70,8 +71,8 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     def __init__(
         self,
         dataset: Dataset[Any] | Sequence[Any] | None,
-        generator: Generator,
-        bank: LatentBank,
+        generator: Named[Generator],
+        bank: Named[LatentBank] | None = None,
         **shared: Unpack[MixKeywords],
     ) -> None:
         settings = MixSettings(**shared)
@@ -80,7 +81,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
                 'mode="batch" needs a batch, and a data set gives one sample at a time: '
                 "use LatentMixupLoader or LatentMixupCollate"
             )
-        check_pair(generator, bank)
+        generator, bank = pair_of(generator, bank)
         if dataset is not None:
             check_dataset(dataset)
         self.dataset: Any = dataset

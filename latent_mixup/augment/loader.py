@@ -23,11 +23,12 @@ from latent_mixup.augment.base import (
 )
 from latent_mixup.augment.prefetch import ONE_THREAD, has_free_core, run_ahead
 from latent_mixup.augment.sources import (
+    Named,
     check_dataset,
     check_loader,
-    check_pair,
     given_indices,
     is_shared_out,
+    pair_of,
     parts_of,
     rows_to_mix,
 )
@@ -70,8 +71,9 @@ class LatentMixupLoader:
     Args:
         loader: A ``DataLoader``, or any iterable of ``(images, labels)``; labels ``[B]`` integers, or soft,
             ``[B, num_classes]``.
-        generator: Decodes the bank's codes; moved to ``device`` where one is given.
-        bank: Codes and labels.
+        generator: Decodes the bank's codes, moved to ``device`` where one is given; or the name of generator and bank,
+            such as ``"fashion-mnist"``, a folder that ``fit`` made, or a Hub id.
+        bank: Codes and labels, or their name.
         dataset: The data set of the images that ``loader`` gives; None: ``loader.dataset``. Where it is unknown, or not
             the bank's, any row of the bank is mixed, and a warning says so unless the bank comes from ``bank.subset``.
         device: Where batches come out; None for the generator's.
@@ -108,8 +110,8 @@ class LatentMixupLoader:
     def __init__(
         self,
         loader: Iterable[Any],
-        generator: Generator,
-        bank: LatentBank,
+        generator: Named[Generator],
+        bank: Named[LatentBank] | None = None,
         *,
         dataset: Any = None,
         device: torch.device | str | None = None,
@@ -120,8 +122,8 @@ class LatentMixupLoader:
         compile: bool = False,
         **shared: Unpack[MixKeywords],
     ) -> None:
-        check_pair(generator, bank)
         check_loader(loader)
+        generator, bank = pair_of(generator, bank)
         if dataset is not None:
             check_dataset(dataset)
         if prefetch is not None and prefetch < 0:

@@ -5,32 +5,48 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
-from latent_mixup.bank import LatentBank
+from latent_mixup.bank import LatentBank, load
+from latent_mixup.generators import load_generator
 from latent_mixup.generators.base import Generator, check_generator
 
 SHARED_OUT = ("num_replicas", "num_processes", "world_size", "_is_accelerate_prepared")  # said by what shares data out
 HOLDERS = ("batch_sampler", "sampler", "dataset", "collate_fn", "loader")  # parts of a loader that may hold others
+
+T = TypeVar("T")
+Named: TypeAlias = T | str | Path
+"""An object, or its name: a bundled one, a folder, or a Hub id."""
 
 
 class SplitWarning(UserWarning):
     """It cannot be told which rows of the bank may be mixed, so all of them are."""
 
 
-def check_pair(generator: object, bank: object) -> None:
-    """Raise ``TypeError`` unless these are a generator and a bank, in this order."""
+def pair_of(generator: Named[Generator], bank: Named[LatentBank] | None) -> tuple[Generator, LatentBank]:
+    """A generator and a bank, each given as it is or by its name; one name alone, or one of a generator, names both.
+
+    Raises:
+        TypeError: They are something else, or have changed places.
+        FileNotFoundError: There is nothing of that name.
+        ValueError: The two of one name do not belong together.
+    """
     if isinstance(generator, LatentBank) and isinstance(bank, Generator):
         raise TypeError("generator and bank have changed places: pass the generator first, then the bank")
+    if isinstance(generator, str | Path) and bank is None:
+        return load(generator)
+    generator = load_generator(generator) if isinstance(generator, str | Path) else generator
+    bank = LatentBank.from_pretrained(bank) if isinstance(bank, str | Path) else bank
     check_generator(generator)
     if not isinstance(bank, LatentBank):
-        load = f"latent_mixup.LatentBank.from_pretrained({bank!r})" if isinstance(bank, str) else "latent_mixup.invert"
-        mend = f"load it first, {load}" if isinstance(bank, str) else f"{load} makes one of your images"
+        mend = "latent_mixup.invert makes one of your images, or pass a name in the place of the two"
         raise TypeError(f"bank needs to be a LatentBank: got {_shown(bank)}; {mend}")
+    return generator, bank
 
 
 def check_loader(loader: object) -> None:

@@ -143,17 +143,14 @@ class Policy(Setting):
             shares,
             None if self.noise is None else self.noise.draw(k, bank.bank.latent_shape, bank.spread, generator),
             None if self.low_pass is None else self.low_pass.draw(k, generator),
-            *self._draw_projection(k, bank.bank.latent_shape, generator),
+            *(self._draw_projection(k, bank, generator) if self.project else (None, None)),
         )
 
-    def _draw_projection(
-        self, k: int, latent_shape: tuple[int, ...], generator: torch.Generator
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if not self.project:
-            return None, None
-        size, device = (k, *latent_shape), generator.device
-        times = torch.full((k,), self.project, dtype=torch.float32, device=device)
-        return times, torch.randn(size, generator=generator, dtype=torch.float32, device=device)
+    def _draw_projection(self, k: int, bank: BankView, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times ``[k]`` and noise ``[k, *latent_shape]``."""
+        options: dict[str, Any] = {"dtype": torch.float32, "device": generator.device}
+        noise = torch.randn(k, *bank.bank.latent_shape, generator=generator, **options)
+        return torch.full((k,), self.project, **options), noise
 
     def draw_batch(
         self,

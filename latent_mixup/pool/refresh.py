@@ -22,7 +22,7 @@ from torch import Tensor
 from latent_mixup import files
 from latent_mixup.augment.base import Decoder
 from latent_mixup.augment.prefetch import ONE_THREAD, THREAD_NAME, own_stream, use_one_core
-from latent_mixup.augment.sources import check_pair
+from latent_mixup.augment.sources import pair_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.policies import from_config
@@ -56,7 +56,7 @@ class Refreshed:
                 f"refresh needs a share in (0, 1], generator= and bank=: got refresh={share}, "
                 f"generator={type(generator).__name__}, bank={type(bank).__name__}"
             )
-        check_pair(generator, bank)
+        generator, bank = pair_of(generator, bank)
         self.pool = pool
         self.num_parts = min(round(1 / share), pool.index.num_images)
         self._renderer: Renderer | None = _renderer_of(pool, generator, bank)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latent_mixup import files
 from latent_mixup.augment.base import Decoder, MixSettings
-from latent_mixup.augment.sources import check_pair
+from latent_mixup.augment.sources import pair_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.files import FileEntry
 from latent_mixup.functional import path_named
@@ -161,7 +161,7 @@ def render(
             with other settings.
         OSError: The folder cannot be written to, or has no room; finished chunks stay.
     """
-    check_pair(generator, bank)
+    generator, bank = pair_of(generator, bank)
     followed = MixSettings(alpha=alpha, path=path, policy=policy).policy
     n, batch_size, seed = (
         checked(int, value, name) for name, value in (("n", n), ("batch_size", batch_size), ("seed", seed))

@@ -232,8 +232,10 @@ def refusals(generator, bank, data):
     loader = DataLoader(data, 8)
     mixed = LatentMixupLoader(loader, generator, bank)
     yield lambda: LatentMixupCollate(bank, generator), "generator and bank have changed places"
-    yield lambda: LatentMixupCollate("mnist", bank), r"got str; load it: .*load_generator\('mnist'\)"
-    yield lambda: LatentMixupCollate(generator, "mnist"), r"the string 'mnist'; .*LatentBank.from_pretrained\('mnist'\)"
+    yield (
+        lambda: LatentMixupCollate(generator),
+        "bank needs to be a LatentBank: got NoneType; .* a name in the place of",
+    )
     yield lambda: LatentMixupCollate(torch.nn.Linear(2, 2), bank), r"got Linear; wrap it: .*generators.wrap\("
     yield lambda: LatentMixupCollate(None, bank), "a Generator is wanted: got NoneType"
     yield (
@@ -250,7 +252,7 @@ def refusals(generator, bank, data):
     yield lambda: LatentMixupDataset(generator, bank, data), "a Generator is wanted: got LatentBank"
     yield lambda: LatentMixupLoader(data, generator, bank), r"got the data set LabelledImages; wrap it .*DataLoader\("
     yield lambda: LatentMixupLoader("mnist", generator, bank), "got the string 'mnist'"
-    yield lambda: LatentMixupLoader(generator, bank, loader), "a Generator is wanted: got LatentBank"
+    yield lambda: LatentMixupLoader(generator, bank, loader), "loader needs to be a DataLoader.*: got "
     yield lambda: LatentMixupLoader(loader, bank, generator), "generator and bank have changed places"
 
 
@@ -345,6 +347,32 @@ def test_help_shows_every_shared_keyword_with_its_default(wrapper):
         assert shown[name].default == default
         assert f"        {name}: " in wrapper.__doc__
     assert "shared" not in shown
+
+
+def test_one_name_stands_for_generator_and_bank():
+    images = BundledImages("mnist")
+    batch = [images[i] for i in range(8)]
+    loader = DataLoader(images, 8)
+    wrapped = {
+        "by name": ("mnist",),
+        "by two": ("mnist", "mnist"),
+        "objects": lm.load("mnist"),
+    }
+    for make in (
+        lambda *pair: LatentMixupCollate(*pair, dataset=images, seed=0)(batch)[0],
+        lambda *pair: LatentMixupDataset(images, *pair, seed=0)[3][0],
+        lambda *pair: next(iter(LatentMixupLoader(loader, *pair, seed=0)))[0],
+    ):
+        found = {how: make(*pair) for how, pair in wrapped.items()}
+        assert torch.equal(found["by name"], found["objects"])
+        assert torch.equal(found["by two"], found["objects"])
+
+
+def test_a_name_of_another_pair_is_refused(toy_bank):
+    with pytest.raises(ValueError, match="codes"):
+        LatentMixupCollate("mnist", toy_bank.subset(slice(None)))
+    with pytest.raises(FileNotFoundError, match="no bank is called 'mnits'"):
+        LatentMixupCollate("mnits")
 
 
 def test_a_batch_goes_through_few_files_and_calls():
