@@ -77,7 +77,8 @@ class Linear(Generator):
             )
         mean = flat.mean(0)
         basis, deviation = _principal_directions(flat - mean, latent_dim)
-        network = cls(latent_dim, images.shape[1], images.shape[2], noise_std)
+        with torch.random.fork_rng(devices=[]):  # the layers' first weights are drawn, and replaced below
+            network = cls(latent_dim, images.shape[1], images.shape[2], noise_std)
         whiten = basis / deviation.where(deviation > 0, torch.inf)[:, None]
         network.encoder.weight.copy_(whiten)
         network.encoder.bias.copy_(-whiten @ mean)
@@ -93,7 +94,7 @@ class Linear(Generator):
     def decode(self, latents: Tensor) -> Tensor:
         """Codes ``[B, latent_dim]`` to images ``[B, C, R, R]``, clipped to [-1, 1]."""
         self.check_latents(latents)
-        pixels = self.decoder(latents.to(self.dtype)).float()
+        pixels: Tensor = self.decoder(latents.to(self.dtype)).float()
         if self.noise_std and len(latents):
             pixels = pixels + self.noise_std * self._noise_of(latents, pixels.shape[1])
         return pixels.clamp(-1, 1).view(-1, self.img_channels, self.img_resolution, self.img_resolution)

@@ -331,7 +331,8 @@ class _Maker:
 
 
 def _batches(count: int) -> tuple[Tensor, ...]:
-    return torch.arange(count, device="cpu").split(BATCH)
+    rows: tuple[Tensor, ...] = torch.arange(count, device="cpu").split(BATCH)
+    return rows
 
 
 def _pixel_mixes(pixels: Tensor, partner: Tensor) -> Iterator[Tensor]:

@@ -102,7 +102,9 @@ def check_text(record: dict[str, Any]) -> str:
         table.append(["class kept by a decode", *(_percent(made[who]["kept"]) for who in COLUMNS[:2])])
     for size, scores in (record["probe"] or {}).items():
         cells = (f"{scores[who]['mean']:.1%} ± {scores[who]['std'] * 100:.1f}" for who in ("codes", "pca", "pixels"))
+        gain = scores["codes_minus_pixels"]
         table.append([f"linear probe, {size} labels a class", *cells])
+        table.append(["  codes minus pixels", f"{gain['mean'] * 100:+.1f} ± {gain['std'] * 100:.1f}"])
     table.append(["Fréchet distance from the images"])
     for kind, distances in record["frechet"].items():
         if kind in NAMES and distances is not None:

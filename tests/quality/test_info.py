@@ -14,8 +14,10 @@ from PIL import Image
 from torch import nn
 
 from latent_mixup import load_generator
+from latent_mixup.cli import generators as cli_generators
 from latent_mixup.cli import main
-from latent_mixup.generators import CompactGenerator, wrap
+from latent_mixup.generators import DCGAN, CompactGenerator, wrap
+from latent_mixup.quality import code_check
 from latent_mixup.quality.checks import CheckResult, Errors
 from latent_mixup.quality.info import (
     BUDGET,
@@ -211,3 +213,52 @@ def test_what_is_wrong_in_one_sentence(arguments, message):
     assert code == 1
     assert message in output
     assert len(output.strip().splitlines()) == 1
+
+
+# ---- the check of codes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_judge(monkeypatch):
+    monkeypatch.setattr(code_check, "JUDGE_STEPS", 20)
+    monkeypatch.setattr(code_check, "LEAST_JUDGE_STEPS", 20)
+
+
+def test_probe_checks_codes_of_a_sample_and_prints_them(bundled_root, quick_judge):
+    options = ("fashion-mnist", "--no-self-test", "--probe", "fashion-mnist", "--data-root", bundled_root)
+    code, output = call(*options, "--probe-images", 120)
+    assert code == 0
+    assert "codes of 120 images; the judge learnt the classes of 120 others" in output
+    assert output.splitlines()[-1].startswith(("go", "no-go"))
+
+
+def test_probe_of_a_folder_and_a_generator_without_an_encoder_as_json(tmp_path, quick_judge, monkeypatch):
+    monkeypatch.setattr(cli_generators, "PROBE_STEPS", 1)
+    DCGAN(4, (3, 2, 2, 2), 1, 12).save_pretrained(tmp_path / "gan")
+    draw = torch.Generator().manual_seed(0)
+    for number in range(240):
+        folder = tmp_path / "data" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (12, 12), generator=draw, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    result = CliRunner().invoke(
+        main, ["info", str(tmp_path / "gan"), "--no-self-test", "--json", "--probe", str(tmp_path / "data")]
+    )
+    assert result.exit_code == 0, result.output
+    codes = json.loads(result.stdout)["codes"]
+    assert codes["rows"] == {"examined": 120, "others": 120, "classes": 2}
+    assert set(codes["verdict"]) == {"go", "against", "text"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--probe", "mnist"), "--probe mnist needs --data-root, the folder where torchvision finds it"),
+        (("--data-root", "."), "--data-root belongs to --probe"),
+        (("--probe", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_a_probe_without_data(options, message):
+    code, output = call("fashion-mnist", "--no-self-test", *options)
+    assert code == 1
+    assert message in output

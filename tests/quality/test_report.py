@@ -527,3 +527,21 @@ def test_a_report_does_not_depend_on_the_default_device_and_dtype(linear_generat
 def test_report_is_the_function_of_that_name():
     assert inversion.report is report
     assert callable(inversion.report)
+
+
+def test_the_check_of_codes_is_part_of_the_record_where_it_is_asked_for(
+    tmp_path, noisy_bank, toy_dataset, linear_generator, no_page, monkeypatch
+):
+    asked = []
+
+    def checked(*given, **options):
+        asked.append((given, options))
+        return {"verdict": {"go": True}}
+
+    monkeypatch.setattr(module, "check_codes", checked)
+    plain = report(noisy_bank, toy_dataset, linear_generator, tmp_path)
+    assert not asked
+    record = report(noisy_bank, toy_dataset, linear_generator, tmp_path, seed=4, check=True)
+    assert asked == [((noisy_bank, toy_dataset, linear_generator), {"seed": 4})]
+    assert record["codes"] == json.loads((tmp_path / "report.json").read_text())["codes"] == {"verdict": {"go": True}}
+    assert set(record) == set(plain) | {"codes"}
