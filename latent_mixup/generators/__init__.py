@@ -3,6 +3,7 @@
 from latent_mixup.generators.base import Generator, LatentSpace, PathName
 from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.generators.dcgan import DCGAN
+from latent_mixup.generators.diffusers_pipeline import DiffusersPipeline
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
 from latent_mixup.generators.loading import load_generator
 from latent_mixup.generators.stylegan2 import StyleGAN2
@@ -13,6 +14,7 @@ __all__ = [
     "DCGAN",
     "VAE",
     "CompactGenerator",
+    "DiffusersPipeline",
     "DiffusersVAE",
     "Generator",
     "LatentSpace",
