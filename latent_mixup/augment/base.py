@@ -256,11 +256,16 @@ class Decoder:
         if channels_last:
             generator.to(memory_format=torch.channels_last)
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, R, R]``, float32 in [-1, 1]."""
+    def __call__(self, latents: Tensor, *targets: Tensor) -> Tensor:
+        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, R, R]``, float32 in [-1, 1].
+
+        Args:
+            latents: The codes.
+            targets: Soft targets ``[k, num_classes]``, for a generator that takes them.
+        """
         device, decode = self.device, self.compiled if self.compile else self.generator.decode
         with torch.no_grad(), torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            images = decode(latents.to(device)).float()
+            images = decode(*(each.to(device) for each in (latents, *targets))).float()
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     @property
@@ -270,7 +275,7 @@ class Decoder:
         return self.generator.device if first is None else first.device
 
     @functools.cached_property
-    def compiled(self) -> Callable[[Tensor], Tensor]:
+    def compiled(self) -> Callable[..., Tensor]:
         """The generator's ``decode``, compiled in this process."""
         return torch.compile(self.generator.decode)
 
@@ -412,7 +417,8 @@ class Mixer:
         if not latents.isfinite().all():
             raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
         latents = self.policy.projected(latents, draw, self.decoder.generator)
-        images = self.policy.finish(self.decoder(latents), draw)
+        given = [self.policy.soft_label(labels, draw, self.num_classes)] if self.decoder.generator.takes_targets else []
+        images = self.policy.finish(self.decoder(latents, *given), draw)
         pair = self.policy.label(labels, draw, self.num_classes, images)
         return self.settings.finished(images), pair
 

@@ -494,7 +494,7 @@ class LatentBank(hub.Published):
         probes = coded[image_probes(self.labels[rows[coded]])]
         codes, labels = self[rows[probes]]
         with torch.no_grad():
-            decodes = generator.decode(codes.to(generator.device)).cpu()
+            decodes = generator.coder.decode(codes.to(generator.device)).cpu()
         apart = (decodes - decodes.flip(0)).square().mean()
         if self.mse is not None and self.mse[rows[probes]].mean() > apart / 2:
             return  # by the bank's own account its codes are no likenesses: such as those of random weights
@@ -515,7 +515,7 @@ class LatentBank(hub.Published):
                 f"the bank's codes lie in {self.latent_space!r}, the generator decodes "
                 f"{generator.latent_space!r}: load the generator the bank was made with"
             )
-        if self.generator_digest is not None and self.generator_digest != (digest := generator.digest()):
+        if self.generator_digest is not None and self.generator_digest != (digest := generator.coder.digest()):
             stated, origin = self.metadata["generator"], hub.stated_origin(generator.metadata)
             wanted = _place_of(stated) or stated.get("name") or "the one it was made with"
             this = f"this one ({_place_of(origin)})" if origin else "this one"

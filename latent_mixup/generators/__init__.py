@@ -4,6 +4,7 @@ from latent_mixup.generators.base import Generator, LatentSpace, PathName
 from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.generators.dcgan import DCGAN
+from latent_mixup.generators.diffusers_pipeline import DiffusersPipeline
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
 from latent_mixup.generators.linear import Linear
 from latent_mixup.generators.loading import load_generator
@@ -16,6 +17,7 @@ __all__ = [
     "VAE",
     "CompactGenerator",
     "ConvGenerator",
+    "DiffusersPipeline",
     "DiffusersVAE",
     "Generator",
     "LatentSpace",

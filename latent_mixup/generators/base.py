@@ -34,6 +34,8 @@ class Generator(SavedNetwork, ABC):
         preferred_path: How two codes of this space are mixed when nobody says: ``"lerp"`` or ``"slerp"``.
         decode_batches: How many training batches :class:`latent_mixup.LatentMixupLoader` decodes in one call on a CPU,
             when nobody says: more than 1 where the network is so small that a call's fixed cost shows.
+        takes_targets: Whether ``decode`` takes soft targets, ``[B, num_classes]``, beside the codes: ``render`` and the
+            wrappers then hand it the labels of the mixes.
         features: A frozen feature network for images of this kind, where one comes with the generator.
         metadata: How the generator came to be; kept in its ``config.json``. Read from the Hub, ``metadata["hub"]`` says
             of which ``repo`` and ``commit``.
@@ -46,6 +48,7 @@ class Generator(SavedNetwork, ABC):
     img_resolution: int
     preferred_path: PathName
     decode_batches: int = 1
+    takes_targets: bool = False
     features: nn.Module | None
 
     def __init__(self) -> None:
@@ -130,6 +133,11 @@ class Generator(SavedNetwork, ABC):
     def has_prior(self) -> bool:
         """Whether ``project`` works."""
         return type(self).project is not Generator.project
+
+    @property
+    def coder(self) -> Generator:
+        """The generator that the codes belong to, which inverts images and is named in banks: itself, as a rule."""
+        return self
 
     @property
     def device(self) -> torch.device:

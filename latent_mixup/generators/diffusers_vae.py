@@ -74,7 +74,7 @@ class DiffusersVAE(Generator):
         self.autoencoder_name = autoencoder
         self.autoencoder: Any = _built(autoencoder, config)
         self.config = _arguments_in(autoencoder, self.autoencoder.config)
-        self.factor = _factor(autoencoder, self.config)
+        self.factor = factor_of(autoencoder, self.config)
         own_channels = self.config["in_channels"]
         if self.config["out_channels"] != own_channels or img_channels not in (own_channels, 1):
             raise ValueError(
@@ -249,7 +249,7 @@ def _built(name: str, config: Mapping[str, Any]) -> Any:
         raise ValueError(f"diffusers cannot build this {name}: {type(cause).__name__}: {cause}") from cause
 
 
-def _factor(name: str, config: Mapping[str, Any]) -> int:
+def factor_of(name: str, config: Mapping[str, Any]) -> int:
     """How many pixels, on each axis, one place of a code has."""
     if name == "AutoencoderKL":
         return int(2 ** (len(config["block_out_channels"]) - 1))

@@ -140,7 +140,7 @@ def invert(
         )
     if space not in (None, generator.latent_space):
         raise ValueError(f"this generator inverts into {generator.latent_space!r}: got space={space!r}")
-    generator = leave_inference_mode(generator.to(device or generator.device))
+    generator = leave_inference_mode(generator.to(device or generator.device)).coder
     objective = chosen_loss(generator, pixel_mse if loss is None and steps == 0 else loss)
     if encoder is None and generator.has_encoder:
         encoder = generator.encode

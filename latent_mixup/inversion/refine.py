@@ -126,7 +126,7 @@ def refine(
     ):
         raise ValueError(f"{out} is the folder of the bank itself, which stays as it is: choose another out=")
     _check_belong(bank, dataset, generator)
-    generator = leave_inference_mode(generator.to(device or generator.device))
+    generator = leave_inference_mode(generator.to(device or generator.device)).coder
     objective = chosen_loss(generator, loss)
     source = BankImages(bank, dataset, generator, stated_format(bank.metadata.get("samples"), dataset, generator))
     every = torch.arange(len(bank), device="cpu")

@@ -221,13 +221,17 @@ class Policy(Setting):
         """
         if not self.soft:
             return labels[:, 0], labels[:, 1], draw.label_weights[:, 0]
-        each = soft_targets(labels.flatten(0, 1), num_classes).view(*draw.sources.shape, num_classes)
-        soft = (draw.label_weights[..., None].to(each) * each).sum(1)
+        soft = self.soft_label(labels, draw, num_classes)
         if isinstance(self.labels, Teacher):
             assert images is not None
             is_one = draw.label_weights.amax(1).to(soft) == 1
             soft = torch.where(is_one[:, None], soft, self.labels(images, num_classes).to(soft))
         return soft, soft, torch.ones(len(draw), dtype=torch.float32, device=soft.device)
+
+    def soft_label(self, labels: Tensor, draw: Draw, num_classes: int) -> Tensor:
+        """Labels of mixes by those of their sources alone, ``[k, num_classes]``; ``labels`` as in :meth:`label`."""
+        each = soft_targets(labels.flatten(0, 1), num_classes).view(*draw.sources.shape, num_classes)
+        return (draw.label_weights[..., None].to(each) * each).sum(1)
 
 
 @dataclass(frozen=True)

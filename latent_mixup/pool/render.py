@@ -102,10 +102,12 @@ class Renderer:
         starts = range(0, len(entries), self.batch_size)
         sizes = [min(self.batch_size, len(entries) - start) for start in starts]
         for draw in self.draw(entries, turn).split(sizes):
-            codes = self.bank[draw.sources.flatten()][0].unflatten(0, draw.sources.shape)
+            codes, labels = (part.unflatten(0, draw.sources.shape) for part in self.bank[draw.sources.flatten()])
             latents = self.policy.mix(codes, draw, self.rows, path)
             latents = self.policy.projected(latents, draw, self.decoder.generator)
-            images = self.policy.finish(self.decoder(latents), draw)
+            taken = self.decoder.generator.takes_targets
+            given = [self.policy.soft_label(labels, draw, self.bank.num_classes)] if taken else []
+            images = self.policy.finish(self.decoder(latents, *given), draw)
             for what, values in (("a code in the bank", latents), ("an image that the generator decodes", images)):
                 if not values.isfinite().all():
                     raise ValueError(f"{what} is NaN or infinite: a pool of it is not written")

@@ -83,6 +83,7 @@ def report(
         raise ValueError(f"columns needs to be at least 1: got {columns}")
     bank.check(generator)
     bank.check(dataset)
+    generator = generator.coder
     if encoder is None and generator.has_encoder:
         encoder = generator.encode
     source = BankImages(bank, dataset, generator, stated_format(bank.metadata.get("samples"), dataset, generator))
