@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from latent_mixup.augment.sources import check_pair
+from latent_mixup.augment.sources import pair_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import MISSING
@@ -68,7 +68,7 @@ def preview_sheet(
         TypeError: ``generator`` or ``bank`` is another kind of object.
         ValueError: A class is not known, or the bank has no code of it, or no labels at all.
     """
-    check_pair(generator, bank)
+    generator, bank = pair_of(generator, bank)
     if not pairs or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
         raise ValueError(f'pairs needs two classes each, such as [("sneaker", "shirt")]: got {pairs!r:.80}')
     bank.check(generator)
