@@ -22,7 +22,7 @@ from latent_mixup.classifiers import PaperCNN
 def main(epochs: int = 2, max_batches: int | None = None) -> float:
     set_seed(0)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    generator, bank = lm.load("fashion-mnist")
     images = BundledImages("fashion-mnist")
     mixup = lm.LatentMixupCollate(generator, bank, dataset=images, prob=0.5, seed=0)
     train = DataLoader(images, batch_size=64, shuffle=True, collate_fn=mixup)  # the line that changes

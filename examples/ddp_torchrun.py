@@ -40,7 +40,7 @@ def main(epochs: int = 2, max_batches: int = 60, checkpoint: Path | None = None,
     images = BundledImages("fashion-mnist")
     sampler = Resumable(images, seed=0)
     loader = DataLoader(images, BATCH_SIZE, sampler=sampler)
-    generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    generator, bank = lm.load("fashion-mnist")
     batches = lm.LatentMixupLoader(loader, generator, bank, prob=0.5, seed=0)  # the line that changes
 
     network = torch.nn.Sequential(

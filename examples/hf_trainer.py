@@ -69,7 +69,7 @@ def main(count: int = 4000, epochs: int = 2) -> dict[str, float]:
         intermediate_size=128,
         num_labels=10,
     )
-    generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    generator, bank = lm.load("fashion-mnist")
     images = Pictures(True, count)
     with tempfile.TemporaryDirectory() as out:
         options = TrainingArguments(

@@ -68,7 +68,7 @@ def main(arguments: argparse.Namespace) -> float:
     mixup_fn = None
 
     # What latent mixup adds. Its targets are soft, and smoothed already: hence a loss for soft targets.
-    generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    generator, bank = lm.load("fashion-mnist")
     options: dict[str, Any] = {"prob": 0.5, "label_smoothing": arguments.smoothing, "normalize": (MEAN, STD)}
     options["dataset"] = pictures  # whose images alone are mixed; a loader's own is found without this
     if prefetcher:

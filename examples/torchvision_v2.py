@@ -30,7 +30,7 @@ def main(where: str = "collate", epochs: int = 2, max_batches: int | None = None
     augment = v2.Compose([normalise, v2.RandomHorizontalFlip(), v2.RandomCrop(28, padding=2)])
 
     images = BundledImages("fashion-mnist", transform=augment)
-    generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    generator, bank = lm.load("fashion-mnist")
     mixup = lm.LatentMixupCollate(generator, bank, dataset=images, prob=0.5, normalize=(MEAN, STD))  # was v2.MixUp
     cutmix = v2.CutMix(num_classes=10)  # takes soft targets, and ours takes its
     mixup_cutmix = v2.RandomChoice([mixup, cutmix, lambda images, labels: cutmix(*mixup(images, labels))])

@@ -376,7 +376,7 @@ def test_a_name_of_another_pair_is_refused(toy_bank):
 
 
 def test_a_batch_goes_through_few_files_and_calls():
-    generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    generator, bank = lm.load("fashion-mnist")
     images = BundledImages("fashion-mnist")
     batch = from_uint8(images.data[:64]), images.targets[:64]
     settings = {"prob": 0.5, "seed": 0, "prefetch": 0, "decode_batches": 1}

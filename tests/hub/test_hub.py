@@ -120,7 +120,7 @@ import socket, sys
 def refuse(*_): raise AssertionError("a connection")
 socket.socket.connect = refuse
 import latent_mixup as lm
-generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+generator, bank = lm.load("fashion-mnist")
 bank.check(generator)
 lm.LatentMixupCollate(generator, bank)
 print({"huggingface_hub", "httpx", "httpx2", "hf_xet"} & set(sys.modules))

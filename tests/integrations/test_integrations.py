@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def bundled():
-    return lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    return lm.load("fashion-mnist")
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ main = runpy.run_path(sys.argv[2], run_name="example")["main"]
 for name, stop in (("whole", None), ("part", 7), ("part", None)):
     main(epochs=2, max_batches=5, checkpoint=out / f"{name}.pt", stop_after=stop)
 
-generator, bank = lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+generator, bank = lm.load("fashion-mnist")
 images = torch.utils.data.Subset(BundledImages("fashion-mnist"), range(64))
 draws = {}
 for name, settings in (("own", {}), ("same", {"rank": 0})):

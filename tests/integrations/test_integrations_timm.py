@@ -24,7 +24,7 @@ EXAMPLE = Namespace(**runpy.run_path(str(ROOT / "examples" / "timm_train.py")))
 
 @pytest.fixture(scope="module")
 def bundled():
-    return lm.load_generator("fashion-mnist"), lm.LatentBank.from_pretrained("fashion-mnist")
+    return lm.load("fashion-mnist")
 
 
 @pytest.fixture

@@ -231,9 +231,9 @@ def test_the_options_of_decoding_go_with_the_pool(make):
         ({"policy": "rebust"}, ValueError, "no policy is called 'rebust'"),
         ({"shard": (3, 3)}, ValueError, r"shard needs \(i, n\)"),
         ({"autocast": torch.float64}, ValueError, r"autocast needs to be torch\.bfloat16"),
-        ({"generator": "fashion-mnist"}, TypeError, r"load_generator\('fashion-mnist'\)"),
+        ({"generator": "fashion-mnist"}, ValueError, "the bank's codes have shape"),
         ({"generator": torch.nn.Linear(16, 16)}, TypeError, r"generators\.wrap\("),
-        ({"bank": "fashion-mnist"}, TypeError, r"LatentBank.from_pretrained\('fashion-mnist'\)"),
+        ({"bank": "fashion-mnist"}, ValueError, "the bank's codes have shape"),
     ],
 )
 def test_what_cannot_be_rendered(make, change, error, message, tmp_path):
@@ -627,7 +627,7 @@ def test_modes_of_the_caller_do_not_matter(make, images):
         ({"dataset": "mnist"}, TypeError, "dataset needs to be a map-style data set"),
         ({"refresh": "half"}, ValueError, "refresh needs to be a finite number: got 'half'"),
         ({"refresh": 0.5, "generator": "fashion-mnist"}, ValueError, "generator=str"),
-        ({"refresh": 0.5, "generator": "fashion-mnist", "bank": "fashion-mnist"}, TypeError, "load_generator"),
+        ({"refresh": 0.5, "generator": "fashion-mnist", "bank": "fashion-mnist"}, ValueError, "pool"),
         ({"verify": True, "prob": "0.5"}, (TypeError, ValueError), "prob"),
         ({"prob": 0.5}, ValueError, r"prob=0.5 needs dataset="),
         ({"num_classes": 2}, ValueError, "label 2 is outside num_classes=2"),
