@@ -20,7 +20,9 @@ from latent_mixup.cli import shared
     help="Height and width of the generator's images. Default: from the images, at most 64.",
 )
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time for the whole run. Default: --steps.")
-@click.option("--steps", type=click.IntRange(1), help="Training steps of 128 images. Default: 6,000.")
+@click.option(
+    "--steps", type=click.IntRange(1), help="Training steps of 128 images. Default: 150 passes, 1,500 to 6,000."
+)
 @click.option(
     "--inversion-steps", type=click.IntRange(0), help="Gradient steps an image. Default: what a few minutes allow."
 )

@@ -35,7 +35,7 @@ MIN_IMAGES = 500
 LOOKED_AT = 128  # samples by which channels, size and range are found
 CHUNK = 2_048  # images in a chunk
 MAX_UNREADABLE = 0.5  # share of the images
-RUN_FILE, PIXELS_FILE = "images.json", "images.u8"
+RUN_FILE, PIXELS_FILE, ROWS_FILE = "images.json", "images.u8", "rows.safetensors"
 
 
 @dataclass(frozen=True)
@@ -180,13 +180,13 @@ def prepare(dataset: Any, found: Look, out: Path, *, progress: bool = True) -> P
     def make(number: int, advance: Advance) -> Tensors:
         return _read(dataset, chunks[number], found, advance)
 
-    if not (out / PIXELS_FILE).is_file():
+    if not (out / ROWS_FILE).is_file():  # written last
         run_chunks(make, [*map(len, chunks)], store, meter=Meter(progress), desc="read")
         with store.saying_what_is_done():
             files.write_folder(
-                out, {PIXELS_FILE: lambda path: _join(store, path), "rows.safetensors": lambda path: _rows(store, path)}
+                out, {PIXELS_FILE: lambda path: _join(store, path), ROWS_FILE: lambda path: _rows(store, path)}
             )
-    with files.open_tensors(out / "rows.safetensors") as rows:
+    with files.open_tensors(out / ROWS_FILE) as rows:
         labels = rows.get_tensor("labels").clone()
         errors = {int(k): text for k, text in json.loads(bytes(rows.get_tensor("errors").tolist())).items()}
     store.remove_chunks()

@@ -25,11 +25,11 @@ from latent_mixup.inversion import invert
 from latent_mixup.labels import Key
 from latent_mixup.quality import check_codes, check_text
 from latent_mixup.quality.info import multiply_adds
-from latent_mixup.training.conv import ConvRecipe, ConvTraining, train_conv
+from latent_mixup.training.conv import BATCH_SIZE, ConvRecipe, ConvTraining, train_conv
 
 IMAGES, GENERATOR, BANK = "images", "generator", "bank"  # folders of a run
 SETTINGS_FILE, QUALITY_FILE, PAGE_FILE = "fit.json", "quality.json", "fit.png"
-STEPS = 6_000  # unless minutes are given
+STEPS, LEAST_STEPS, EPOCHS = 6_000, 1_500, 150  # unless minutes are given: so many passes, within these two
 PRIOR_STEPS = 4_000  # at most; else as many as the others
 TRAINING_SHARE = 0.7  # of the minutes; the rest is for reading, inverting and checking
 TIMED_STEPS = 5
@@ -96,8 +96,8 @@ def fit(
         size: Height and width of the generator's images: 16, 28, 32, 48, 64, 96 or 128. None: the largest of these that
             most images have, at most 64.
         minutes: Time for the whole run; decides ``steps`` by the speed of the first ones. None: ``steps``.
-        steps: Training steps of encoder and decoder, 128 images each; the prior has as many, at most 4,000. Default:
-            6,000.
+        steps: Training steps of encoder and decoder, 128 images each; the prior has as many, at most 4,000. None: 150
+            passes over the images, at least 1,500 steps and at most 6,000.
         inversion_steps: Gradient steps an image; 0: the encoder alone. None: as many as a few minutes allow.
         flip: Whether a mirrored image is still the same thing: for photos, not for digits and text. None: for RGB.
         device: Where to train. ``"auto"``: CUDA, else MPS, else the CPU.
@@ -148,7 +148,7 @@ def fit(
             progress=progress,
         )
     generator = generator.to("cpu")
-    record = check_codes(bank, images, generator, seed=seed, progress=progress)
+    record = _checked(bank, images, generator, seed, progress)
     files.write_folder(
         out,
         {PAGE_FILE: draw_page(generator, bank, images), QUALITY_FILE: (json.dumps(record, indent=2) + "\n").encode()},
@@ -162,6 +162,11 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def steps_for(num_images: int) -> int:
+    """Training steps unless somebody says: see :func:`fit`."""
+    return min(STEPS, max(LEAST_STEPS, EPOCHS * num_images // BATCH_SIZE))
 
 
 def network_for(channels: int, size: int) -> dict[str, int]:
@@ -208,11 +213,12 @@ def _settings(
     network = network_for(found.channels, found.size)
     generator = ConvGenerator(img_channels=found.channels, img_resolution=found.size, **network)
     cost = multiply_adds(generator.decode, torch.ones(1, *generator.latent_shape))
+    wanted = steps or steps_for(len(images.images))
     first = Settings(
         found.size,
         found.channels,
-        STEPS if steps is None else steps,
-        min(STEPS if steps is None else steps, PRIOR_STEPS),
+        wanted,
+        min(wanted, PRIOR_STEPS),
         mirror,
         inversion_steps_for(len(images.images), cost) if inversion_steps is None else inversion_steps,
         seed,
@@ -249,6 +255,14 @@ def _recipe(settings: Settings) -> ConvRecipe:
     return ConvRecipe(steps=settings.steps, prior_steps=settings.prior_steps, flip=settings.flip, seed=settings.seed)
 
 
+def _checked(bank: LatentBank, images: Prepared, generator: Generator, seed: int, progress: bool) -> dict[str, Any]:
+    """The check, or why there is none: the generator and the bank are whole without it."""
+    try:
+        return check_codes(bank, images, generator, seed=seed, progress=progress)
+    except ValueError as cause:
+        return {"error": f"these codes could not be checked: {cause}"}
+
+
 def _about(dataset: Any, found: Look) -> str:
     low_height, high_height, low_width, high_width = found.shapes
     was = f"{low_height} to {high_height} x {low_width} to {high_width} px"
@@ -262,7 +276,7 @@ def closing(out: Path, found: Look, bank: LatentBank, record: dict[str, Any], se
     """What a run says at its end: the check, where the files are, and the lines to paste."""
     labelled = bool((bank.hard_labels >= 0).any())
     lines = [
-        check_text(record),
+        record.get("error") or check_text(record),
         "",
         f"{out / PAGE_FILE}: real images, decoded ones, mixes, samples; {out / QUALITY_FILE}: the numbers above",
         f"this call took {seconds / 60:.1f} minutes",

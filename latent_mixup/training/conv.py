@@ -20,7 +20,7 @@ from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images, descend
 
 MAX_CODES = 200_000  # of the images that the flow learns from
-FLOW_BATCH = 512
+BATCH_SIZE, FLOW_BATCH = 128, 512
 SHEET_COLUMNS, SHEET_T = 12, 0.4
 AREA = (0.5, 1.0)  # of a view's crop
 TURN = math.radians(12)  # greatest rotation of a view
@@ -47,7 +47,7 @@ class ConvRecipe(TrainingRecipe):
 
     steps: int = 6_000
     prior_steps: int = 4_000
-    batch_size: int = 128
+    batch_size: int = BATCH_SIZE
     lr: float = 2e-3
     prior_lr: float = 1e-3
     contrast_weight: float = 0.05

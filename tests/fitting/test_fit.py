@@ -200,6 +200,21 @@ def stop_before_training(*_, **__):
     raise KeyboardInterrupt
 
 
+def test_codes_that_cannot_be_checked_are_kept(tmp_path):
+    """Two classes of three images each: too few to examine, and the others have no label."""
+    photos, said = Photos(labelled=False), []
+    photos.targets[:6] = [0, 0, 0, 1, 1, 1]
+    _, bank = lm.fit(photos, tmp_path / "run", tell=said.append, **QUICK)
+    assert len(bank) == len(photos)
+    assert "these codes could not be checked: a check needs 200 rows" in said[-1]
+    assert "could not be checked" in json.loads((tmp_path / "run" / "quality.json").read_text())["error"]
+
+
+@pytest.mark.parametrize(("images", "steps"), [(500, 1_500), (2_000, 2_343), (50_000, 6_000)])
+def test_steps_follow_the_number_of_images(images, steps):
+    assert stages.steps_for(images) == steps
+
+
 def test_few_images_are_inverted_and_many_are_encoded():
     assert stages.inversion_steps_for(2_000, 30_000_000) > 20
     assert stages.inversion_steps_for(1_000_000, 30_000_000) == 0
