@@ -26,6 +26,7 @@ from latent_mixup.labels import Key
 from latent_mixup.quality import check_codes, check_text
 from latent_mixup.quality.info import multiply_adds
 from latent_mixup.training.conv import BATCH_SIZE, ConvRecipe, ConvTraining, train_conv
+from latent_mixup.training.run import first_weights
 
 IMAGES, GENERATOR, BANK = "images", "generator", "bank"  # folders of a run
 SETTINGS_FILE, QUALITY_FILE, PAGE_FILE = "fit.json", "quality.json", "fit.png"
@@ -131,7 +132,7 @@ def fit(
         out / GENERATOR,
         recipe=_recipe(settings),
         network=network_for(found.channels, found.size),
-        facts={"name": out.name, "dataset": {"images": len(images.images)}},
+        facts={"name": out.resolve().name, "dataset": {"images": len(images.images)}},
         device=device,
         progress=progress,
     )
@@ -200,7 +201,7 @@ def _settings(
     asked = {"steps": steps, "inversion_steps": inversion_steps, "flip": flip, "seed": seed}
     path = out / SETTINGS_FILE
     if path.is_file():
-        earlier = Settings(**files.read_json(path))
+        earlier = _read_settings(path)
         wrong = [
             f"{name} {getattr(earlier, name)}, now {value}"
             for name, value in asked.items()
@@ -211,7 +212,8 @@ def _settings(
         return earlier
     mirror = found.channels == 3 if flip is None else flip
     network = network_for(found.channels, found.size)
-    generator = ConvGenerator(img_channels=found.channels, img_resolution=found.size, **network)
+    with first_weights(seed):
+        generator = ConvGenerator(img_channels=found.channels, img_resolution=found.size, **network)
     cost = multiply_adds(generator.decode, torch.ones(1, *generator.latent_shape))
     wanted = steps or steps_for(len(images.images))
     first = Settings(
@@ -228,6 +230,13 @@ def _settings(
         say(f"{minutes:g} minutes allow {first.steps:,} training steps and {first.prior_steps:,} of the prior")
     files.write_folder(out, {SETTINGS_FILE: (json.dumps(asdict(first), indent=2) + "\n").encode()})
     return first
+
+
+def _read_settings(path: Path) -> Settings:
+    try:
+        return Settings(**files.read_json(path))
+    except TypeError as cause:
+        raise ValueError(f"{path} is not the settings of a run ({cause}): choose another out=") from cause
 
 
 def _within(

@@ -112,6 +112,18 @@ def test_images_are_read_as_invert_reads_them(tmp_path):
     assert not look(photos).changes
 
 
+def test_torchs_random_state_stays(tmp_path):
+    before = torch.get_rng_state()
+    lm.fit(Photos(), tmp_path / "run", **QUICK)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_settings_are_not_guessed(run, tmp_path):
+    (tmp_path / "fit.json").write_text('{"size": 16, "wrong": 1}')
+    with pytest.raises(ValueError, match="is not the settings of a run"):
+        lm.fit(Photos(), tmp_path, **QUICK)
+
+
 def test_grey_photos_need_no_colours(tmp_path):
     photos = Photos(grey=True, size=(28, 28))
     images = prepared(photos, tmp_path)
