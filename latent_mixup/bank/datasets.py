@@ -343,11 +343,15 @@ def shows(dataset: Any, indices: list[int], decodes: Tensor, labels: Tensor, ima
 def _read_images(dataset: Any, indices: list[int], size: torch.Size, image_key: Key | None) -> Tensor | None:
     """Images of some samples, ``[B, C, R, R]`` float32 in whatever range; None where one cannot be used."""
     images = []
-    try:
-        for sample in (dataset[index] for index in indices):
+    for index in indices:
+        try:
+            sample = dataset[index]
+        except Exception:  # the data set's own: whoever trains on it says what is wrong
+            return None
+        try:
             images.append(pixel_values(part_of(sample, image_key_of(sample, image_key)), size[0]).float())
-    except Exception:  # whoever trains on them says what is wrong
-        return None
+        except (TypeError, ValueError):  # it is no image
+            return None
     return torch.stack(images) if all(image.shape == size for image in images) else None
 
 

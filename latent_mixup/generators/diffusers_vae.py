@@ -157,7 +157,7 @@ class DiffusersVAE(Generator):
         with torch.device("meta"):
             generator = cls(type(autoencoder).__name__, config, img_resolution, img_channels)
         generator._fill({name: tensor.float().clone() for name, tensor in autoencoder.state_dict().items()})
-        return generator
+        return generator.to(next(autoencoder.parameters()).device)
 
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
         """Weights for an autoencoder that was built without allocating it."""
