@@ -43,7 +43,7 @@ def as_labels(values: Any, num_rows: int) -> Tensor:
         >>> as_labels([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], 2).shape
         torch.Size([2, 3])
     """
-    labels = _as_tensor(values)
+    labels = as_tensor(values)
     if labels.ndim == 2 and len(labels) == num_rows and labels.numel():
         if not labels.is_floating_point():
             raise ValueError(f"soft labels need a float dtype: got {labels.dtype} {list(labels.shape)}")
@@ -68,10 +68,13 @@ def on_cpu(values: Any) -> Tensor:
     return (values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")).detach().cpu()
 
 
-def _as_tensor(values: Any) -> Tensor:
-    """On the CPU; of an array a copy, in the byte order of this machine: torch takes none that is read-only."""
+def as_tensor(values: Any) -> Tensor:
+    """A tensor on the CPU of a tensor, an array, a number, or a list of these.
+
+    Of an array it is a copy, in the byte order of this machine: torch takes none that is read-only.
+    """
     if isinstance(values, list | tuple) and values and getattr(values[0], "ndim", None):
-        values = torch.stack([_as_tensor(row) for row in values])  # torch takes no list of rows
+        values = torch.stack([as_tensor(row) for row in values])  # torch takes no list of rows
     if isinstance(values, np.ndarray):
         values = np.array(values, dtype=values.dtype.newbyteorder("="))
     return on_cpu(values)
@@ -192,7 +195,7 @@ def read_label(label: Any) -> Tensor:
     except TypeError:
         pass
     try:
-        values = _as_tensor(label)
+        values = as_tensor(label)
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0)
     if values.numel() == 1 and not values.is_floating_point() and not values.is_complex():

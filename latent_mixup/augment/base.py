@@ -28,8 +28,9 @@ from latent_mixup.images import (
     moments_of,
     normalized,
     range_mismatch,
+    to_uint8,
 )
-from latent_mixup.labels import check_labels
+from latent_mixup.labels import Key, as_tensor, check_labels
 from latent_mixup.policies import BankView, Beta, Draw, Policy, named
 from latent_mixup.policies.policy import LabelPair
 from latent_mixup.sampling import Mode
@@ -41,7 +42,7 @@ Transform: TypeAlias = Callable[[Tensor], Tensor]
 TargetFormat: TypeAlias = Literal["soft", "pair"]
 Target: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
 """Soft targets ``[B, num_classes]``; or ``(y_a, y_b, lam)``, ``[B]`` each, soft labels ``[B, num_classes]``."""
-Key: TypeAlias = tuple[int, ...]
+DrawKey: TypeAlias = tuple[int, ...]
 """Name of a batch's draws: ``(seed, epoch, rank, ...)``."""
 C = TypeVar("C", bound=type)
 
@@ -77,6 +78,9 @@ class MixKeywords(TypedDict, total=False):
             one number each, or one a channel. Applied last to decoded images; None: they stay in [-1, 1].
         target_format: ``"soft"`` for float32 ``[B, num_classes]``; ``"pair"`` for ``(y_a, y_b, lam)``, which
             :func:`latent_mixup.mixup_criterion` takes. Where the bank or the batch has soft labels, so has the pair.
+        image_key: Place of the images in a batch: a name in a dict, a number in a tuple. None: the usual names, such as
+            ``"image"``, ``"img"`` and ``"pixel_values"``, or the first. Other fields of a batch pass through.
+        label_key: Place of the labels, likewise; such as ``"label"``, ``"labels"`` and ``"target"``, or the second.
         seed: None: draws come from torch's global random state, as torchvision's transforms' do; every pass, call and
             worker draws anew, and ``torch.manual_seed`` repeats a run. A number names the draws, together with epoch,
             rank and sample or batch: they do not depend on workers, and are the same until ``set_epoch``.
@@ -94,6 +98,8 @@ class MixKeywords(TypedDict, total=False):
     transform: Transform | None
     normalize: tuple[Moments, Moments] | None
     target_format: TargetFormat
+    image_key: Key | None
+    label_key: Key | None
     seed: int | None
     rank: int | None
 
@@ -109,6 +115,8 @@ DEFAULTS: MixKeywords = {
     "transform": None,
     "normalize": None,
     "target_format": "soft",
+    "image_key": None,
+    "label_key": None,
     "seed": None,
     "rank": None,
 }
@@ -166,6 +174,7 @@ class MixSettings:
         self.num_classes = _whole("num_classes", given["num_classes"])
         self.label_smoothing = _number("label_smoothing", given["label_smoothing"])
         self.transform, self.target_format = given["transform"], given["target_format"]
+        self.image_key, self.label_key = given["image_key"], given["label_key"]
         self.moments = None if given["normalize"] is None else moments_of(given["normalize"])
         self.seed, self.rank = _whole("seed", given["seed"]), _whole("rank", given["rank"])
         sampling.check_prob(self.prob)
@@ -283,7 +292,7 @@ class Decoder:
         return {name: value for name, value in vars(self).items() if name != "compiled"}
 
 
-def draws_of(key: Key) -> torch.Generator:
+def draws_of(key: DrawKey) -> torch.Generator:
     """The random stream of a batch or sample: ``(seed, epoch, rank, number)``."""
     return sampling.keyed_generator("draws", *key)
 
@@ -358,12 +367,12 @@ class Mixer:
     def enabled(self, enabled: bool) -> None:
         self._shared[2] = int(enabled)
 
-    def key(self, seed: int, *parts: int) -> Key:
+    def key(self, seed: int, *parts: int) -> DrawKey:
         """Name of a random stream: ``(seed, epoch, rank, *parts)``."""
         rank = sampling.default_rank() if self._rank is None else self._rank
         return (seed, self.epoch, rank, *parts)
 
-    def keys(self, numbers: list[int]) -> list[Key]:
+    def keys(self, numbers: list[int]) -> list[DrawKey]:
         """Names of the draws of samples or batches: of these numbers where there is a seed, else new ones."""
         if self.settings.seed is None:
             return [self.key(seed) for seed in sampling.fresh_seeds(len(numbers))]
@@ -380,7 +389,7 @@ class Mixer:
     # One batch
     # ---------------------------------------------------------------------------------------------
 
-    def draw(self, batch_size: int, key: Key, rows: Tensor | None = None, view: BankView | None = None) -> Draw:
+    def draw(self, batch_size: int, key: DrawKey, rows: Tensor | None = None, view: BankView | None = None) -> Draw:
         """Decide what happens to a batch; nothing is decoded.
 
         Args:
@@ -422,7 +431,7 @@ class Mixer:
         pair = self.policy.label(labels, draw, self.num_classes, images)
         return self.settings.finished(images), pair
 
-    def blend(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Target]:
+    def blend(self, images: Tensor, labels: Tensor, key: DrawKey) -> tuple[Tensor, Target]:
         """Replace a share ``prob`` of a batch by decoded mixes drawn from the bank.
 
         Args:
@@ -440,13 +449,13 @@ class Mixer:
         return self.blend_all([(images, labels, key)])[0]
 
     @long_lived()
-    def blend_all(self, batches: Sequence[tuple[Tensor, Tensor, Key]]) -> list[tuple[Tensor, Target]]:
+    def blend_all(self, batches: Sequence[tuple[Tensor, Tensor, DrawKey]]) -> list[tuple[Tensor, Target]]:
         """:meth:`blend` for each ``(images, labels, key)``; the mixes of all are decoded in one call.
 
         The draws are those of each batch alone, and so are the images, up to rounding.
         """
         for images, labels, _ in batches:
-            _check_batch(images, labels)
+            _check_batch(images, labels, normalized=self.settings.moments is not None)
         draws = [self.draw(len(images), key) for images, _, key in batches]
         sizes = [len(draw.slots) for draw in draws]
         if not any(sizes):
@@ -467,7 +476,7 @@ class Mixer:
         self, images: Tensor, labels: Tensor, draw: Draw, decoded: Tensor, targets: Target
     ) -> tuple[Tensor, Target]:
         """A batch with its mixes in their slots."""
-        decoded = decoded.to(images)
+        decoded = decoded.to(images) if images.is_floating_point() else to_uint8(decoded).to(images)
         if decoded.shape[1:] != images.shape[1:]:
             check_size(images, decoded)  # which finds the words
         if not self._shared[1]:
@@ -590,14 +599,44 @@ def _stacked(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def _check_batch(images: object, labels: object) -> None:
+def is_pair(batch: Any, settings: MixSettings) -> bool:
+    """Whether a batch is ``(images, labels)`` and nothing else, in this order."""
+    return type(batch) in (tuple, list) and len(batch) == 2 and (settings.image_key, settings.label_key) == (None, None)
+
+
+def batch_labels(labels: Any) -> Any:
+    """Labels of a batch as ``[B]`` integers or soft ``[B, num_classes]``.
+
+    A list or an array becomes a tensor; integers ``[B, 1]`` become ``[B]``, one-hot rows of integers or bools floats.
+    What is none of these stays, for the check that names it; so does a list of tensors, since ``default_collate`` makes
+    one for each class, not for each image, of soft labels in lists.
+    """
+    if isinstance(labels, Tensor) and (labels.ndim != 2 or labels.is_floating_point()):
+        return labels
+    if isinstance(labels, list | tuple) and any(isinstance(label, Tensor) and label.ndim for label in labels):
+        return labels
+    try:
+        values = labels if isinstance(labels, Tensor) else as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return labels
+    if values.ndim != 2 or values.is_floating_point():
+        return values
+    return values[:, 0] if values.shape[1] == 1 else values.float()
+
+
+def _check_batch(images: object, labels: object, *, normalized: bool) -> None:
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         raise TypeError(
             f"a batch needs to be (images, labels), two tensors: got {type(images).__name__} "
             f"and {type(labels).__name__}; soft labels need to be tensors as well"
         )
-    if not images.is_floating_point():
-        raise TypeError(f"images need a float dtype: got {images.dtype}; add v2.ToDtype(torch.float32, scale=True)")
+    if not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise TypeError(f"images need a float dtype, or uint8: got {images.dtype}")
+    if normalized and not images.is_floating_point():
+        raise TypeError(
+            f"normalize= says that images were normalised, and these are {images.dtype}: leave it out, and normalise "
+            "batches after they are mixed"
+        )
     if images.ndim != 4:
         raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
     if len(images) != len(labels):

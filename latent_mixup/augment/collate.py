@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, with_shared_keywords
+from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, batch_labels, is_pair, with_shared_keywords
+from latent_mixup.augment.batches import fields_of
 from latent_mixup.augment.sources import Named, check_dataset, pair_of, rows_to_mix
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
@@ -39,7 +40,7 @@ class LatentMixupCollate:
         bank: Codes and labels, or their name.
         dataset: The data set that is trained on, such as a ``Subset``: its images alone are mixed. None: any row of the
             bank is mixed, and a warning says so unless the bank comes from ``bank.subset``.
-        collate_fn: Makes ``(images, labels)`` of a list of samples.
+        collate_fn: Makes a batch of a list of samples: ``(images, labels)``, a dict, or more fields.
         shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
     Attributes:
@@ -92,19 +93,22 @@ class LatentMixupCollate:
     def mixup_enabled(self, enabled: bool) -> None:
         self._mixer.enabled = enabled
 
-    def __call__(self, samples: Any, labels: Tensor | None = None) -> tuple[Tensor, Any]:
-        """A list of ``(image, label)``, or images and labels of a batch, to images ``[B, C, H, W]`` and their targets.
+    def __call__(self, samples: Any, labels: Any = None) -> Any:
+        """A list of samples, or images and labels of a batch, to images ``[B, C, H, W]`` and their targets.
 
-        Images and targets of a batch stay on their devices.
+        A batch in a dict may be given as well. Where ``collate_fn`` makes more than a pair, such as a dict, the same
+        comes back with images and targets in place. Images and targets of a batch stay on their devices.
         """
         if labels is not None:
             return self._mix(samples, labels)
-        batch = self.collate_fn(samples)
-        if not isinstance(batch, Sequence) or len(batch) != 2:
-            raise TypeError(f"collate_fn needs to return (images, labels): got {type(batch).__name__}")
-        return self._mix(*batch)
+        batch = samples if isinstance(samples, Mapping) else self.collate_fn(samples)
+        if is_pair(batch, self._mixer.settings):
+            return self._mix(*batch)
+        fields = fields_of(batch, self._mixer.settings)
+        return fields.replaced(*self._mix(*fields.pair))
 
     def _mix(self, images: Any, labels: Any) -> tuple[Tensor, Any]:
+        labels = batch_labels(labels)
         if not self.mixup_enabled:
             return self._mixer.unmixed(images, labels)
         number = 0 if self._mixer.settings.seed is None else _fingerprint(images, labels)

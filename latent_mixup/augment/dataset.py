@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, get_worker_info
 
 from latent_mixup.augment.base import (
-    Key,
+    DrawKey,
     Mixer,
     MixKeywords,
     MixSettings,
@@ -157,7 +157,7 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             raise IndexError(f"sample {number} is out of range for a data set of {len(self)}")
         return number % len(self)
 
-    def _plan(self, index: int, key: Key, view: BankView) -> Draw | None:
+    def _plan(self, index: int, key: DrawKey, view: BankView) -> Draw | None:
         """The mix that sample ``index`` becomes; None where the data set's own comes through."""
         row = self._rows_of(torch.tensor([index], device="cpu"))
         if int(row) < 0:
@@ -253,7 +253,10 @@ def read_sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
     """``dataset[index]`` as a float image, and a label as :func:`read_label` gives it, or a clear error."""
     sample = dataset[index]
     if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise TypeError(f"sample {index} needs to be (image, label): got {type(sample).__name__}")
+        raise TypeError(
+            f"sample {index} needs to be (image, label): got {type(sample).__name__}; dicts and further fields go "
+            "through LatentMixupLoader and LatentMixupCollate"
+        )
     image, label = sample
     if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,14 +13,17 @@ from torch import Tensor
 
 from latent_mixup.augment.base import (
     Decoder,
-    Key,
+    DrawKey,
     Mixer,
     MixKeywords,
     MixSettings,
+    batch_labels,
+    is_pair,
     to_device,
     warn_of_repeats,
     with_shared_keywords,
 )
+from latent_mixup.augment.batches import Fields, fields_of
 from latent_mixup.augment.prefetch import ONE_THREAD, has_free_core, run_ahead
 from latent_mixup.augment.sources import (
     Named,
@@ -43,7 +46,7 @@ Batch: TypeAlias = tuple[Tensor, Any]
 """Images and a :data:`~latent_mixup.augment.base.Target`; ``Any``, since the target's kind depends on an argument."""
 State: TypeAlias = dict[str, Any]
 """See :meth:`LatentMixupLoader.state_dict`."""
-Call: TypeAlias = tuple[bool, list[tuple[Any, Key, State]]]
+Call: TypeAlias = tuple[bool, list[tuple[Any, DrawKey, State]]]
 """Whether mixing is on; and batches, each with the name of its draws and the state after it."""
 
 FORWARDED = frozenset(
@@ -69,8 +72,9 @@ class LatentMixupLoader:
     would share torch's global state with the training step, so augment after the loader.
 
     Args:
-        loader: A ``DataLoader``, or any iterable of ``(images, labels)``; labels ``[B]`` integers, or soft,
-            ``[B, num_classes]``.
+        loader: A ``DataLoader``, or any iterable of batches: ``(images, labels)``, a dict, or more fields, which come
+            through untouched. Images are float in any range, or uint8; labels ``[B]`` or ``[B, 1]`` integers, one-hot,
+            or soft, ``[B, num_classes]``.
         generator: Decodes the bank's codes, moved to ``device`` where one is given; or the name of generator and bank,
             such as ``"fashion-mnist"``, a folder that ``fit`` made, or a Hub id.
         bank: Codes and labels, or their name.
@@ -231,7 +235,7 @@ class LatentMixupLoader:
                     yield batch
         self._place = None
 
-    def _begin(self) -> tuple[Key, int, int]:
+    def _begin(self) -> tuple[DrawKey, int, int]:
         """Start a pass, or go on with the loaded one.
 
         Returns:
@@ -275,9 +279,9 @@ class LatentMixupLoader:
     def _loaders_state(self) -> Any:
         return self.loader.state_dict() if self._has_states else None
 
-    def _calls(self, key: Key, first: int, start: int) -> Iterator[Call]:
+    def _calls(self, key: DrawKey, first: int, start: int) -> Iterator[Call]:
         """The wrapped loader's batches from number ``start``, in lists that are decoded in one call."""
-        read: list[tuple[Any, Key, State]] = []
+        read: list[tuple[Any, DrawKey, State]] = []
         has_states = self._has_states
         for number, batch in islice(enumerate(self.loader, first), start - first, None):
             loader = self.loader.state_dict() if has_states else None
@@ -292,18 +296,23 @@ class LatentMixupLoader:
 
     def _mix(self, call: Call) -> tuple[list[Batch], list[State]]:
         enabled, read = call
-        batches = [(*self._read(batch), key) for batch, key, _ in read]
+        forms: list[Fields | None] = []
+        batches = []
+        for batch, key, _ in read:
+            form = None if is_pair(batch, self._mixer.settings) else fields_of(batch, self._mixer.settings)
+            images, labels = batch if form is None else form.pair
+            if isinstance(images, Tensor):
+                images = images.to(self.device, non_blocking=True)
+            forms.append(form)
+            batches.append((images, batch_labels(labels), key))
         if enabled:
             mixed = self._mixer.blend_all(batches)
         else:
             mixed = [self._mixer.unmixed(images, labels) for images, labels, _ in batches]
-        given = [(images, to_device(targets, self.device)) for images, targets in mixed]
+        given = [
+            (images, to_device(targets, self.device))
+            if form is None
+            else form.replaced(images, to_device(targets, self.device))
+            for form, (images, targets) in zip(forms, mixed, strict=True)
+        ]
         return given, [place for *_, place in read]
-
-    def _read(self, batch: Any) -> tuple[Any, Any]:
-        """Images, on the device where they are a tensor, and labels."""
-        if not isinstance(batch, Sequence) or len(batch) != 2:
-            found = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
-            raise TypeError(f"the loader needs to give (images, labels): got {found}")
-        images, labels = batch
-        return (images.to(self.device, non_blocking=True) if isinstance(images, Tensor) else images), labels

@@ -64,8 +64,8 @@ def test_after_another_mixup(collate, toy_dataset):
 
 
 def test_bad_batches(collate, toy_dataset):
-    with pytest.raises(TypeError, match=r"collate_fn needs to return \(images, labels\): got dict"):
-        collate()([{"image": torch.zeros(1, 4, 4), "label": 0}])
+    with pytest.raises(TypeError, match=r"a batch needs images and labels: got a dict of \['image'\]"):
+        collate()([{"image": torch.zeros(1, 4, 4)}])
     with pytest.raises(TypeError, match="two tensors: got Tensor and tuple"):
         collate()([(torch.zeros(1, 4, 4), "shirt")])
     with pytest.raises(TypeError, match="two tensors: got Tensor and list; soft labels need to be tensors as well"):

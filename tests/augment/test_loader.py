@@ -462,8 +462,8 @@ def test_bad_input(wrap, toy_dataset):
         wrap(autocast=torch.float32)
     with pytest.raises(ValueError, match="alpha needs to be above 0"):
         wrap(alpha=0)
-    with pytest.raises(TypeError, match=r"\(images, labels\): got dict"):
+    with pytest.raises(TypeError, match="two tensors: got int"):
         list(wrap([{"image": 1, "label": 2}]))
     images_only = [[toy_dataset.images]]
-    with pytest.raises(TypeError, match=r"\(images, labels\): got list of 1"):
+    with pytest.raises(TypeError, match="a batch needs images and labels: got a list of Tensor; no labels"):
         list(wrap(images_only))

@@ -1,0 +1,158 @@
+"""Batches of every form that loaders give: what is mixed is the same, and the rest comes through."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from latent_mixup import LatentMixupCollate, LatentMixupLoader
+from latent_mixup.images import to_uint8
+
+
+class Named(NamedTuple):
+    """A batch with names."""
+
+    image: torch.Tensor
+    target: torch.Tensor
+
+
+IMAGES = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+LABELS = torch.arange(8) % 3
+PATHS = [f"{k}.png" for k in range(8)]
+
+
+@pytest.fixture
+def mix(linear_generator, toy_bank):
+    """``mix(batch)``: by a loader of this batch alone, with the same draws each time."""
+
+    def by_loader(batch, **settings):
+        options = {"seed": 0, "prob": 0.5, "prefetch": 0, **settings}
+        return next(iter(LatentMixupLoader([batch], linear_generator, toy_bank.subset(slice(None)), **options)))
+
+    return by_loader
+
+
+@pytest.fixture(autouse=True)
+def any_range(monkeypatch):
+    monkeypatch.setattr("latent_mixup.augment.base.Mixer.check_range", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys"),
+    [
+        ((IMAGES, LABELS), (0, 1)),
+        ([IMAGES, LABELS], (0, 1)),
+        (Named(IMAGES, LABELS), (0, 1)),
+        ((IMAGES, LABELS, PATHS), (0, 1)),
+        ({"image": IMAGES, "label": LABELS}, ("image", "label")),
+        ({"path": PATHS, "pixel_values": IMAGES, "labels": LABELS}, ("pixel_values", "labels")),
+    ],
+)
+def test_every_form_is_mixed_alike_and_keeps_its_fields(mix, batch, keys):
+    images, targets = mix((IMAGES, LABELS))
+    found = mix(batch)
+    assert torch.equal(found[keys[0]], images)
+    assert torch.equal(found[keys[1]], targets)
+    assert len(found) == len(batch)
+    if len(batch) > 2:
+        assert (found["path"] if isinstance(found, dict) else found[2]) is PATHS
+    assert type(found) is (tuple if type(batch) is list else type(batch))
+
+
+def test_the_batch_itself_is_not_changed(mix):
+    batch = {"image": IMAGES.clone(), "label": LABELS.clone()}
+    mix(batch)
+    assert torch.equal(batch["image"], IMAGES)
+    assert torch.equal(batch["label"], LABELS)
+
+
+def test_keys_name_the_fields(mix):
+    batch = {"image": None, "view": IMAGES, "kind": LABELS, "label": PATHS}
+    found = mix(batch, image_key="view", label_key="kind")
+    images, targets = mix((IMAGES, LABELS))
+    assert torch.equal(found["view"], images)
+    assert torch.equal(found["kind"], targets)
+    assert found["label"] is PATHS
+    assert torch.equal(mix((LABELS, IMAGES), image_key=1, label_key=0)[1], images)
+
+
+ONE_HOT = torch.nn.functional.one_hot(LABELS, 3)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS.tolist(),
+        LABELS.numpy(),
+        LABELS.to(torch.uint8),
+        LABELS[:, None],
+        ONE_HOT,
+        ONE_HOT.bool(),
+        ONE_HOT.to(torch.uint8),
+        ONE_HOT.float(),
+        ONE_HOT.double().numpy(),
+        ONE_HOT.tolist(),
+        [np.float32(row) for row in ONE_HOT.tolist()],
+    ],
+    ids=lambda labels: f"{type(labels).__name__} {getattr(labels, 'dtype', '')} {np.shape(labels)}",
+)
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_labels_of_every_kind_give_the_same_targets(mix, labels, prob):
+    images, targets = mix((IMAGES, LABELS), prob=prob)
+    found = mix((IMAGES, labels), prob=prob)
+    assert torch.equal(found[0], images)
+    assert torch.allclose(found[1], targets)
+
+
+def test_uint8_images_stay_so(mix):
+    real = to_uint8(IMAGES)
+    images, targets = mix((IMAGES, LABELS))
+    found, same = mix((real, LABELS))
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, to_uint8(images))
+    assert torch.equal(same, targets)
+
+
+def test_uint8_images_are_not_normalised_yet(mix):
+    with pytest.raises(TypeError, match="normalize= says that images were normalised, and these are"):
+        mix((to_uint8(IMAGES), LABELS), normalize=(0.5, 0.5))
+
+
+def test_a_collate_function_takes_dicts(linear_generator, toy_bank):
+    bank = toy_bank.subset(slice(None))
+    samples = [{"image": image, "label": int(label)} for image, label in zip(IMAGES, LABELS, strict=True)]
+    collate = LatentMixupCollate(linear_generator, bank, seed=0, prob=0.5)
+    pair = collate(IMAGES, LABELS)
+    for make in (
+        lambda: collate(samples),
+        lambda: collate({"image": IMAGES, "label": LABELS}),
+        lambda: next(iter(DataLoader(samples, 8, collate_fn=collate))),
+    ):
+        collate.set_epoch(0)
+        found = make()
+        assert torch.equal(found["image"], pair[0])
+        assert torch.equal(found["label"], pair[1])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IMAGES, "a batch needs to be .images, labels., or a dict with both: got a Tensor"),
+        ((IMAGES,), "a batch needs images and labels: got a tuple of Tensor; no labels"),
+        ({"image": IMAGES}, "a batch needs images and labels: got a dict of .*; no labels"),
+        ({"x": IMAGES, "y": LABELS}, "no image among .*: pass image_key="),
+        ({"image": IMAGES, "y": LABELS}, "no label among .*pass label_key="),
+    ],
+)
+def test_what_is_no_batch_says_what_is_missing(mix, batch, message):
+    with pytest.raises(TypeError, match=message):
+        mix(batch)
+
+
+def test_a_key_that_is_not_there_is_named(mix):
+    with pytest.raises(TypeError, match="no 'view' in the sample"):
+        mix({"image": IMAGES, "label": LABELS}, image_key="view")
