@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import operator
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,7 @@ class MixSettings:
         policy: The policy in use.
         prob: The share in use.
         moments: ``normalize`` as :func:`latent_mixup.images.normalized` takes it.
+        changed: The keywords that were given with another value than their default.
 
     The others are named as in :class:`MixKeywords`.
 
@@ -163,6 +165,7 @@ class MixSettings:
             near = "".join(f": did you mean {each!r}?" for each in difflib.get_close_matches(name, DEFAULTS, 1))
             raise TypeError(f"there is no keyword {name!r}{near or ': expected ' + ', '.join(DEFAULTS)}")
         given: MixKeywords = {**DEFAULTS, **shared}
+        self.changed = {name: value for name, value in shared.items() if value is not DEFAULTS[name]}  # type: ignore[literal-required]
         alpha, mode, path, policy = given["alpha"], given["mode"], given["path"], given["policy"]
         if not isinstance(policy, Policy | str | None):
             raise TypeError(f"policy needs to be a Policy or the name of one: got {type(policy).__name__}")
@@ -380,6 +383,13 @@ class Mixer:
             warn_of_repeats(self.epoch, stacklevel=5)
         return [self.key(self.settings.seed, number) for number in numbers]
 
+    def __str__(self) -> str:
+        """Generator, rows that are mixed, and the settings that are not their default, for a wrapper's ``repr``."""
+        generator = self.decoder.generator
+        name = generator.metadata.get("name") or type(generator).__name__
+        settings = [f"{keyword}={value!r}" for keyword, value in self.settings.changed.items()]
+        return ", ".join([str(name), f"{self.view.num_rows:,} rows of {self.num_classes} classes", *settings])
+
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker does not know its rank: it is told by the process that pickles this."""
         rank = sampling.default_rank() if self._rank is None else self._rank
@@ -483,9 +493,11 @@ class Mixer:
             self.check_range(images, decoded)
         if len(draw.slots) == len(images):  # all, in order
             check_labels(labels, self.num_classes)
-            return decoded, to_device(targets, labels.device)
-        _, own = self.unmixed(images, labels)
-        return images.index_copy(0, draw.slots.to(images.device), decoded), _with_rows(own, draw.slots, targets)
+            placed, targets = decoded, to_device(targets, labels.device)
+        else:
+            placed = images.index_copy(0, draw.slots.to(images.device), decoded)
+            targets = _with_rows(self.unmixed(images, labels)[1], draw.slots, targets)
+        return placed if type(images) is Tensor else _wrapped(placed, images), targets
 
     def unmixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Target]:
         """The batch as it is, with targets of its own labels."""
@@ -564,6 +576,15 @@ def to_device(targets: Target, device: torch.device) -> Target:
 def split_targets(targets: Target) -> list[Target]:
     """Targets of a batch, one by one."""
     return list(targets) if isinstance(targets, Tensor) else list(zip(*targets, strict=True))
+
+
+def _wrapped(images: Tensor, like: Tensor) -> Tensor:
+    """A ``tv_tensors.Image`` where ``like`` is one."""
+    tv_tensors = sys.modules.get("torchvision.tv_tensors")  # not there: it is none
+    if tv_tensors is None or not isinstance(like, tv_tensors.TVTensor):
+        return images
+    wrapped: Tensor = tv_tensors.wrap(images.as_subclass(Tensor), like=like)
+    return wrapped
 
 
 def _with_rows(targets: Target, slots: Tensor, rows: Target) -> Target:

@@ -80,6 +80,14 @@ class LatentMixupCollate:
         rows = rows_to_mix(bank, generator, dataset)
         self._mixer = Mixer(generator, bank, MixSettings(**shared), rows=rows, repeats_in=NUM_REMEMBERED)
 
+    def __repr__(self) -> str:
+        return f"LatentMixupCollate({self._mixer})"
+
+    def to(self, device: torch.device | str) -> LatentMixupCollate:
+        """Move the generator, for a call after the loader; decodes happen there, images stay where they are."""
+        self._mixer.decoder.generator.to(device)
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Name the epoch for draws with a ``seed``; reaches worker processes, persistent ones included."""
         self._mixer.epoch = epoch

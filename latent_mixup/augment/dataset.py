@@ -111,6 +111,9 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         """The bank's row of some samples, -1 where it has none."""
         return indices if self._row_of is None else self._row_of[indices]
 
+    def __repr__(self) -> str:
+        return f"LatentMixupDataset({self._mixer})"
+
     def __len__(self) -> int:
         return self._length
 

@@ -158,6 +158,9 @@ class LatentMixupLoader:
         self._given = 0  # batches since the epoch was named
         self._warned: set[str] = set()
 
+    def __repr__(self) -> str:
+        return f"LatentMixupLoader({self._mixer})"
+
     def __len__(self) -> int:
         return len(self.loader)
 

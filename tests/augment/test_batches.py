@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from latent_mixup import LatentMixupCollate, LatentMixupLoader
+from latent_mixup import LatentMixupCollate, LatentMixupDataset, LatentMixupLoader
 from latent_mixup.images import to_uint8
 
 
@@ -115,6 +117,34 @@ def test_uint8_images_stay_so(mix):
     assert found.dtype == torch.uint8
     assert torch.equal(found, to_uint8(images))
     assert torch.equal(same, targets)
+
+
+def test_a_tv_tensor_stays_one(mix):
+    for prob in (0.5, 1.0):
+        images, _ = mix((IMAGES, LABELS), prob=prob)
+        found, _ = mix((tv_tensors.Image(IMAGES), LABELS), prob=prob)
+        assert type(found) is tv_tensors.Image
+        assert torch.equal(found, images)
+
+
+@pytest.mark.parametrize("container", [lambda c: v2.Compose([c]), lambda c: v2.RandomApply([c], p=1.0)])
+def test_containers_of_transforms_call_it(container, linear_generator, toy_bank):
+    collate = LatentMixupCollate(linear_generator, toy_bank.subset(slice(None)), seed=0, prob=0.5).to("cpu")
+    images, targets = collate(IMAGES, LABELS)
+    collate.set_epoch(0)
+    found = container(collate)(IMAGES, LABELS)
+    assert torch.equal(found[0], images)
+    assert torch.equal(found[1], targets)
+    assert "LatentMixupCollate(LinearGenerator, 50 rows of 3 classes, seed=0, prob=0.5)" in repr(container(collate))
+
+
+def test_a_repr_says_what_is_mixed(linear_generator, toy_bank):
+    bank = toy_bank.subset(slice(10))
+    assert repr(LatentMixupDataset(None, linear_generator, bank)).startswith(
+        "LatentMixupDataset(LinearGenerator, 10 rows"
+    )
+    loader = LatentMixupLoader([(IMAGES, LABELS)], linear_generator, bank, policy="robust")
+    assert repr(loader) == "LatentMixupLoader(LinearGenerator, 10 rows of 3 classes, policy='robust')"
 
 
 def test_uint8_images_are_not_normalised_yet(mix):
