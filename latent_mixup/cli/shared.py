@@ -223,9 +223,9 @@ def generator_named(text: str, device: str = "cpu") -> Generator:
     return (_imported_generator(text) if is_python_name(text) else load_generator(text)).to(device)
 
 
-def is_python_name(text: str) -> bool:
+def is_python_name(text: str | Path) -> bool:
     """Whether this is ``module:name``: it has a colon, and is not a path."""
-    return ":" in text and not {"/", "\\"} & {*text} and not os.path.exists(text)
+    return isinstance(text, str) and ":" in text and not {"/", "\\"} & {*text} and not os.path.exists(text)
 
 
 def _imported_generator(text: str) -> Generator:

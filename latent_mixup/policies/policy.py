@@ -271,7 +271,7 @@ def named(name: str) -> Named:
 
 
 def to_config(policy: Policy) -> dict[str, Any]:
-    """A policy as JSON can hold it: each part with its ``kind`` and all its settings, defaults included.
+    """A policy as JSON can hold it: each part with its ``kind`` and its settings, defaults included.
 
     Raises:
         ValueError: Its labels come from a :class:`Teacher`, a network.
@@ -283,7 +283,10 @@ def to_config(policy: Policy) -> dict[str, Any]:
     policy = checked(Policy, policy, "to_config")
     if isinstance(policy.labels, Teacher):
         raise ValueError("a policy with a Teacher holds a network, which JSON cannot hold: pass it in Python")
-    return {name: value for name, value in as_json(policy).items() if name != "kind"}
+    config = {name: value for name, value in as_json(policy).items() if name != "kind"}
+    if not policy.project:
+        del config["project"]  # pools of 0.1.0 were made without it, and go on
+    return config
 
 
 def from_config(config: Mapping[str, Any]) -> Policy:

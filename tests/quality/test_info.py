@@ -253,7 +253,7 @@ def test_probe_of_a_folder_and_a_generator_without_an_encoder_as_json(tmp_path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--probe", "mnist"), "--probe mnist needs --data-root, the folder where torchvision finds it"),
+        (("--probe", "mnist"), "data has no MNIST as torchvision lays it out"),
         (("--data-root", "."), "--data-root belongs to --probe"),
         (("--probe", "no/such/folder"), "no/such/folder"),
     ],
