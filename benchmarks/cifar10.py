@@ -79,7 +79,14 @@ def benchmark(order: Order, augment: bool = False, codes: tuple[str, ...] = ()) 
         given=named,
     )
     return Benchmark(
-        images, name, preset, stored_codes(shop.codes, images, order.out), order.work, order.out, order.device
+        images,
+        name,
+        preset,
+        # made again, they differ by rounding: trials name the digest of those they decoded
+        stored_codes(shop.codes, images, order.out / ("codes_augmented" if augment else "codes")),
+        order.work,
+        order.out,
+        order.device,
     )
 
 

@@ -86,7 +86,8 @@ def command(dataset: str) -> click.Command:
         if order.preset != running.QUICK:
             effort = replace(effort, dcgan_epochs=GAN_EPOCHS[dataset])
         images = split(dataset, train, test, effort.images)
-        codes = stored_codes(Workshop(dataset, train, order.work, effort, device=order.device).codes, images, order.out)
+        shop = Workshop(dataset, train, order.work, effort, device=order.device)
+        codes = stored_codes(shop.codes, images, order.out / "codes")
         chosen = preset(order.preset, dataset, **order.changes)
         return Benchmark(images, order.preset, chosen, codes, order.work, order.out, order.device)
 

@@ -321,14 +321,14 @@ def _line(trial: Trial, record: dict[str, Any]) -> str:
     return f"{trial.method}, seed {trial.seed}: {scores}"
 
 
-def stored_codes(make: Callable[[str], Codes], images: Images, out: Path) -> Callable[[str], Codes]:
-    """Codes of the training images by name, made when they are first asked for, and described in ``out/codes``."""
+def stored_codes(make: Callable[[str], Codes], images: Images, folder: Path) -> Callable[[str], Codes]:
+    """Codes of the training images by name, made when they are first asked for, and described in ``folder``."""
 
     @functools.cache
     def codes_named(name: str) -> Codes:
         click.echo(f"codes {name}: read or made")
         codes = of_rows(make(name), images.rows)
-        write(out / "codes" / f"{name}.json", {"dataset": images.name, "codes": name, **described(codes)})
+        write(folder / f"{name}.json", {"dataset": images.name, "codes": name, **described(codes)})
         return codes
 
     return codes_named

@@ -82,9 +82,9 @@ def records(folder: Path, presets: Sequence[str] = PRESETS, *, changed: bool = T
     return [read(path) for path in paths if not path.name.startswith("grid-")]
 
 
-def codes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Facts of each kind of codes of a data set."""
-    return {path.stem: read(path) for path in sorted((folder / "codes").glob("*.json"))}
+def codes(folder: Path, kind: str = "codes") -> dict[str, dict[str, Any]]:
+    """Facts of each kind of codes of a data set; ``codes_augmented``: those of ``cifar10.py --augment``."""
+    return {path.stem: read(path) for path in sorted((folder / kind).glob("*.json"))}
 
 
 def aggregated(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:

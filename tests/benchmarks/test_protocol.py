@@ -303,9 +303,8 @@ def test_rows_of_given_codes_are_named_after_them():
 
 @pytest.mark.parametrize("dataset", rows_module.DATASETS)
 def test_committed_trials_name_the_codes_that_they_decoded(dataset):
-    known = {
-        (facts["generator_digest"], facts["bank_digest"]) for facts in rows_module.codes(RESULTS / dataset).values()
-    }
+    kinds = [rows_module.codes(RESULTS / dataset, kind) for kind in ("codes", "codes_augmented")]
+    known = {(facts["generator_digest"], facts["bank_digest"]) for found in kinds for facts in found.values()}
     for trial in rows_module.records(RESULTS / dataset):
         if trial["generator_digest"]:
             assert (trial["generator_digest"], trial["bank_digest"]) in known, (trial["preset"], trial["method"])
