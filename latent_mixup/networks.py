@@ -58,6 +58,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def best_device() -> str:
+    """``"cuda"`` where there is one, else ``"cpu"``. MPS has to be asked for: it has no float64."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class SavedNetwork(hub.Published, nn.Module):
     """A network that is saved into a folder or a Hub repository, and read from there, frozen and in eval mode.
 

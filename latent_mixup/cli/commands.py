@@ -41,7 +41,7 @@ class _Main(click.Group):
         return context
 
 
-@click.group(cls=_Main, context_settings={"show_default": True})
+@click.group(cls=_Main, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="latent-mixup")
 def main() -> None:
     """Train image classifiers on mixes of latent codes."""

@@ -27,7 +27,7 @@ from latent_mixup.cli import shared
     "--inversion-steps", type=click.IntRange(0), help="Gradient steps an image. Default: what a few minutes allow."
 )
 @click.option("--flip/--no-flip", default=None, help="A mirrored image is the same thing. Default: --flip for RGB.")
-@click.option("--device", default="auto", help="Where to train: auto, cpu, cuda, mps.")
+@shared.device_option
 @click.option("--seed", type=int, default=0, help="Seed of everything that is drawn.")
 @shared.threads_option
 @shared.one_sentence

@@ -37,7 +37,7 @@ def invert_command(
     encoder: str | None,
     batch_size: int,
     shard: str | None,
-    device: str | None,
+    device: str,
     **settings: Any,
 ) -> None:
     """Find a latent code of GENERATOR for every image of a data set.

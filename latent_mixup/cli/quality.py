@@ -37,7 +37,7 @@ def refine_command(
     above: tuple[float, ...],
     steps: tuple[int, ...],
     shard: str | None,
-    device: str | None,
+    device: str,
     **settings: Any,
 ) -> None:
     """Give the worst codes of BANK (folder, bundled name or Hub id) more gradient steps; keep the better ones.

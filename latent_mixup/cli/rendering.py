@@ -37,7 +37,7 @@ def render_command(
     policy: str | None,
     autocast: str | None,
     shard: str | None,
-    device: str | None,
+    device: str,
     **settings: Any,
 ) -> None:
     """Decode mixes of the codes in BANK with GENERATOR once, into the folder OUT.

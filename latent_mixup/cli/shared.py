@@ -71,7 +71,19 @@ generator_option = click.option(
     required=True,
     help="Generator of the codes: folder, bundled name, Hub id, or module:function of your own.",
 )
-device_option = click.option("--device", default="cpu", help="Where to decode, e.g. cuda.")
+
+
+def _chosen_device(_context: click.Context, _option: click.Parameter, device: str) -> str:
+    if device != "auto":
+        return device
+    from latent_mixup.networks import best_device
+
+    return best_device()
+
+
+device_option = click.option(
+    "--device", default="auto", callback=_chosen_device, help="Where to compute: auto (cuda, else cpu), cpu, cuda, mps."
+)
 
 
 def _use_threads(_context: click.Context, _option: click.Parameter, threads: int | None) -> None:
@@ -90,7 +102,7 @@ threads_option = click.option(
 )
 part_options = several(
     click.option("--shard", metavar="i/n", help="Do every n-th chunk from the i-th, for job arrays. Default: all."),
-    click.option("--device", help="Where to decode, e.g. cuda. Default: cpu."),
+    device_option,
     threads_option,
 )
 
@@ -291,17 +303,17 @@ class Part:
     shows: bool
 
 
-def part_of(shard: str | None, device: str | None) -> Part:
+def part_of(shard: str | None, device: str) -> Part:
     """The part that ``--shard i/n`` names; or, under ``torch.distributed.run``, that of this rank, on its device."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if shard is not None:
             raise ValueError(f"torch.distributed.run shares the work out by itself: leave out --shard {shard}")
-        return Part((rank, world), f"cuda:{local}" if device == "cuda" else device or "cpu", local == 0)
+        return Part((rank, world), f"cuda:{local}" if device == "cuda" else device, local == 0)
     index, slash, count = ("0/1" if shard is None else shard).partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"--shard needs i/n with i from 0 to n - 1, such as 0/4: got {shard!r}")
-    return Part((int(index), int(count)), device or "cpu", True)
+    return Part((int(index), int(count)), device, True)
 
 
 def image_dataset(name: str, root: Path, *, test: bool) -> Any:

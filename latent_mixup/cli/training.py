@@ -19,7 +19,7 @@ run_options = shared.several(
     click.option("--data-root", type=shared.FOLDER, help="Folder where torchvision finds the data set."),
     click.option("--out", type=shared.FOLDER, required=True, help="Folder of the run; started again, it resumes."),
     click.option("--seed", type=int, default=0, help="Seed of the first weights and the draws."),
-    click.option("--device", default="cpu", help="Where to train, e.g. cuda."),
+    shared.device_option,
     shared.threads_option,
 )
 

@@ -23,6 +23,7 @@ from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.images import open_folder
 from latent_mixup.inversion import invert
 from latent_mixup.labels import Key
+from latent_mixup.networks import best_device
 from latent_mixup.quality import check_codes, check_text
 from latent_mixup.quality.info import multiply_adds
 from latent_mixup.training.conv import BATCH_SIZE, ConvRecipe, ConvTraining, train_conv
@@ -101,7 +102,7 @@ def fit(
             passes over the images, at least 1,500 steps and at most 6,000.
         inversion_steps: Gradient steps an image; 0: the encoder alone. None: as many as a few minutes allow.
         flip: Whether a mirrored image is still the same thing: for photos, not for digits and text. None: for RGB.
-        device: Where to train. ``"auto"``: CUDA, else MPS, else the CPU.
+        device: Where to train. ``"auto"``: CUDA where there is one, else the CPU.
         seed: Of everything that is drawn.
         image_key: Place of the image in a sample; None: found.
         label_key: Place of the label.
@@ -156,13 +157,6 @@ def fit(
     )
     say(closing(out, found, bank, record, time.perf_counter() - started))
     return generator, bank
-
-
-def best_device() -> str:
-    """``"cuda"``, ``"mps"`` or ``"cpu"``: the first that this machine has."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def steps_for(num_images: int) -> int:
