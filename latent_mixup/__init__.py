@@ -4,20 +4,18 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from latent_mixup import functional, generators, interpolation
-from latent_mixup.augment.collate import LatentMixupCollate
-from latent_mixup.augment.dataset import LatentMixupDataset
-from latent_mixup.augment.loader import LatentMixupLoader
-from latent_mixup.bank import LatentBank, list_pretrained, load
-from latent_mixup.functional import mixup_criterion
-from latent_mixup.generators import load_generator
-from latent_mixup.pool import RenderedMixupDataset, render
-
 if TYPE_CHECKING:
-    from latent_mixup import inversion, robustness
+    from latent_mixup import functional, generators, interpolation, inversion, robustness
+    from latent_mixup.augment.collate import LatentMixupCollate
+    from latent_mixup.augment.dataset import LatentMixupDataset
+    from latent_mixup.augment.loader import LatentMixupLoader
+    from latent_mixup.bank import LatentBank, list_pretrained, load
     from latent_mixup.fitting.stages import fit
+    from latent_mixup.functional import mixup_criterion
+    from latent_mixup.generators import load_generator
     from latent_mixup.inversion.engine import invert
     from latent_mixup.inversion.refine import refine
+    from latent_mixup.pool import RenderedMixupDataset, render
 
 __version__ = version("latent-mixup")
 
@@ -44,13 +42,30 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What training does not need is imported when it is first asked for: fit, inversion and robustness."""
-    if name == "fit":
-        return import_module(f"{__name__}.fitting").fit
-    if name in ("inversion", "robustness"):
-        return import_module(f"{__name__}.{name}")
-    if name in ("invert", "refine"):
-        return getattr(import_module(f"{__name__}.inversion"), name)
+    """A public name or a module, imported when it is first asked for: the command line starts without torch."""
+    places = {
+        "LatentBank": "bank",
+        "LatentMixupCollate": "augment",
+        "LatentMixupDataset": "augment",
+        "LatentMixupLoader": "augment",
+        "RenderedMixupDataset": "pool",
+        "fit": "fitting",
+        "invert": "inversion",
+        "list_pretrained": "bank",
+        "load": "bank",
+        "load_generator": "generators",
+        "mixup_criterion": "functional",
+        "refine": "inversion",
+        "render": "pool",
+    }
+    if name in places:
+        return getattr(import_module(f"{__name__}.{places[name]}"), name)
+    if not name.startswith("_"):
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as missing:
+            if missing.name != f"{__name__}.{name}":
+                raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

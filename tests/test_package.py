@@ -27,9 +27,35 @@ def test_public_names_are_there():
 
 def test_import_is_light():
     heavy = ["timm", "lpips", "matplotlib", "huggingface_hub", "click", "scipy", "diffusers"]
-    code = f"import latent_mixup, sys; print([name for name in {heavy} if name in sys.modules])"
+    code = f"""
+import latent_mixup as lm, sys
+lm.LatentMixupLoader, lm.load, lm.render
+print([name for name in {heavy} if name in sys.modules])
+"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "-h"], ["invert", "--help"], ["--version"]])
+def test_the_command_line_starts_without_torch(arguments):
+    code = f"""
+import sys
+from latent_mixup.cli import main
+try:
+    main({arguments})
+finally:
+    print([name for name in ("torch", "numpy", "torchvision") if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip().endswith("[]"), found.stdout + found.stderr
+
+
+def test_modules_are_imported_when_they_are_asked_for():
+    code = "import latent_mixup as lm; print(lm.policies.Policy().project, lm.quality.check_codes.__name__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0.0", "check_codes"]
+    with pytest.raises(AttributeError, match="has no attribute 'polices'"):
+        lm.polices  # noqa: B018
 
 
 @pytest.mark.parametrize(("name", "per_class"), [("fashion-mnist", 1_000), ("mnist", 400)])

@@ -50,7 +50,10 @@ from speed.stylegan2_speed import convolutions
 
 MEMORY_LOOKS = 10  # measurements in the course of a run
 PARTS = ("bundled", "bundled_channels_last", "stylegan2", "memory", "import")
-IMPORT = "import time, torch, torchvision; t = time.perf_counter(); import latent_mixup; print(time.perf_counter() - t)"
+IMPORT = (
+    "import time, torch, torchvision; t = time.perf_counter(); import latent_mixup as lm; "
+    "lm.LatentMixupLoader, lm.load; print(time.perf_counter() - t)"
+)
 SMALL: dict[str, Any] = {"z_dim": 16, "w_dim": 16, "channel_max": 8}  # --quick
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
