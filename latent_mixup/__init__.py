@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from latent_mixup.generators import load_generator
     from latent_mixup.inversion.engine import invert
     from latent_mixup.inversion.refine import refine
-    from latent_mixup.pool import RenderedMixupDataset, render
+    from latent_mixup.pool.dataset import RenderedMixupDataset
+    from latent_mixup.pool.render import render
 
 __version__ = version("latent-mixup")
 
