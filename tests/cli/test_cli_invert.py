@@ -86,18 +86,18 @@ def test_torch_distributed_run_shares_the_work_out(tmp_path, data_root):
 
 
 def test_a_rank_is_a_shard_on_its_own_device(monkeypatch):
-    assert part_of(None, None) == Part((0, 1), "cpu", True)
+    assert part_of(None, "cpu") == Part((0, 1), "cpu", True)
     assert part_of("2/3", "cuda:1") == Part((2, 3), "cuda:1", True)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert part_of(None, "cuda") == Part((0, 1), "cuda", True)  # somebody else's variables
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert part_of(None, "cuda") == Part((5, 8), "cuda:1", False)
-    assert part_of(None, None) == Part((5, 8), "cpu", False)
+    assert part_of(None, "cpu") == Part((5, 8), "cpu", False)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert part_of(None, "cpu") == Part((5, 8), "cpu", True)
     with pytest.raises(ValueError, match=r"torch.distributed.run shares the work out by itself: leave out --shard 0/2"):
-        part_of("0/2", None)
+        part_of("0/2", "cpu")
 
 
 @pytest.mark.parametrize("shard", ["", "1", "1/", "/2", "2/2", "-1/2", "0/0", "a/b"])
