@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from latent_mixup.images import (
     pixel_values,
     to_uint8,
 )
+from latent_mixup.inversion.chunks import errors_of, pack
 from latent_mixup.inversion.samples import SampleFormat, class_names, one_line
 from latent_mixup.labels import Key, describe_sample, label_key_of, part_of, read_label, targets_of
 from latent_mixup.runs import Advance, ChunkFolder, Meter, Tensors, run_chunks
@@ -64,7 +64,7 @@ def look(dataset: Any, size: int | None = None, *, image_key: Key | None = None,
     """Look at evenly spaced samples.
 
     Args:
-        dataset: See :func:`latent_mixup.fitting.stages`.
+        dataset: See :func:`latent_mixup.fitting.stages.fit`.
         size: Height and width wanted; None: the largest of ``SIZES`` that the shorter side of most images has, at
             most ``LARGEST``.
         image_key: Place of the image in a sample; None: found.
@@ -129,7 +129,6 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
         images: Those that could be read, ``[N, C, R, R]`` uint8, mapped from the file.
         labels: Of each original sample: ``[len]`` int64, -1 for none, or soft ``[len, num_classes]``.
         errors: Index => one line, of each image that could not be read.
-        readable: The indices of the others, ``[N]``.
         classes: Names of the classes; None: the data set has none.
     """
 
@@ -140,7 +139,6 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
         readable = torch.ones(len(labels), dtype=torch.bool, device="cpu")
         readable[list(errors)] = False
         self._row = readable.cumsum(0) - 1
-        self.readable = readable.nonzero()[:, 0]
 
     @cached_property
     def targets(self) -> Tensor | None:
@@ -187,8 +185,8 @@ def prepare(dataset: Any, found: Look, out: Path, *, progress: bool = True) -> P
                 out, {PIXELS_FILE: lambda path: _join(store, path), ROWS_FILE: lambda path: _rows(store, path)}
             )
     with files.open_tensors(out / ROWS_FILE) as rows:
-        labels = rows.get_tensor("labels").clone()
-        errors = {int(k): text for k, text in json.loads(bytes(rows.get_tensor("errors").tolist())).items()}
+        kept = {name: rows.get_tensor(name).clone() for name in rows.keys()}  # noqa: SIM118 - no mapping
+    labels, errors = kept["labels"], errors_of(kept)
     store.remove_chunks()
     count = len(labels) - len(errors)
     if len(errors) > MAX_UNREADABLE * len(labels):
@@ -226,9 +224,8 @@ def _read(dataset: Any, indices: Iterable[int], found: Look, advance: Advance) -
                 raise ValueError(f"labels need one form: sample {index} has {describe_sample(sample)}")
         labels.append(label)
         advance(1)
-    text = torch.tensor(list(json.dumps(errors).encode()), dtype=torch.uint8, device="cpu")
     pixels = torch.stack(images) if images else torch.empty(0, *size, dtype=torch.uint8)
-    return {"images": pixels, "labels": torch.stack(labels), "errors": text}
+    return pack({"images": pixels, "labels": torch.stack(labels)}, errors)
 
 
 def _join(store: ChunkFolder, path: Path) -> None:
@@ -240,13 +237,12 @@ def _join(store: ChunkFolder, path: Path) -> None:
 
 def _rows(store: ChunkFolder, path: Path) -> None:
     """Write the labels and errors of all chunks into one file."""
-    labels, errors = list[Tensor](), dict[str, str]()
+    labels, errors = list[Tensor](), dict[int, str]()
     for number in range(store.num_chunks):
         chunk = _chunk(store, number)
         labels.append(chunk["labels"].clone())
-        errors |= json.loads(bytes(chunk["errors"].tolist()))
-    text = torch.tensor(list(json.dumps(errors).encode()), dtype=torch.uint8, device="cpu")
-    files.save_tensors(path, {"labels": torch.cat(labels), "errors": text})
+        errors |= errors_of(chunk)
+    files.save_tensors(path, pack({"labels": torch.cat(labels)}, errors))
 
 
 def _chunk(store: ChunkFolder, number: int) -> Tensors:

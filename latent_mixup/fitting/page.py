@@ -33,9 +33,9 @@ def draw_page(generator: ConvGenerator, bank: LatentBank, images: Prepared) -> b
         "mix 0.25": mixes(generator, codes, others, 0.25),
         **{
             f"0.5, t = {t}": generator.decode(
-                generator.project(half, t, generator=keyed_generator("fit-page-t", own_seed))
+                generator.project(half, t, generator=keyed_generator("fit-page-t", number))
             )
-            for own_seed, t in enumerate(TIMES)
+            for number, t in enumerate(TIMES)
         },
         "b decoded": generator.decode(others),
         "real b": partner,

@@ -199,13 +199,13 @@ def test_another_run_in_the_same_folder_is_refused(run, changed, message):
 
 def test_minutes_decide_the_steps_once(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "train_conv", stop_before_training)
+    monkeypatch.setattr(stages, "_seconds", lambda step: 1 / 600)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             lm.fit(Photos(), tmp_path / "run", minutes=0.5, progress=False)
         first = json.loads((tmp_path / "run" / "fit.json").read_text())
         monkeypatch.setattr(stages, "_seconds", None)  # it is not measured again
-    assert first["steps"] >= 100
-    assert 200 <= first["prior_steps"] <= 4_000
+    assert (first["steps"], first["prior_steps"]) == (210 * 60 - 200, 200)  # 21 seconds at 1/600 second a step
 
 
 def stop_before_training(*_, **__):
