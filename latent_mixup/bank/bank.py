@@ -24,6 +24,7 @@ from latent_mixup.bank.columns import (
 from latent_mixup.bank.datasets import Source, image_probes, kind_of, shows
 from latent_mixup.bank.facts import bank_facts
 from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
+from latent_mixup.bank.matching import CHUNK, rows_by_image
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import count_classes, hard_labels, on_cpu
 
@@ -428,7 +429,8 @@ class LatentBank(hub.Published):
         It can be told for the data set that the bank was made from (by its length and its labels); for ``Subset`` (also
         of ``random_split``) and ``ConcatDataset`` of it; for a data set that wraps one of these and has its length; and
         for one that states ``source_index``, the index of each of its samples in the bank's data set. No image is read
-        where torchvision's or the bundled data sets hold their labels in memory, else some dozen.
+        where torchvision's or the bundled data sets hold their labels in memory, else some dozen. A bank whose
+        ``metadata["dataset"]`` has ``found_by="image"`` reads all images, and finds its own among them.
 
         Args:
             dataset: With ``len(dataset)`` and ``dataset[i]``.
@@ -440,12 +442,29 @@ class LatentBank(hub.Published):
         Raises:
             ValueError: Labels or images are not the bank's: the data set is another one, or its labels were changed.
         """
+        if (self.metadata.get("dataset") or {}).get("found_by") == "image":
+            return self._rows_by_image(dataset, generator)
         index = self._source.find(dataset)
         if index is None:
             return None
         rows = self._source.rows_of(index)
         if generator is not None:
             self._check_images(dataset, rows, generator)
+        return rows
+
+    @torch.no_grad()
+    def _rows_by_image(self, dataset: Any, generator: Generator | None) -> Tensor:
+        """See :meth:`rows_of_data`."""
+        if generator is None:
+            raise ValueError("the codes of this bank are matched to images: pass its generator as well")
+        device, image_key = generator.device, (self.metadata.get("samples") or {}).get("image_key")
+        codes = (self[start : start + CHUNK][0] for start in range(0, len(self), CHUNK))
+        decodes = (generator.coder.decode(part.to(device)).cpu() for part in codes)
+        rows = rows_by_image(dataset, decodes, image_key)
+        coded = (rows >= 0).nonzero()[:, 0]
+        fault = self._source.label_fault(dataset, rows[coded], coded) if len(coded) else None
+        if fault is not None:
+            raise ValueError(fault)
         return rows
 
     @property

@@ -326,13 +326,13 @@ def shows(dataset: Any, indices: list[int], decodes: Tensor, labels: Tensor, ima
         image_key: Place of the image in a sample; None: the usual one.
     """
     with random_states_kept():
-        looks = [_read_images(dataset, indices, decodes[0].shape, image_key) for _ in range(2)]
+        looks = [read_images(dataset, indices, decodes[0].shape, image_key) for _ in range(2)]
         if looks[0] is None or looks[1] is None:
             return True
         if torch.equal(looks[0], looks[1]):
             return same_images(looks[0], decodes, labels)
-        plain = _without_transform(dataset)
-        bare = [_read_images(plain, indices, decodes[0].shape, image_key) for _ in range(2)]
+        plain = without_transform(dataset)
+        bare = [read_images(plain, indices, decodes[0].shape, image_key) for _ in range(2)]
     if bare[0] is None or bare[1] is None or not torch.equal(bare[0], bare[1]):
         return True
     return same_images(bare[0], decodes, labels) or same_images(
@@ -340,7 +340,7 @@ def shows(dataset: Any, indices: list[int], decodes: Tensor, labels: Tensor, ima
     )
 
 
-def _read_images(dataset: Any, indices: list[int], size: torch.Size, image_key: Key | None) -> Tensor | None:
+def read_images(dataset: Any, indices: list[int], size: torch.Size, image_key: Key | None) -> Tensor | None:
     """Images of some samples, ``[B, C, R, R]`` float32 in whatever range; None where one cannot be used."""
     images = []
     for index in indices:
@@ -355,16 +355,16 @@ def _read_images(dataset: Any, indices: list[int], size: torch.Size, image_key: 
     return torch.stack(images) if all(image.shape == size for image in images) else None
 
 
-def _without_transform(dataset: Any) -> Any:
+def without_transform(dataset: Any) -> Any:
     """A shallow copy of a data set, and of those inside it, whose ``transform`` changes nothing."""
     plain = copy.copy(dataset)
     for name, value in getattr(dataset, "__dict__", {}).items():
         if name in _TRANSFORMS and callable(value):
             setattr(plain, name, _TRANSFORMS[name])
         elif isinstance(value, Dataset):
-            setattr(plain, name, _without_transform(value))
+            setattr(plain, name, without_transform(value))
         elif name == "datasets" and isinstance(value, list):
-            plain.datasets = [_without_transform(part) for part in value]
+            plain.datasets = [without_transform(part) for part in value]
     return plain
 
 
@@ -390,7 +390,7 @@ def same_images(images: Tensor, decodes: Tensor, labels: Tensor | None = None) -
     count = len(decodes)
     if looks.shape[1:] != decodes.shape or count < _MIN_IMAGES:
         return True
-    one, two = torch.stack([_standardised(each) for each in looks]), _standardised(decodes)
+    one, two = torch.stack([standardised(each) for each in looks]), standardised(decodes)
     others = ~torch.eye(count, dtype=torch.bool, device="cpu")
     if labels is not None:
         classes = hard_labels(labels.cpu())
@@ -404,7 +404,7 @@ def same_images(images: Tensor, decodes: Tensor, labels: Tensor | None = None) -
     return float(better[told].double().mean()) >= (_ALIKE if len(looks) == 1 else _ALIKE_AUGMENTED)
 
 
-def _standardised(images: Tensor) -> Tensor:
+def standardised(images: Tensor) -> Tensor:
     """Each image as a float64 vector of mean 0 and length 1; a constant one becomes zero."""
     values = images.detach().cpu().double().flatten(1)
     values = values - values.mean(1, keepdim=True)
