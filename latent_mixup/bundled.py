@@ -24,9 +24,9 @@ IDX_UINT8 = 0x08
 class BundledImages(Dataset[tuple[Any, int]]):
     """Real images and labels that come with the package; ``dataset[i] -> (image, int label)``.
 
-    For training, the images that the bundled bank of the same name has codes of, row for row: the best inverted ones
-    of each class. For testing, the first test images. There are 10,000 and 2,000 of ``"fashion-mnist"``, 4,000 and
-    1,000 of ``"mnist"``. Terms: see NOTICE.
+    For training, the images that the bundled bank of the same name has codes of, row for row: drawn at random, as many
+    of each class. For testing, the first test images. There are 10,000 and 2,000 of ``"fashion-mnist"``, 5,000 and
+    1,000 of ``"mnist"``; of ``"cifar10"``, which comes without a licence, none. Terms: see NOTICE.
 
     Args:
         name: One of :func:`bundled_image_names`.

@@ -1,16 +1,18 @@
-r"""Make all generators, banks, feature extractors and encoders again, into folders for ``latent-mixup push``.
+r"""Make all generators, banks and feature extractors again, into folders for ``latent-mixup push``.
 
-For MNIST and Fashion-MNIST: a generator, the codes of all training images, the feature extractor, an encoder. For
-CIFAR-10, from the files of others: NVIDIA's StyleGAN2 and the authors' three banks. ``published.py`` is the list.
+For MNIST, Fashion-MNIST and CIFAR-10: a generator with its prior, trained without labels, and the codes of training
+images drawn at random, as many of each class; for the first two also the paper's feature extractor. For CIFAR-10, from
+the files of others: NVIDIA's StyleGAN2 and the authors' three banks. ``published.py`` is the list.
 
     python benchmarks/publish/publish.py --data-root data
     python benchmarks/publish/publish.py --data-root data --stylegan2-cifar10 stylegan2-cifar10-32x32.pkl \
         --grad-latents plain.npy refined-0.025.npy refined-0.020.npy
     python benchmarks/publish/publish.py --data-root data --only mnist-bank --assets latent_mixup/assets
 
-Each stage goes on where it stopped. ``--runs`` is the folder for unfinished work (a finished run of ``latent-mixup
-train-generator`` or ``invert`` in a folder of the artefact's name there is taken up) and for NAME-reconstruction.json,
-the quality of the codes. ``--assets`` writes the bundled files: generator, best codes and their images.
+Each stage goes on where it stopped. ``--runs`` is the folder for unfinished work: a finished run of ``latent-mixup
+train-generator`` or ``invert`` in a folder of the artefact's name there is taken up. ``--assets`` writes the bundled
+files: generator, bank and, but for CIFAR-10, its images. What the codes are worth is measured by
+``benchmarks/generators/knowledge.py``; the cards quote its results.
 """
 
 from __future__ import annotations
@@ -20,68 +22,72 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from latent_mixup import LatentBank, cards, files, hub, invert, load_generator
 from latent_mixup.bank import fingerprint
 from latent_mixup.bundled import idx_bytes
-from latent_mixup.classifiers import PaperFeatures
 from latent_mixup.cli.publishing import check
-from latent_mixup.cli.shared import FOLDER, one_sentence, torchvision_dataset, uint8_images
+from latent_mixup.cli.shared import FOLDER, one_sentence, open_data, uint8_images
 from latent_mixup.convert import read_latents, read_nvidia
 from latent_mixup.demo.comparison import Codes
-from latent_mixup.encoders import load_encoder
 from latent_mixup.generators import Generator
-from latent_mixup.images import from_uint8
+from latent_mixup.images import from_uint8, pixel_values
 from latent_mixup.inversion import pixel_mse
 from latent_mixup.pictures import mix_sheet
 from latent_mixup.quality.info import sample_sheet
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training import CompactRecipe, EncoderRecipe, train_compact, train_encoder
-from latent_mixup.training.encoder import encoder_sheet
+from latent_mixup.training import ConvRecipe, train_conv, train_features
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from paper.codes import check_belong, mse_of
-from record import threads_option, write
+from record import RESULTS, threads_option
 
-from publish.published import ARTEFACTS, ORGANISATION, TRAINED_ON, Artefact
-from publish.reconstruction import measure
+from publish.published import ARTEFACTS, GREY, ORGANISATION, Artefact
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NETWORK = {"channels": [32, 64, 128, 256], "layers": [1, 1, 1, 1]}  # the encoder's: a small ResNet, for a CPU
-HALF_AS_WIDE = {"decoder_widths": (256, 512), "encoder_widths": (256, 128)}
-GENERATOR_NETWORK = {"mnist": HALF_AS_WIDE, "fashion-mnist": {}}  # digits are simpler, and both fit into one wheel
-SHIPPED = {"mnist": (400, 1000), "fashion-mnist": (1000, 2000)}  # codes of each class, and test images
+GENERATORS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # arguments of the recipe, and of the network
+    "mnist": ({"steps": 3_500}, {"z_dim": 128, "flow_width": 256}),
+    "fashion-mnist": ({"steps": 5_000, "flip": True}, {"z_dim": 128, "flow_width": 256}),
+    "cifar10": ({"steps": 8_000, "flip": True}, {"z_dim": 192, "width": 32, "detail": 16, "flow_width": 320}),
+}
+INVERSION_STEPS = {"mnist": 10, "fashion-mnist": 10, "cifar10": 10}
+SHIPPED = {"mnist": (500, 1000), "fashion-mnist": (1000, 2000), "cifar10": (1000, 0)}  # codes a class, test images
+GRID = 64  # codes are rounded to a GRID-th, which costs no error that shows and packs well
 PAIRS = 16  # columns of a sheet of mixes
 PICTURES = {
     "samples.png": "Random codes, decoded.",
     "mixes.png": "Real images a; decoded from their codes; mixes of the codes of a and b with weight 0.75, 0.5 and "
     "0.25 on a; b decoded; real images b; and for comparison a mix of pixels.",
-    "encoded.png": "Real images, and what their codes decode to after each pass.",
 }
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Recipes; other values than the defaults are for tests."""
+    """What ``--quick`` takes less of.
 
-    generator: CompactRecipe = field(default_factory=CompactRecipe)
-    inversion: dict[str, Any] = field(default_factory=lambda: {"batch_size": 250})
-    encoder: EncoderRecipe = field(default_factory=lambda: EncoderRecipe(steps=2000, batch_size=32, lr=3e-3))
-    judge_epochs: int = 5
+    Attributes:
+        recipe: Arguments of every :class:`ConvRecipe` in the place of the released ones.
+        inversion: More keywords of ``invert``.
+        feature_steps: Training steps of a feature extractor.
+        per_class: Codes of each class; None: as released.
+        test_images: Bundled test images; None: as released.
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    inversion: dict[str, Any] = field(default_factory=dict)
+    feature_steps: int = 1_500
+    per_class: int | None = None
+    test_images: int | None = None
 
 
-QUICK = Effort(
-    CompactRecipe(steps=4, batch_size=8, feature_steps=2),
-    {"batch_size": 16, "steps": 3, "restarts": 0, "draws": 16},
-    EncoderRecipe(steps=2, batch_size=4),
-    1,
-)
+QUICK = Effort({"steps": 4, "prior_steps": 4, "batch_size": 8}, {"batch_size": 16, "steps": 3}, 2, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -145,40 +151,45 @@ class Workshop:
             commands=[
                 f"python benchmarks/publish/publish.py --data-root data --only {artefact.name}{self._files(artefact)}"
             ],
-            measured=self._measured(artefact),
+            measured=self._measured(artefact, thing),
             pictures={name: text for name, text in PICTURES.items() if (folder / name).is_file()},
         )
         files.write_folder(folder, cards.card_file(folder, thing.describe, extras))
 
     def _files(self, artefact: Artefact) -> str:
-        if artefact.data_set in TRAINED_ON:
+        if artefact.ours:
             return ""
         if artefact.kind == "generator":
             return " --stylegan2-cifar10 stylegan2-cifar10-32x32.pkl"
         return " --grad-latents plain.npy refined-0.025.npy refined-0.020.npy"
 
-    def _measured(self, artefact: Artefact) -> dict[str, str]:
-        path = self.reconstruction(artefact.data_set)
-        if artefact.kind not in ("generator", "bank") or not path.is_file():
+    def _measured(self, artefact: Artefact, thing: Any) -> dict[str, str]:
+        path = RESULTS / "generators" / f"{artefact.data_set}.json"
+        if artefact.kind not in ("generator", "bank") or not artefact.ours or not path.is_file():
             return {}
         found = files.read_json(path)
-        errors, real = found["test_mse"], found["classifier_accuracy_on_real_test_images"]
-        return {
-            "MSE of the reconstructions of test images, mean": f"{errors['mean']:.4f}",
-            "median": f"{errors['median']:.4f}",
-            "95 %": f"{errors['p95']:.4f}",
-            "accuracy of a classifier on real test images": f"{real:.4f}",
-            "... on their reconstructions": f"{found['classifier_accuracy_on_reconstructions']:.4f}",
-        }
+        digest = thing.generator_digest if artefact.kind == "bank" else thing.digest()
+        return quoted(found) if found["generator"]["digest"] == digest else {}
 
-    def reconstruction(self, data_set: str) -> Path:
-        """File of the quality of a data set's codes."""
-        return self.runs / f"{data_set}-reconstruction.json"
+
+def quoted(found: dict[str, Any]) -> dict[str, str]:
+    """What a card says of the check of the codes of test images."""
+    error, frechet = found["reconstruction"]["ours"], found["frechet"]
+    gains = [f"{found['probe'][size]['codes_minus_pixels']['mean']:+.3f}" for size in ("20", "100")]
+    return {
+        "MSE of test images, in [-1, 1], mean": f"{error['mse']['mean']:.4f}",
+        "share of test images whose class a classifier still sees when they are decoded": f"{error['kept']:.3f}",
+        "accuracy of a linear classifier on codes minus on pixels, 20 and 100 labels a class": ", ".join(gains),
+        "Frechet distance of samples of the prior; of PCA's": f"{frechet['prior']['ours']:.0f}; "
+        f"{frechet['prior']['pca']:.0f}",
+        "Frechet distance of half-way mixes between classes; projected": f"{frechet['mixes_between']['ours']:.0f}; "
+        f"{frechet['mixes_projected']['ours']:.0f}",
+    }
 
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of torchvision."""
+    """A data set."""
 
     name: str
     root: Path
@@ -186,95 +197,83 @@ class Images:
     @cached_property
     def train(self) -> Any:
         """Training images and labels."""
-        return torchvision_dataset(self.name, self.root, train=True)
+        return open_data(self.name, self.root)
 
     @cached_property
     def test(self) -> Any:
         """Test images and labels."""
-        return torchvision_dataset(self.name, self.root, train=False)
+        return open_data(self.name, self.root, test=True)
 
     @cached_property
     def pixels(self) -> Tensor:
         """Training images, ``[N, C, H, W]`` uint8."""
-        pixels: Tensor = uint8_images(self.train)
-        return pixels
+        if hasattr(self.train, "data"):
+            return cast(Tensor, uint8_images(self.train))
+        return torch.stack([pixel_values(image) for image, _ in self.train])
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Training labels, ``[N]``."""
+        return torch.as_tensor(self.train.targets)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Its entry in metadata."""
+        """Its entry in metadata; of CIFAR-10, whose images come in several orders, without its labels."""
+        if self.name not in GREY:
+            return {"name": self.name, "length": len(self.train), "labels": None}
         return {"name": self.name, **fingerprint(self.train)}
 
 
 # --------------------------------------------------------------------------------------------------
-# MNIST and Fashion-MNIST
+# What is trained here
 # --------------------------------------------------------------------------------------------------
 
 
 def make_generator(shop: Workshop, artefact: Artefact) -> Path:
-    """Train the compact generator."""
-    images = shop.images(artefact.data_set)
-    facts = {"name": artefact.data_set, "dataset": images.facts, "labels_seen": True}
-    run = shop.runs / artefact.name
-    generator = train_compact(
+    """Train the generator and its prior."""
+    images, (recipe, network) = shop.images(artefact.data_set), GENERATORS[artefact.data_set]
+    generator = train_conv(
         images.pixels,
-        images.train.targets,
-        run,
-        recipe=shop.effort.generator,
-        network=GENERATOR_NETWORK[artefact.data_set],
-        facts=facts,
+        shop.runs / artefact.name,
+        recipe=ConvRecipe(**recipe | shop.effort.recipe),
+        network=network,
+        facts={"name": artefact.data_set, "dataset": images.facts},
     )
     return shop.write(artefact, generator, torch.float16, samples=sample_sheet(generator))
 
 
 def make_bank(shop: Workshop, artefact: Artefact) -> Path:
-    """Find the codes of all training images, and measure their quality."""
-    images, generator = shop.images(artefact.data_set), shop.generator(artefact)
-
-    def find(dataset: Any, name: str) -> LatentBank:
-        return invert(dataset, generator, out=shop.runs / name, loss=pixel_mse, **shop.effort.inversion)
-
-    bank, test_bank = find(images.train, artefact.name), find(images.test, f"{artefact.name}-test")
-    bank.metadata["dataset"]["name"] = artefact.data_set
-    bank.metadata["labels_seen"] = True  # by the feature network of the generator's loss
-    path = shop.reconstruction(artefact.data_set)
-    known = files.read_json(path) if path.is_file() else {}
-    if (known.get("generator_digest"), known.get("bank_digest")) != (generator.digest(), bank.digest()):
-        train, test = (images.pixels, images.train.targets), (uint8_images(images.test), images.test.targets)
-        record = measure(generator, bank, test_bank, train, test, epochs=shop.effort.judge_epochs)
-        write(path, record)
-        shop.write_card(next(each for each in ARTEFACTS if each.name == artefact.generator), generator)
+    """Find the codes of training images drawn at random, as many of each class."""
+    name = artefact.data_set
+    images, generator = shop.images(name), shop.generator(artefact)
+    rows = balanced_rows(images.labels, shop.effort.per_class or SHIPPED[name][0])
+    settings: dict[str, Any] = {"steps": INVERSION_STEPS[name], "restarts": 0, **shop.effort.inversion}
+    found = invert(
+        Subset(images.train, rows.tolist()), generator, out=shop.runs / artefact.name, loss=pixel_mse, **settings
+    )
+    facts = images.facts if name in GREY else {**images.facts, "found_by": "image"}
+    metadata = {**found.metadata, "dataset": facts, "drawn": "at random, as many of each class"}
+    order = found.source_index.argsort()
+    codes = ((found[order][0] * GRID).round() / GRID).half()
+    rough = LatentBank(codes, found.labels[order], source_index=rows, metadata=metadata)
+    mse = mse_of(rough, generator, images.pixels, rows)
+    bank = LatentBank(codes, rough.labels, source_index=rows, mse=mse, metadata=metadata)
     return shop.write(artefact, bank, torch.float16, mixes=mixes(generator, bank, images))
 
 
+def balanced_rows(labels: Tensor, per_class: int) -> Tensor:
+    """As many rows of each class, drawn at random, ascending; all of a class that has fewer."""
+    order = torch.randperm(len(labels), generator=keyed_generator("shipped-rows"))
+    chosen = [order[labels[order] == label][:per_class] for label in range(int(labels.max()) + 1)]
+    return torch.cat(chosen).sort().values
+
+
 def make_features(shop: Workshop, artefact: Artefact) -> Path:
-    """The feature extractor that the generator was trained with; it was trained on the same images and their labels."""
-    generator = shop.generator(artefact)
-    if not isinstance(generator.features, PaperFeatures):
-        raise ValueError(f"{artefact.generator} has no features: it is no compact generator of 28x28 grey images")
-    recipe = generator.metadata["recipe"]
-    generator.features.metadata = {
-        "name": artefact.name,
-        "dataset": generator.metadata["dataset"],
-        "recipe": {"steps": recipe["feature_steps"], "seed": recipe["seed"]},
-        "versions": generator.metadata["versions"],
-    }
-    return shop.write(artefact, generator.features, torch.float16)
-
-
-def make_encoder(shop: Workshop, artefact: Artefact) -> Path:
-    """Train the encoder."""
-    images, generator = shop.images(artefact.data_set), shop.generator(artefact)
-    encoder = train_encoder(
-        generator,
-        shop.runs / artefact.name,
-        arch="restyle",
-        images_uint8=images.pixels,
-        network=NETWORK,
-        recipe=shop.effort.encoder,
-        facts={"name": artefact.name, "dataset": images.facts},
-    )
-    shown = from_uint8(uint8_images(images.test)[:PAIRS])
-    return shop.write(artefact, encoder, torch.float32, encoded=encoder_sheet(encoder, shown))
+    """Train the paper's feature extractor, on training images and their labels."""
+    images = shop.images(artefact.data_set)
+    features = train_features(from_uint8(images.pixels), images.labels, steps=shop.effort.feature_steps)
+    features.metadata |= {"name": artefact.name, "dataset": images.facts, "labels_seen": True}
+    return shop.write(artefact, features, torch.float16)
 
 
 def mixes(generator: Generator, bank: LatentBank, images: Images) -> bytes:
@@ -316,7 +315,7 @@ def convert_bank(shop: Workshop, artefact: Artefact) -> Path:
     except FileNotFoundError as missing:
         click.echo(f"{artefact.name}: without the MSE of its codes and without pictures ({missing})")
         return shop.write(artefact, bank, torch.float16)
-    bank.metadata["dataset"] = images.facts
+    bank.metadata["dataset"] = {"name": artefact.data_set, **fingerprint(images.train)}
     check_belong(Codes(generator, bank), images.train)
     errors = mse_of(bank, generator, images.pixels, bank.source_index)
     bank = LatentBank(bank[:][0], bank.labels, source_index=bank.source_index, mse=errors, metadata=bank.metadata)
@@ -328,36 +327,27 @@ def convert_bank(shop: Workshop, artefact: Artefact) -> Path:
 # --------------------------------------------------------------------------------------------------
 
 
-def best_of_each_class(bank: LatentBank, per_class: int) -> LatentBank:
-    """The ``per_class`` rows with the least MSE of each class, in the order of the data set."""
-    assert bank.mse is not None
-    rows = []
-    for label in range(bank.num_classes):
-        of_class = (bank.hard_labels == label).nonzero()[:, 0]
-        rows.append(of_class[bank.mse[of_class].argsort(stable=True)[:per_class]])
-    return bank.subset(torch.cat(rows).sort().values)
-
-
-def bundle(shop: Workshop, data_set: str, assets: Path, per_class: int, test_images: int) -> None:
-    """Write generator, best codes, their cards and their real images into the bundled files."""
+def bundle(shop: Workshop, data_set: str, assets: Path) -> None:
+    """Write generator, bank, their cards and, but for CIFAR-10, their real images into the bundled files."""
     images, folder = shop.images(data_set), assets / data_set
-    generator = load_generator(shop.out / f"{data_set}-generator")
-    best = best_of_each_class(LatentBank.from_pretrained(shop.out / f"{data_set}-bank"), per_class)
-    generator.save_pretrained(folder / "generator", dtype=torch.float16)
-    best.save_pretrained(folder / "bank")
+    bank = LatentBank.from_pretrained(shop.out / f"{data_set}-bank")
+    load_generator(shop.out / f"{data_set}-generator").save_pretrained(folder / "generator", dtype=torch.float16)
+    bank.save_pretrained(folder / "bank")
     for part in ("generator", "bank"):
         bundled_card(folder / part, f"--only {data_set}-{part} --assets latent_mixup/assets")
-    files.write_folder(
-        folder / "data",
-        {
-            "train-images-idx3-ubyte.xz": idx_bytes(images.train.data[best.source_index]),
-            "train-labels-idx1-ubyte.xz": idx_bytes(images.train.targets[best.source_index]),
-            "t10k-images-idx3-ubyte.xz": idx_bytes(images.test.data[:test_images]),
-            "t10k-labels-idx1-ubyte.xz": idx_bytes(images.test.targets[:test_images]),
-        },
-    )
+    if data_set in GREY:
+        tested = shop.effort.test_images or SHIPPED[data_set][1]
+        files.write_folder(
+            folder / "data",
+            {
+                "train-images-idx3-ubyte.xz": idx_bytes(images.train.data[bank.source_index]),
+                "train-labels-idx1-ubyte.xz": idx_bytes(images.train.targets[bank.source_index]),
+                "t10k-images-idx3-ubyte.xz": idx_bytes(images.test.data[:tested]),
+                "t10k-labels-idx1-ubyte.xz": idx_bytes(images.test.targets[:tested]),
+            },
+        )
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    click.echo(f"{folder}: {len(best):,} codes, {total / 1e6:.1f} MB")
+    click.echo(f"{folder}: {len(bank):,} codes, {total / 1e6:.1f} MB")
 
 
 def bundled_card(folder: Path, arguments: str | None = None) -> None:
@@ -384,7 +374,7 @@ def push_all(shop: Workshop, chosen: list[Artefact]) -> None:
             click.echo(f"{artefact.name} is not pushed: its authors gave no licence")
             continue
         folder = shop.out / artefact.name
-        if artefact.kind in ("bank", "encoder"):
+        if artefact.kind == "bank":
             owner = str(artefact.generator)
             if owner not in commits:
                 found = load_generator(shop.repository(owner))
@@ -400,16 +390,12 @@ def push_all(shop: Workshop, chosen: list[Artefact]) -> None:
 
 
 def place_beside(shop: Workshop, artefact: Artefact, commit: str) -> None:
-    """Record the generator's commit in a bank, and in the example of its card or an encoder's."""
+    """Record the generator's commit in a bank, and in the example of its card."""
     folder, repository = shop.out / artefact.name, shop.repository(str(artefact.generator))
-    thing: Any
-    if artefact.kind == "bank":
-        thing = LatentBank.from_pretrained(folder)
-        thing.metadata["generator"] |= {"repo": repository, "commit": commit}
-        thing.save_pretrained(folder, dtype=thing.dtype)
-    else:
-        thing = load_encoder(folder, shop.generator(artefact))
-    shop.write_card(artefact, thing, f"{repository}@{commit}")
+    bank = LatentBank.from_pretrained(folder)
+    bank.metadata["generator"] |= {"repo": repository, "commit": commit}
+    bank.save_pretrained(folder, dtype=bank.dtype)
+    shop.write_card(artefact, bank, f"{repository}@{commit}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -420,7 +406,6 @@ MAKERS: dict[tuple[bool, str], Callable[[Workshop, Artefact], Path]] = {
     (True, "generator"): make_generator,
     (True, "bank"): make_bank,
     (True, "features"): make_features,
-    (True, "encoder"): make_encoder,
     (False, "generator"): convert_network,
     (False, "bank"): convert_bank,
 }
@@ -436,8 +421,8 @@ def stages(shop: Workshop, only: tuple[str, ...]) -> list[Artefact]:
     for artefact in ARTEFACTS:
         if only and artefact.name not in only:
             continue
-        needs = {"cifar10": {"generator": "--stylegan2-cifar10", "bank": "--grad-latents"}}
-        option = needs.get(artefact.data_set, {}).get(artefact.kind, "--data-root")
+        theirs = {"generator": "--stylegan2-cifar10", "bank": "--grad-latents"}
+        option = "--data-root" if artefact.ours else theirs[artefact.kind]
         at_hand = {
             "--data-root": shop.data_root is not None,
             "--stylegan2-cifar10": shop.network is not None,
@@ -460,8 +445,6 @@ def stages(shop: Workshop, only: tuple[str, ...]) -> list[Artefact]:
 @click.option("--stylegan2-cifar10", "network", type=FILE, help="NVIDIA's stylegan2-cifar10-32x32.pkl.")
 @click.option("--grad-latents", "latents", type=FILE, nargs=3, help="The authors' files: plain, 0.025 and 0.020.")
 @click.option("--assets", type=FOLDER, help="Write the bundled files of the banks that are made, into this folder.")
-@click.option("--per-class", type=click.IntRange(1), help="Bundled codes of each class; default: as released.")
-@click.option("--test-images", type=click.IntRange(1), help="Bundled test images; default: as released.")
 @click.option("--organisation", default=ORGANISATION, show_default=True, help="Organisation on the Hub.")
 @click.option("--push", is_flag=True, help="Push everything to the Hub afterwards.")
 @click.option("--quick", is_flag=True, help="A few steps of everything, to see that it runs.")
@@ -476,25 +459,22 @@ def main(
     network: Path | None,
     latents: tuple[Path, Path, Path] | None,
     assets: Path | None,
-    per_class: int | None,
-    test_images: int | None,
     organisation: str,
     push: bool,
     quick: bool,
     device: str,
 ) -> None:
-    """Make generators, banks, feature extractors and encoders again."""
-    banks = [artefact.name for artefact in ARTEFACTS if artefact.kind == "bank" and artefact.data_set == "cifar10"]
+    """Make generators, banks and feature extractors again."""
+    banks = [artefact.name for artefact in ARTEFACTS if artefact.kind == "bank" and not artefact.ours]
     files = dict(zip(banks, latents or (), strict=False))
     shop = Workshop(data_root, runs, out, organisation, QUICK if quick else Effort(), device, network, files)
     chosen = stages(shop, only)
     for artefact in chosen:
-        folder = MAKERS[artefact.data_set in TRAINED_ON, artefact.kind](shop, artefact)
-        owner = str(out / artefact.generator) if artefact.generator and artefact.kind != "features" else None
+        folder = MAKERS[artefact.ours, artefact.kind](shop, artefact)
+        owner = str(out / artefact.generator) if artefact.generator else None
         click.echo(f"{folder}: {check(folder, artefact.kind, owner)}")
-        if assets and artefact.kind == "bank" and artefact.data_set in TRAINED_ON:
-            shipped = SHIPPED[artefact.data_set]
-            bundle(shop, artefact.data_set, assets, per_class or shipped[0], test_images or shipped[1])
+        if assets and artefact.kind == "bank" and artefact.ours:
+            bundle(shop, artefact.data_set, assets)
     if push:
         push_all(shop, chosen)
 

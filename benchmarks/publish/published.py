@@ -8,7 +8,8 @@ from latent_mixup.hub import Kind
 from latent_mixup.hub.terms import DATA_SETS
 
 ORGANISATION = "latent-mixup"
-TRAINED_ON = ("mnist", "fashion-mnist")
+GREY = ("mnist", "fashion-mnist")
+TRAINED_ON = (*GREY, "cifar10")
 CIFAR10 = "stylegan2-cifar10"
 
 
@@ -36,17 +37,23 @@ class Artefact:
     refined_above: tuple[float, ...] = ()
     licensed: bool = True
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is trained here, not converted from the files of others."""
+        return not self.name.startswith(CIFAR10)
+
 
 def _trained(data_set: str) -> list[Artefact]:
     title, licence = DATA_SETS[data_set].title, DATA_SETS[data_set].licence
     generator = f"{data_set}-generator"
-    parts: list[tuple[str, Kind, str, str | None]] = [
-        (generator, "generator", f"compact generator of {title}, codes of 128 numbers", None),
-        (f"{data_set}-bank", "bank", f"codes of all 60,000 training images of {title}", generator),
-        (f"{data_set}-features", "features", f"the paper's feature extractor, trained on {title}", generator),
-        (f"{data_set}-encoder", "encoder", f"ReStyle encoder, trained on {title}", generator),
+    made = [
+        Artefact(generator, "generator", f"generator of {title}, with a prior", licence, None, data_set),
+        Artefact(f"{data_set}-bank", "bank", f"codes of training images of {title}", licence, generator, data_set),
     ]
-    return [Artefact(name, kind, what, licence, of, data_set) for name, kind, what, of in parts]
+    if data_set not in GREY:
+        return made
+    what = f"the paper's feature extractor, trained on {title}"
+    return [*made, Artefact(f"{data_set}-features", "features", what, licence, None, data_set)]
 
 
 def _authors(*refined_above: float) -> Artefact:

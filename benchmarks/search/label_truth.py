@@ -23,22 +23,34 @@ from torch import Tensor, nn
 
 from latent_mixup import LatentBank, load_generator
 from latent_mixup.augment.base import Decoder
+from latent_mixup.classifiers import PaperCNN
 from latent_mixup.cli.shared import FOLDER, torchvision_dataset
 from latent_mixup.generators import Generator
 from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import path_named
 from latent_mixup.policies import OtherClass, Policy, Rows
 from latent_mixup.sampling import keyed_generator
+from latent_mixup.training import shuffled_batches, train_classifier
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from paper.codes import code_options
 from paper.trials import split
-from publish.reconstruction import reference_classifier
 from record import LABEL_TRUTH, RESULTS, write
 
 POINTS = 21  # weights that are looked at
 TEMPERATURES = torch.logspace(-1, 1, 201, dtype=torch.float64)
+
+
+def reference_classifier(images: Tensor, labels: Tensor, epochs: int = 5) -> PaperCNN:
+    """The paper's classifier, trained on real images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = PaperCNN()
+        per_epoch = len(images) // 64
+        batches = shuffled_batches(images, labels, 64, epochs * per_epoch, seed=0)
+        train_classifier(model, batches, decay_every=per_epoch)
+    return model
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:

@@ -38,7 +38,7 @@ from latent_mixup import LatentBank, LatentMixupLoader, RenderedMixupDataset
 from latent_mixup.augment.base import Decoder
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.demo.demo import bundled_codes, bundled_data
-from latent_mixup.generators import CompactGenerator, Generator, StyleGAN2
+from latent_mixup.generators import Generator, StyleGAN2
 from latent_mixup.pool.render import render
 from latent_mixup.sampling import keyed_generator
 
@@ -100,14 +100,26 @@ class Case:
             yield batch
 
 
-def compact_case(*, channels_last: bool) -> Case:
+@torch.no_grad()
+def decoding_layers(generator: Generator, batch: int) -> list[tuple[Tensor, Tensor]]:
+    """An input of the right size, and the weight, of every convolution and linear layer that a decode runs."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(layer: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        seen.append((inputs[0], layer.weight))
+
+    kinds = (nn.Linear, nn.Conv2d)
+    hooks = [each.register_forward_hook(keep) for each in generator.modules() if isinstance(each, kinds)]
+    generator.decode(torch.randn(batch, *generator.latent_shape, generator=keyed_generator("step-inputs")))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def bundled_case(*, channels_last: bool) -> Case:
     """The bundled generator, images and codes, and the paper's classifier; batch 64."""
     codes, data = bundled_codes(), bundled_data()
     generator = codes.generator
-    assert isinstance(generator, CompactGenerator)
-    linear = [each.weight for each in generator.decoder.modules() if isinstance(each, nn.Linear)]
-    draw = keyed_generator("step-inputs")
-    layers = [(torch.randn(64, weight.shape[1], generator=draw), weight) for weight in linear]
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return Case(
         "bundled generator, the paper's small CNN" + ", channels_last" * channels_last,
@@ -117,7 +129,7 @@ def compact_case(*, channels_last: bool) -> Case:
         data.train_images,
         data.train_labels,
         64,
-        layers,
+        decoding_layers(generator, 64),
         20_000,
     )
 
@@ -195,7 +207,7 @@ class Trained:
 def kinds(case: Case, pool: Path) -> dict[str, Callable[[], Batches]]:
     """The kinds that are compared; each makes the batches of an epoch."""
     loaders: dict[str, Batches] = {"standard": case.plain(), "live": case.live(), "live_half": case.live(prob=0.5)}
-    if isinstance(case.generator, CompactGenerator):
+    if case.generator.decode_batches > 1:
         loaders["live_batch_by_batch"] = case.live(decode_batches=1)
         loaders["live_prefetch_2"] = case.live(prefetch=2)
     loaders["pool"] = case.plain(RenderedMixupDataset(pool))
@@ -273,7 +285,7 @@ def summary(found: list[float], seconds: dict[str, list[float]]) -> dict[str, fl
 
 def measure_memory(kind: str, steps: int) -> dict[str, Any]:
     """Peak memory of this process in MiB, measured ten times in the course of ``steps`` steps of one kind."""
-    case = compact_case(channels_last=False)
+    case = bundled_case(channels_last=False)
     with tempfile.TemporaryDirectory() as folder:
         pool = Path(folder) / "pool"
         render(case.generator, case.bank, pool, n=case.pool_images, progress=False)
@@ -337,8 +349,8 @@ def main(
     record = read(out) if out.is_file() and parts else {}
     few = {"blocks": 3, "steps": 1} if quick else {"blocks": blocks, "steps": steps}
     works: dict[str, Callable[[], Any]] = {
-        "bundled": lambda: measure_steps(compact_case(channels_last=False), **few),
-        "bundled_channels_last": lambda: measure_steps(compact_case(channels_last=True), **few),
+        "bundled": lambda: measure_steps(bundled_case(channels_last=False), **few),
+        "bundled_channels_last": lambda: measure_steps(bundled_case(channels_last=True), **few),
         "stylegan2": lambda: measure_steps(stylegan2_case(quick=quick), 3 if quick else 15, 1),
         "memory": lambda: {"runs": memory_of_each(20 if quick else 1000), **circumstances()},
         "import": lambda: {**measure_import(1 if quick else 9), **circumstances()},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from publish.published import ARTEFACTS, ORGANISATION
 from record import RESULTS, read
 
@@ -9,36 +11,33 @@ from latent_mixup.hub import REPO_TYPE
 from tables.rows import codes, markdown
 
 
-def reconstruction_table() -> str:
-    """Quality of the codes of Fashion-MNIST."""
-    found = read(RESULTS / "published" / "fashion-mnist-reconstruction.json")
-    kept = (
-        f"{found['classifier_accuracy_on_reconstructions']:.4f} of "
-        f"{found['classifier_accuracy_on_real_test_images']:.4f} ({found['share_of_accuracy_kept']:.1%})"
-    )
-    body = [
-        *(
-            [f"MSE of the reconstructions, {name}", *(f"{mse[part]:.4f}" for part in ("mean", "median", "p95"))]
-            for name, mse in (("60,000 training images", found["train_mse"]), ("10,000 test images", found["test_mse"]))
-        ),
-        ["the same of a linear code (PCA) of as many numbers", f"{found['pca_mse_of_as_many_numbers']:.4f}", "", ""],
-        ["accuracy kept on reconstructions of test images", kept, "", ""],
-    ]
-    return markdown(["", "mean", "median", "95 %"], body)
-
-
-def published_codes_table() -> str:
-    """Quality of the codes that ``publish.py`` makes, in units of [-1, 1] squared."""
+def knowledge_table() -> str:
+    """What codes of test images are worth: the shipped generators', those of 0.1, and PCA's of as many numbers."""
     body = []
-    for dataset in ("mnist", "fashion-mnist"):
-        found = read(RESULTS / "published" / f"{dataset}-reconstruction.json")
-        for part in ("train", "test"):
-            errors = [f"{found[f'{part}_mse'][name]:.4f}" for name in ("mean", "median", "p95")]
-            judged = ("classifier_accuracy_on_real_test_images", "classifier_accuracy_on_reconstructions")
-            kept = [f"{found[name]:.4f}" for name in judged] if part == "test" else ["", ""]
-            body.append([f"{dataset}, {part}", *errors, *kept])
-    heads = ["images", "MSE, mean", "median", "95 %", "a classifier is right on real ones", "on decoded ones"]
+    for dataset in ("mnist", "fashion-mnist", "cifar10"):
+        found = read(RESULTS / "generators" / f"{dataset}.json")
+        before = RESULTS / "generators" / f"{dataset}-0.1.json"
+        body.append([f"**{dataset}**, {found['numbers']['ours']} numbers", *_worth(found, "ours", "codes")])
+        if before.is_file():
+            body.append([f"{dataset} of 0.1", *_worth(read(before), "ours", "codes")])
+        body.append([f"PCA, {found['numbers']['pca']} numbers", *_worth(found, "pca", "pca")])
+    heads = ["codes of", "codes - pixels", "MSE", "class kept", "prior", "mixes", "projected", "neither class"]
     return markdown(heads, body)
+
+
+def _worth(found: dict[str, Any], who: str, features: str) -> list[str]:
+    """The columns of :func:`knowledge_table` after the first."""
+    gains = [100 * found["probe"][size][f"{features}_minus_pixels"]["mean"] for size in ("20", "100")]
+    frechet, error = found["frechet"], found["reconstruction"][who]
+    projected = (frechet["mixes_projected"] or {}).get(who)
+    return [
+        " / ".join(f"{gain:+.1f}" for gain in gains),
+        f"{error['mse']['mean']:.4f}",
+        f"{error['kept']:.1%}",
+        *(f"{frechet[kind][who]:.0f}" for kind in ("prior", "mixes_between")),
+        "" if projected is None else f"{projected:.0f}",
+        f"{found['neither'][who]:.0%}",
+    ]
 
 
 def codes_table(dataset: str) -> str:

@@ -25,8 +25,7 @@ from tables.code_tables import (
     artefacts_table,
     codes_table,
     inversion_table,
-    published_codes_table,
-    reconstruction_table,
+    knowledge_table,
     stylegan2_table,
 )
 from tables.rows import DATASETS, PRESETS, aggregated, records
@@ -70,9 +69,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "method-time": method_time_table,
     "policies": partial(policies_table, "fashion-mnist"),
     "demo": demo_table,
-    "reconstruction": reconstruction_table,
+    "knowledge": knowledge_table,
     "artefacts": artefacts_table,
-    "published-codes": published_codes_table,
     "step-time": partial(step_time_table, ("bundled", "stylegan2"), ("standard", "live", "live_half", "pool")),
     "step-time-all": partial(step_time_table, ("bundled", "bundled_channels_last", "stylegan2")),
     "step-floor": step_floor_table,

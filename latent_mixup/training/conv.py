@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from latent_mixup.generators.compact import on_sphere
@@ -17,11 +17,12 @@ from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.images import from_uint8
 from latent_mixup.pictures import mixes, png
 from latent_mixup.sampling import keyed_generator
-from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images, descend
+from latent_mixup.training.run import Run, RunOptions, Training, TrainingRecipe, check_images, descend, first_weights
 
 MAX_CODES = 200_000  # of the images that the flow learns from
 BATCH_SIZE, FLOW_BATCH = 128, 512
 SHEET_COLUMNS, SHEET_T = 12, 0.4
+HEAD = (256, 64)  # hidden numbers and outputs of the projection head
 AREA = (0.5, 1.0)  # of a view's crop
 TURN = math.radians(12)  # greatest rotation of a view
 CONTRAST, BRIGHTNESS, TINT = 0.4, 0.3, 0.15  # greatest changes of a view
@@ -50,8 +51,8 @@ class ConvRecipe(TrainingRecipe):
     batch_size: int = BATCH_SIZE
     lr: float = 2e-3
     prior_lr: float = 1e-3
-    contrast_weight: float = 0.05
-    temperature: float = 0.3
+    contrast_weight: float = 0.1
+    temperature: float = 0.5
     noise: float = 0.1
     flip: bool = False
     seed: int = 0
@@ -97,19 +98,30 @@ def contrastive_loss(codes: Tensor, others: Tensor, temperature: float) -> Tenso
     return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
 
 
+def projection_head(z_dim: int) -> nn.Sequential:
+    """What the contrastive loss compares, so that the codes themselves may keep what the views differ in.
+
+    Reference: Chen et al., "SimCLR" (2020), section 4.2.
+    """
+    return nn.Sequential(nn.Linear(z_dim, HEAD[0]), nn.SiLU(), nn.Linear(*HEAD))
+
+
 class ConvTraining(Training):
     """See :class:`~latent_mixup.training.run.Training`."""
 
-    stateful = ("network", "optimizer", "prior_optimizer")
+    stateful = ("network", "head", "optimizer", "prior_optimizer")
     network: ConvGenerator
     recipe: ConvRecipe
     images: Tensor
 
     def __init__(self, generator: ConvGenerator, recipe: ConvRecipe, images_uint8: Tensor) -> None:
         super().__init__(generator, recipe, images_uint8)
-        trained = [*generator.encoder.parameters(), *generator.decoder.parameters()]
-        for parameter in (*trained, *generator.flow.parameters()):
+        for parameter in generator.parameters():
             parameter.requires_grad_(True)
+        with first_weights(recipe.seed):
+            self.head = projection_head(generator.z_dim).to(generator.device)
+        networks = (generator.encoder, generator.decoder, self.head)
+        trained = [parameter for network in networks for parameter in network.parameters()]
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-4)
         self.prior_optimizer = torch.optim.AdamW(generator.flow.parameters(), lr=recipe.prior_lr, weight_decay=1e-4)
         self._codes: Tensor | None = None
@@ -139,7 +151,7 @@ class ConvTraining(Training):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
             codes, others = generator.encode(torch.cat([images, view])).chunk(2)
             pixel = F.mse_loss(generator.decode(codes + noise), images)
-            contrast = contrastive_loss(codes, others, recipe.temperature)
+            contrast = contrastive_loss(self.head(codes), self.head(others), recipe.temperature)
         descend(self.optimizer, pixel + recipe.contrast_weight * contrast)
         return {"pixel": pixel.item(), "contrast": contrast.item()}
 

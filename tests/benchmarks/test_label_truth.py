@@ -11,7 +11,6 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from publish.reconstruction import reference_classifier
 from search import label_truth
 
 from latent_mixup import LatentBank, load_generator
@@ -56,7 +55,7 @@ def test_a_rising_symmetric_curve_stays_as_it_is():
 def test_at_the_ends_a_mix_is_a_reconstruction():
     bank, generator = LatentBank.from_pretrained("fashion-mnist").subset(range(200)), load_generator("fashion-mnist")
     images = BundledImages("fashion-mnist")
-    judge = reference_classifier(from_uint8(images.data[:2000]), images.targets[:2000], 2)
+    judge = label_truth.reference_classifier(from_uint8(images.data[:2000]), images.targets[:2000], 2)
     bank = LatentBank(*bank[:], source_index=torch.arange(200))
     shown = from_uint8(images.data[:200])
     found = label_truth.looked_at(judge, 1.0, generator, bank, shown, 64)

@@ -18,7 +18,7 @@ from latent_mixup.generators import StyleGAN2
 
 @pytest.fixture
 def bundled():
-    return step_time.compact_case(channels_last=False)
+    return step_time.bundled_case(channels_last=False)
 
 
 def test_a_quick_run_compares_all_kinds(tmp_path):

@@ -21,7 +21,7 @@ from paper import paper_code, running, small_images, trials
 from tables import rows as rows_module
 from torch.utils.data import random_split
 
-from latent_mixup import LatentBank, load_generator
+from latent_mixup import LatentBank
 from latent_mixup.bundled import BundledImages
 from latent_mixup.classifiers import PaperCNN
 from latent_mixup.demo.comparison import Budget, Codes, Data, Run, paper_points
@@ -426,16 +426,6 @@ def test_the_workshop_makes_every_kind_of_codes_once(fashion, tmp_path, monkeypa
     everything = dataclasses.replace(shop, effort=dataclasses.replace(effort, paper_images=None))
     with pytest.raises(RuntimeError, match="wanted anew"):  # a bank of twenty images is not taken for one of all
         everything.codes("dcgan")
-
-
-def test_the_generator_that_comes_with_the_package_is_not_trained_again(tmp_path):
-    images = BundledImages("fashion-mnist", train=False)
-    some = [(images.data[i, 0].numpy(), int(images.targets[i])) for i in range(8)]
-    shop = codes_module.Workshop("fashion-mnist", some, tmp_path, codes_module.Effort(steps=2))
-    codes = shop.codes("gan")
-    assert codes.generator.digest() == load_generator("fashion-mnist").digest()
-    assert len(codes.bank) == 8
-    assert float(codes.bank.mse.max()) < 0.1
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
