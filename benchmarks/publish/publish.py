@@ -57,7 +57,6 @@ GENERATORS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # arguments of
     "fashion-mnist": ({"steps": 5_000, "flip": True}, {"z_dim": 128, "flow_width": 256}),
     "cifar10": ({"steps": 8_000, "flip": True}, {"z_dim": 192, "width": 32, "detail": 16, "flow_width": 320}),
 }
-INVERSION_STEPS = {"mnist": 10, "fashion-mnist": 10, "cifar10": 10}
 SHIPPED = {"mnist": (500, 1000), "fashion-mnist": (1000, 2000), "cifar10": (1000, 0)}  # codes a class, test images
 GRID = 64  # codes are rounded to a GRID-th, which costs no error that shows and packs well
 PAIRS = 16  # columns of a sheet of mixes
@@ -247,10 +246,8 @@ def make_bank(shop: Workshop, artefact: Artefact) -> Path:
     name = artefact.data_set
     images, generator = shop.images(name), shop.generator(artefact)
     rows = balanced_rows(images.labels, shop.effort.per_class or SHIPPED[name][0])
-    settings: dict[str, Any] = {"steps": INVERSION_STEPS[name], "restarts": 0, **shop.effort.inversion}
-    found = invert(
-        Subset(images.train, rows.tolist()), generator, out=shop.runs / artefact.name, loss=pixel_mse, **settings
-    )
+    some = Subset(images.train, rows.tolist())
+    found = invert(some, generator, out=shop.runs / artefact.name, **shop.effort.inversion)
     facts = images.facts if name in GREY else {**images.facts, "found_by": "image"}
     metadata = {**found.metadata, "dataset": facts, "drawn": "at random, as many of each class"}
     order = found.source_index.argsort()

@@ -24,8 +24,8 @@ POOR_MSE = 0.025  # the paper gives such codes more steps
 )
 @click.option("--encoder", type=shared.FOLDER, help="Folder of an encoder to start from. Default: the generator's own.")
 @shared.loss_options
-@click.option("--steps", type=click.IntRange(0), default=200, help="Maximum gradient steps per image; 0 only encodes.")
-@shared.optimizer_options(restarts=1)
+@click.option("--steps", type=click.IntRange(0), help="Gradient steps an image; 0 only encodes. Default: as suits it.")
+@shared.optimizer_options(restarts=None)
 @shared.part_options
 @shared.one_sentence
 def invert_command(

@@ -107,12 +107,10 @@ part_options = several(
 )
 
 
-def optimizer_options(restarts: int) -> Callable[[Any], Any]:
+def optimizer_options(restarts: int | None) -> Callable[[Any], Any]:
     """Options of the optimiser, named as the arguments of ``invert`` and ``refine``."""
     return several(
-        click.option(
-            "--restarts", type=click.IntRange(0), default=restarts, help="Random restarts per image after convergence."
-        ),
+        click.option("--restarts", type=click.IntRange(0), default=restarts, help="Random restarts after convergence."),
         click.option(
             "--optimizer",
             type=click.Choice(["lbfgs", "adam"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
@@ -36,6 +37,7 @@ class Generator(SavedNetwork, ABC):
             when nobody says: more than 1 where the network is so small that a call's fixed cost shows.
         takes_targets: Whether ``decode`` takes soft targets, ``[B, num_classes]``, beside the codes: ``render`` and the
             wrappers then hand it the labels of the mixes.
+        preferred_inversion: What ``invert`` takes unless somebody says: ``loss``, ``steps`` and ``restarts``.
         features: A frozen feature network for images of this kind, where one comes with the generator.
         metadata: How the generator came to be; kept in its ``config.json``. Read from the Hub, ``metadata["hub"]`` says
             of which ``repo`` and ``commit``.
@@ -49,6 +51,7 @@ class Generator(SavedNetwork, ABC):
     preferred_path: PathName
     decode_batches: int = 1
     takes_targets: bool = False
+    preferred_inversion: ClassVar[Mapping[str, Any]] = {}
     features: nn.Module | None
 
     def __init__(self) -> None:

@@ -48,8 +48,8 @@ def invert(
     encoder: Callable[[Tensor], Tensor] | None = None,
     loss: Loss | LossName | None = None,
     space: str | None = None,
-    steps: int = 200,
-    restarts: int = 1,
+    steps: int | None = None,
+    restarts: int | None = None,
     optimizer: Optimizer = "lbfgs",
     lr: float = 0.03,
     betas: tuple[float, float] = (0.95, 0.999),
@@ -86,12 +86,12 @@ def invert(
         encoder: Images ``[B, C, R, R]`` in [-1, 1] to codes to start from. None: the generator's own; if it has
             none, the better of the nearest draw and a linear guess.
         loss: ``(images, targets) -> [B]``; or ``"lpips"`` (0.9 LPIPS + 0.1 MSE), ``"features"`` (the generator's
-            features + MSE) or ``"pixels"``. None: lpips for RGB, else features; with ``steps=0``, where nothing is
-            minimised, pixels.
+            features + MSE) or ``"pixels"``. None: what the generator prefers, else lpips for RGB and features for grey;
+            with ``steps=0``, where nothing is minimised, pixels.
         space: The latent space to invert into. None: the generator's.
-        steps: Maximum gradient steps per image; 0 keeps the start, which encodes a data set in one pass. 200 of
-            L-BFGS reach the result of 1,000 of the paper's AdamW.
-        restarts: Random restarts per image after convergence.
+        steps: Maximum gradient steps per image; 0 keeps the start, which encodes a data set in one pass. None: what
+            the generator prefers, else 200: of L-BFGS, these reach the result of 1,000 of the paper's AdamW.
+        restarts: Random restarts per image after convergence. None: what the generator prefers, else 1.
         optimizer: ``"lbfgs"``; or ``"adam"``, for a loss that is random: all ``steps``, with a learning rate that
             falls to zero along a half cosine, without weight decay.
         lr: Length of the first step, in each number of a code.
@@ -134,6 +134,8 @@ def invert(
     """
     check_arguments(dataset, generator)
     check_shard(shard, resume)
+    steps = generator.preferred_inversion.get("steps", 200) if steps is None else steps
+    restarts = generator.preferred_inversion.get("restarts", 1) if restarts is None else restarts
     if steps < 0 or batch_size < 1 or not lr > 0 or draws < 1:
         raise ValueError(
             f"steps >= 0, batch_size >= 1, lr > 0, draws >= 1 are needed: got {steps}, {batch_size}, {lr}, {draws}"

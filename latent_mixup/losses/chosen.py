@@ -15,14 +15,15 @@ LossName: TypeAlias = Literal["lpips", "features", "pixels"]
 
 
 def default_loss(generator: Generator) -> Loss:
-    """The loss of ``invert(loss=None)``: 0.9 LPIPS + 0.1 MSE for RGB, else the generator's own features + MSE.
+    """The loss of ``invert(loss=None)``: what the generator prefers, else LPIPS for RGB and its own features for grey.
 
     Raises:
         FileNotFoundError: The images are RGB, and the trained backbone of LPIPS is not on this machine.
         ValueError: The generator has no feature network for images that are not RGB, or its images are too small
             for LPIPS. Nothing else is put in its place.
     """
-    return named_loss(generator, "lpips" if generator.img_channels == 3 else "features")
+    usual = "lpips" if generator.img_channels == 3 else "features"
+    return named_loss(generator, generator.preferred_inversion.get("loss", usual))
 
 
 def named_loss(
