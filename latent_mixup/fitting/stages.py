@@ -35,8 +35,8 @@ STEPS, LEAST_STEPS, EPOCHS = 6_000, 1_500, 150  # unless minutes are given: so m
 PRIOR_STEPS = 4_000  # at most; else as many as the others
 TRAINING_SHARE = 0.7  # of the minutes; the rest is for reading, inverting and checking
 TIMED_STEPS = 5
-INVERSION_BUDGET = 5e12  # multiply-adds: a few minutes on two cores; see `inversion_steps_for`
-MIN_INVERSION, MAX_INVERSION = 5, 25  # gradient steps an image: with fewer L-BFGS has learnt nothing yet
+INVERSION_BUDGET = 5e13  # multiply-adds: a quarter of an hour on two cores; see `inversion_steps_for`
+MIN_INVERSION = 5  # gradient steps an image: with fewer L-BFGS has learnt nothing yet
 STEP = 3  # multiply-adds of a gradient step, in decodes
 NETWORKS: dict[int, dict[int, dict[str, int]]] = {  # channels => greatest size => arguments of the generator
     1: {32: {"z_dim": 128, "width": 24, "detail": 8}, 128: {"z_dim": 128, "width": 16, "detail": 8}},
@@ -172,7 +172,7 @@ def network_for(channels: int, size: int) -> dict[str, int]:
 def inversion_steps_for(num_images: int, decode_multiply_adds: int) -> int:
     """Gradient steps an image that ``INVERSION_BUDGET`` allows; 0 where they are too few to help."""
     steps = int(INVERSION_BUDGET / (STEP * decode_multiply_adds * num_images))
-    return min(steps, MAX_INVERSION) if steps >= MIN_INVERSION else 0
+    return min(steps, int(ConvGenerator.preferred_inversion["steps"])) if steps >= MIN_INVERSION else 0
 
 
 def _settings(
