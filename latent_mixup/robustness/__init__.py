@@ -1,4 +1,4 @@
-"""Robustness metrics: adversarial attacks, blur, corruptions, calibration.
+"""Robustness: adversarial attacks, to score with and to train with, blur, corruptions, calibration.
 
 Every score takes the classifier as it is (in eval mode during the call, restored afterwards) and images in the
 classifier's own, normalised input range. Norms are in the units of that range: images in [-1, 1] give twice the norm
@@ -10,6 +10,7 @@ tuple of one of these; two logits or more, all finite. Labels are its classes, i
 """
 
 from latent_mixup.robustness.accuracy import accuracy, logits_of
+from latent_mixup.robustness.adversarial_training import adversarial
 from latent_mixup.robustness.autoattack import autoattack
 from latent_mixup.robustness.blur import blur_sweep, blurred, blurred_accuracy
 from latent_mixup.robustness.calibration import brier_score, expected_calibration_error, negative_log_likelihood
@@ -25,6 +26,7 @@ __all__ = [
     "DeepFoolScore",
     "PGDResult",
     "accuracy",
+    "adversarial",
     "autoattack",
     "blur_sweep",
     "blurred",

@@ -38,7 +38,7 @@ class PGDResult:
 
 
 @dataclass(frozen=True)
-class _Attack:
+class Attack:
     """The settings of :func:`pgd`, checked."""
 
     bounds: Bounds
@@ -115,7 +115,7 @@ def pgd(
         >>> pgd(net, torch.rand(5, 3, 2, 2), torch.arange(5), bounds=(0, 1), eps=0.1).fooled.shape
         torch.Size([5])
     """
-    attack = _Attack(bounds, eps, norm, step_size, steps, restarts, random_start, seed)
+    attack = Attack(bounds, eps, norm, step_size, steps, restarts, random_start, seed)
     shared.check_images(images)
     with scored(model, gradient=True) as classifier:
         return _pgd(classifier, images, shared.class_indices(labels, len(images)), attack, first_index)
@@ -165,7 +165,7 @@ def pgd_accuracy(
         >>> 0 <= pgd_accuracy(net, [(torch.rand(5, 3, 2, 2), torch.arange(5))], bounds=(0, 1), eps=0.1) <= 1
         True
     """
-    attack = _Attack(bounds, eps, norm, step_size, steps, restarts, random_start, seed)
+    attack = Attack(bounds, eps, norm, step_size, steps, restarts, random_start, seed)
     standing = count = 0
     with scored(model, gradient=True) as classifier:
         on, title = device_of(model, device), progress and f"PGD {norm}"
@@ -175,7 +175,7 @@ def pgd_accuracy(
     return standing / count
 
 
-def _pgd(classifier: Classifier, images: Tensor, labels: Tensor, attack: _Attack, first_index: int) -> PGDResult:
+def _pgd(classifier: Classifier, images: Tensor, labels: Tensor, attack: Attack, first_index: int) -> PGDResult:
     span = Range.of(attack.bounds, images)
     parts, index = [], first_index
     for chunk in shared.chunks(images):
@@ -187,7 +187,7 @@ def _pgd(classifier: Classifier, images: Tensor, labels: Tensor, attack: _Attack
 
 
 def _attack_chunk(
-    classifier: Classifier, images: Tensor, labels: Tensor, attack: _Attack, span: Range, first_index: int
+    classifier: Classifier, images: Tensor, labels: Tensor, attack: Attack, span: Range, first_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Start after start for those not yet fooled: perturbations, steps, success."""
     total = torch.zeros_like(images)
@@ -200,14 +200,14 @@ def _attack_chunk(
         begin = torch.zeros_like(images[rows])
         if attack.random_start:
             starts = [_random_start(images.shape[1:], attack, first_index + row, restart) for row in rows.tolist()]
-            begin = _inside(torch.stack(starts).to(images), images[rows], attack, span)
+            begin = inside(torch.stack(starts).to(images), images[rows], attack, span)
         total[rows], taken, fooled[rows] = _walk(classifier, images[rows], labels[rows], begin, attack, span)
         iterations[rows] += taken
     return total, iterations, fooled
 
 
 def _walk(
-    classifier: Classifier, images: Tensor, labels: Tensor, begin: Tensor, attack: _Attack, span: Range
+    classifier: Classifier, images: Tensor, labels: Tensor, begin: Tensor, attack: Attack, span: Range
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From ``begin`` until it fools, ``steps`` at most: perturbations, steps, success."""
     total = begin.clone()
@@ -225,20 +225,20 @@ def _walk(
         if gradient is None:
             raise no_gradient()
         rows = rows[~changed]
-        moved = total[rows] + attack.step * _upwards(gradient[~changed], attack.norm)
-        total[rows] = _inside(moved, images[rows], attack, span)
+        moved = total[rows] + attack.step * upwards(gradient[~changed], attack.norm)
+        total[rows] = inside(moved, images[rows], attack, span)
         iterations[rows] += 1
     return total, iterations, fooled
 
 
-def _upwards(gradient: Tensor, norm: Norm) -> Tensor:
+def upwards(gradient: Tensor, norm: Norm) -> Tensor:
     """The unit step along which the loss rises fastest; 0 where the gradient is 0."""
     if norm == "linf":
         return gradient.sign()
     return gradient / per_image(l2_norms(gradient).clamp_min(LEAST_NORM))
 
 
-def _inside(perturbations: Tensor, images: Tensor, attack: _Attack, span: Range) -> Tensor:
+def inside(perturbations: Tensor, images: Tensor, attack: Attack, span: Range) -> Tensor:
     """The nearest perturbations of norm ``eps`` at most, then the nearest of those that keep to the bounds."""
     low, high = span.ends(images)
     if attack.norm == "linf":
@@ -249,7 +249,7 @@ def _inside(perturbations: Tensor, images: Tensor, attack: _Attack, span: Range)
     return perturbations.maximum((low - images).clamp_max(0)).minimum((high - images).clamp_min(0))
 
 
-def _random_start(shape: torch.Size, attack: _Attack, index: int, restart: int) -> Tensor:
+def _random_start(shape: torch.Size, attack: Attack, index: int, restart: int) -> Tensor:
     """A point that is uniform in the ball of radius ``eps``."""
     draw = keyed_generator("pgd-start", attack.seed, index, restart)
     if attack.norm == "linf":
