@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -47,6 +48,11 @@ def lerp(a: Tensor, b: Tensor, lam: Tensor) -> Tensor:
     _check_path(a, b, lam)
     weight = lam.to(a).view(-1, *[1] * (a.ndim - 1))
     return weight * a + (1 - weight) * b
+
+
+def on_sphere(latents: Tensor) -> Tensor:
+    """Scale codes ``[B, z_dim]`` to norm ``sqrt(z_dim)``, where a Gaussian z of that size lives."""
+    return F.normalize(latents, dim=1) * math.sqrt(latents.shape[1])
 
 
 def slerp(a: Tensor, b: Tensor, lam: Tensor) -> Tensor:

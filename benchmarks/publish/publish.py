@@ -57,7 +57,7 @@ GENERATORS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # arguments of
     "cifar10": ({"steps": 8_000, "flip": True}, {"z_dim": 192, "width": 32, "detail": 16, "flow_width": 320}),
 }
 SHIPPED = {"mnist": (500, 1000), "fashion-mnist": (1000, 2000), "cifar10": (1000, 0)}  # codes a class, test images
-GRID = 64  # codes are rounded to a GRID-th, which costs no error that shows and packs well
+GRID = 32  # codes are rounded to a GRID-th, which costs no error that shows and packs well
 PAIRS = 16  # columns of a sheet of mixes
 PICTURES = {
     "samples.png": "Random codes, decoded.",

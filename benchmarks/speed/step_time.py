@@ -207,9 +207,6 @@ class Trained:
 def kinds(case: Case, pool: Path) -> dict[str, Callable[[], Batches]]:
     """The kinds that are compared; each makes the batches of an epoch."""
     loaders: dict[str, Batches] = {"standard": case.plain(), "live": case.live(), "live_half": case.live(prob=0.5)}
-    if case.generator.decode_batches > 1:
-        loaders["live_batch_by_batch"] = case.live(decode_batches=1)
-        loaders["live_prefetch_2"] = case.live(prefetch=2)
     loaders["pool"] = case.plain(RenderedMixupDataset(pool))
     made: dict[str, Callable[[], Batches]] = {name: partial(_same, loader) for name, loader in loaders.items()}
     return {**made, "arithmetic_alone": case.arithmetic}
@@ -299,7 +296,7 @@ def measure_memory(kind: str, steps: int) -> dict[str, Any]:
 def memory_of_each(steps: int) -> list[dict[str, Any]]:
     """Peak memory of each kind, measured in a process of its own."""
     found = []
-    for kind in tqdm(("standard", "live", "live_prefetch_2", "pool"), desc="memory", disable=None):
+    for kind in tqdm(("standard", "live", "pool"), desc="memory", disable=None):
         command = [sys.executable, __file__, "--memory-of", kind, "--steps", str(steps)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found.append(json.loads(said))

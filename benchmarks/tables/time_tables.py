@@ -38,8 +38,6 @@ def step_time_table(parts: Sequence[str], kinds: Sequence[str] | None = None) ->
         "standard": "standard",
         "live": "live, `LatentMixupLoader`",
         "live_half": "live, `prob=0.5`",
-        "live_batch_by_batch": "live, `decode_batches=1`",
-        "live_prefetch_2": "live, `prefetch=2`",
         "pool": "`RenderedMixupDataset`",
         "arithmetic_alone": "standard, and the decode's multiplications alone",
     }

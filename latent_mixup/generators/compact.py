@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_mixup.classifiers import PaperFeatures
+from latent_mixup.functional import on_sphere
 from latent_mixup.generators.base import Generator
-
-
-def on_sphere(latents: Tensor) -> Tensor:
-    """Scale codes ``[B, z_dim]`` to norm ``sqrt(z_dim)``, where a Gaussian z of that size lives."""
-    return F.normalize(latents, dim=1) * math.sqrt(latents.shape[1])
 
 
 class SkipMLP(nn.Module):

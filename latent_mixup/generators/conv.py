@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.functional import on_sphere
 from latent_mixup.generators.base import Generator
-from latent_mixup.generators.compact import on_sphere
 from latent_mixup.generators.flow import CodeFlow
 
 GROUPS = 8  # of each normalisation
@@ -91,8 +91,9 @@ class ConvGenerator(Generator):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes ``[B, z_dim]`` of any length to images ``[B, C, R, R]`` in [-1, 1]."""
-        self.check_latents(latents)
-        return torch.tanh(self.decoder(on_sphere(latents.float()).to(self.dtype))).float()
+        if latents.shape[1:] != self.latent_shape:
+            self.check_latents(latents)  # raises
+        return torch.tanh(self.decoder(on_sphere(latents.float()).to(self.decoder[0].weight.dtype))).float()
 
     def encode(self, images: Tensor) -> Tensor:
         """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, z_dim]`` on the sphere."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import Unpack
 
-from latent_mixup.functional import mix_latents
-from latent_mixup.generators.compact import CompactGenerator, on_sphere
+from latent_mixup.functional import mix_latents, on_sphere
+from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.images import from_uint8
 from latent_mixup.interpolation import slerp
 from latent_mixup.runs import Progress

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from latent_mixup.generators.compact import on_sphere
+from latent_mixup.functional import on_sphere
 from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.images import from_uint8
 from latent_mixup.pictures import mixes, png

@@ -79,7 +79,11 @@ def test_preview_says_what_is_wrong_and_writes_nothing(tmp_path, pairs, message)
     ("generator", "dataset", "message"),
     [
         ("fashion-mnist", "mnist", "has no MNIST as torchvision lays it out"),
-        ("fashion", "fashion-mnist", "no generator is called 'fashion': expected a folder, a bundled name (fashion-"),
+        (
+            "fashion",
+            "fashion-mnist",
+            "no generator is called 'fashion': expected a folder, a bundled name (cifar10",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path, data_root, generator, dataset, message):

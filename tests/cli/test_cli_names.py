@@ -187,7 +187,7 @@ def test_a_folder_whose_name_has_a_colon_is_a_folder(decoder):
     if sys.platform == "win32":
         pytest.skip("a name cannot have a colon")
     load_generator("fashion-mnist").save_pretrained(decoder / "tiny_decoder:make")
-    assert type(generator_named("tiny_decoder:make")).__name__ == "CompactGenerator"
+    assert type(generator_named("tiny_decoder:make")).__name__ == "ConvGenerator"
     output_of("info", "tiny_decoder:make", "--no-self-test")
 
 

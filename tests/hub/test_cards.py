@@ -113,7 +113,7 @@ def test_a_generator_card_says_what_it_is():
     assert "| latent codes | [128] in z, mixed by slerp |" in card
     assert "| images | 28 x 28, grey |" in card
     assert f"| digest | `{generator.digest()}` |" in card
-    assert "| feature\\_steps | `1500` |" in card
+    assert "| temperature | `0.5` |" in card
     assert "Girard, Tristan and Gundersen, Benjamin and Laborie, Timoth" in card
 
 

@@ -30,7 +30,7 @@ since_2 = pytest.mark.skipif(OLDER_CLIENT, reason="clients before 2 try fewer ti
 
 NAME = "org/repo@v1"
 INFO, CONFIG, WEIGHTS = r"GET /api/", r"resolve/.*/config.json", r"resolve/.*/model.safetensors"
-INSTEAD = "pass a folder or a bundled name (fashion-mnist, mnist)"
+INSTEAD = "pass a folder or a bundled name (cifar10, fashion-mnist, mnist)"
 UNKNOWN = (
     f"neither a repository nor a local folder has this name, check it, set HF_TOKEN if it is private, or {INSTEAD}"
 )

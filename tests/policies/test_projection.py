@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from latent_mixup import LatentBank, LatentMixupCollate, RenderedMixupDataset, render
+from latent_mixup.functional import on_sphere
 from latent_mixup.generators import CompactGenerator, ConvGenerator
-from latent_mixup.generators.compact import on_sphere
 from latent_mixup.policies import BankView, Policy
 from latent_mixup.policies.draws import Draw
 from latent_mixup.sampling import keyed_generator

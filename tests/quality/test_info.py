@@ -68,21 +68,21 @@ def test_multiply_adds_of_a_stylegan2_are_its_convolutions_and_little_else():
 def test_facts_of_the_bundled_generator():
     generator = load_generator("fashion-mnist")
     info = generator_info(generator)
-    decoder = 128 * 512 + 512 * 1024 + 1024 * 784 + 128 * 784
-    encoder = 784 * 512 + 512 * 256 + 256 * 128 + 784 * 128
+    decoder = 128 * 48 * 49 + 2 * 48 * 48 * 9 * 49 + (48 * 24 + 2 * 24 * 24 + 24 * 32) * 9 * 196 + 8 * 9 * 784
+    encoder = (4 * 24 + 2 * 24 * 24) * 9 * 196 + (24 * 48 + 2 * 48 * 48) * 9 * 49 + 48 * 49 * 128
     assert (info["decode_multiply_adds"], info["encode_multiply_adds"]) == (decoder, encoder)
     assert (info["name"], info["architecture"], info["img_channels"], info["img_resolution"]) == (
         "fashion-mnist",
-        "CompactGenerator",
+        "ConvGenerator",
         1,
         28,
     )
     assert (info["latent_space"], info["latent_shape"], info["preferred_path"]) == ("z", (128,), "slerp")
     assert info["has_encoder"]
-    assert info["has_features"]
+    assert not info["has_features"]
     assert info["num_classes"] == 0
     assert sum(info["parameters"].values()) == sum(parameter.numel() for parameter in generator.parameters())
-    assert set(info["parameters"]) == {"decoder", "encoder", "features"}
+    assert set(info["parameters"]) == {"decoder", "encoder", "flow"}
     assert info["digest"] == generator.digest()
     assert info["metadata"]["dataset"]["length"] == 60_000
     assert (info["file_bytes"], info["commit"]) == (None, None)
@@ -170,7 +170,7 @@ def test_info_of_the_bundled_generator(tmp_path):
     code, output = call("fashion-mnist", "--sheet", sheet, "--images", "2", "--steps", "50")
     assert code == 0, output
     assert load_generator("fashion-mnist").digest() in output
-    assert "4.4 MB on disk" in output
+    assert "2.4 MB on disk" in output
     assert "self test: 2 images, 50 steps, seed 0" in output
     assert "\npassed\n" in output
     assert output.endswith(f"{sheet} written\n")
@@ -204,7 +204,10 @@ def test_without_the_self_test(broken):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nothing",), "no generator is called 'nothing': expected a folder, a bundled name (fashion-mnist, mnist)"),
+        (
+            ("nothing",),
+            "no generator is called 'nothing': expected a folder, a bundled name (cifar10, fashion-mnist",
+        ),
         (("fashion-mnist", "--no-self-test", "--steps", "3"), "--images and --steps belong to the self test"),
     ],
 )

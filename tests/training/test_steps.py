@@ -13,9 +13,8 @@ from trainings import seeded
 
 from latent_mixup.bundled import BundledImages
 from latent_mixup.encoders import MLPEncoder
-from latent_mixup.functional import slerp
+from latent_mixup.functional import on_sphere, slerp
 from latent_mixup.generators import DCGAN, VAE, CompactGenerator
-from latent_mixup.generators.compact import on_sphere
 from latent_mixup.losses.base import pixel_mse
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training import CompactRecipe, DCGANRecipe, EncoderRecipe, VAERecipe
