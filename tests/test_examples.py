@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,20 @@ def test_quickstart(tmp_path):
     accuracies = [float(line.rsplit(" ", 1)[1]) for line in printed.splitlines()]
     assert len(accuracies) == 2
     assert accuracies[-1] > 0.6  # 80 batches are enough to be far from chance
+
+
+def test_adversarial_training_with_fresh_samples(tmp_path):
+    printed = run("adversarial_training.py", "--steps", "120", "--count", "300", "--tested", "250", cwd=tmp_path)
+    clean, robust = map(float, re.findall(r"0\.\d{3}", printed.splitlines()[-1]))
+    assert clean > 0.4
+    assert 0.2 < robust <= clean
+
+
+def test_a_student_learns_without_a_real_image(tmp_path):
+    printed = run("distil.py", "--steps", "150", cwd=tmp_path)
+    teacher, student = map(float, re.findall(r"0\.\d{3}", printed.splitlines()[-1]))
+    assert teacher > 0.6
+    assert student > 0.4
 
 
 def test_wrap_dataloader(tmp_path):

@@ -7,6 +7,7 @@ import torch
 import torchvision.transforms.v2 as v2
 from torch.utils.data import Subset, TensorDataset
 
+import latent_mixup as lm
 from latent_mixup import LatentBank, LatentMixupDataset
 from latent_mixup.bundled import BundledImages
 from latent_mixup.generators import Linear
@@ -78,3 +79,16 @@ def test_what_cannot_be_matched_says_so(images, generator, bank):
         bank.rows_of_data(TensorDataset(images[0][..., 2:, 2:], images[1]), generator)
     with pytest.raises(ValueError, match="in the data set and"):
         bank.rows_of_data(TensorDataset(images[0], (images[1] + 1) % 10), generator)
+
+
+def test_the_bundled_codes_of_cifar10_find_their_images():
+    generator, bank = lm.load("cifar10")
+    assert (len(bank), bank.class_counts.tolist()) == (10_000, [1_000] * 10)
+    some = bank.subset(range(0, 10_000, 40))
+    codes, labels = some[:]
+    with torch.no_grad():
+        images = generator.decode(codes)
+    order = torch.randperm(len(some), generator=torch.Generator().manual_seed(0))
+    found = some.rows_of_data(TensorDataset(images[order], labels[order]), generator)
+    assert torch.equal(found[found >= 0], order[found >= 0])
+    assert (found >= 0).double().mean() > 0.95
