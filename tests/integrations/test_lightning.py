@@ -121,14 +121,19 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(callback, loader, tmp_path):
     """The order of batches is torchdata's, the mixes are ours."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 
-    def fit(checkpoint=None, **length):
-        module, trainer = Watched(), trainer_with(callback(prob=0.5, seed=0), **length)
-        trainer.fit(module, loader(stateful), ckpt_path=checkpoint)
-        return trainer, module.seen
+    class SaveSix(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "six.ckpt")
 
-    whole = fit()[1]
-    fit(max_steps=6)[0].save_checkpoint(tmp_path / "six.ckpt")
-    assert same(fit(tmp_path / "six.ckpt")[1], whole[6:])
+    def fit(*callbacks, checkpoint=None):
+        module = Watched()
+        trainer_with(callback(prob=0.5, seed=0), *callbacks).fit(module, loader(stateful), ckpt_path=checkpoint)
+        return module.seen
+
+    whole = fit(SaveSix())
+    assert len(whole) == 8
+    assert same(fit(checkpoint=tmp_path / "six.ckpt"), whole[6:])
 
 
 def test_only_images_that_the_loader_gives_are_mixed(callback, loader, toy_dataset):
