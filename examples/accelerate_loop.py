@@ -22,9 +22,8 @@ from latent_mixup.classifiers import PaperCNN
 def main(epochs: int = 2, max_batches: int | None = None) -> float:
     set_seed(0)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    generator, bank = lm.load("fashion-mnist")
     images = BundledImages("fashion-mnist")
-    mixup = lm.LatentMixupCollate(generator, bank, dataset=images, prob=0.5, seed=0)
+    mixup = lm.LatentMixupCollate("fashion-mnist", dataset=images, prob=0.5, seed=0)
     train = DataLoader(images, batch_size=64, shuffle=True, collate_fn=mixup)  # the line that changes
     test = DataLoader(BundledImages("fashion-mnist", train=False), batch_size=500)
     model = PaperCNN()

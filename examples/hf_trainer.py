@@ -1,7 +1,4 @@
-"""Hugging Face Trainer: training batches are mixed where the loss is computed, evaluation stays as it is.
-
-One collator serves training and evaluation alike, so it is not the place to mix. The loss has to be given: for float
-labels the models' own is a binary cross-entropy for each class.
+"""Hugging Face Trainer: training batches are mixed in the training step, evaluation stays as it is.
 
 python examples/hf_trainer.py
 """
@@ -13,13 +10,12 @@ import tempfile
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 import latent_mixup as lm
 from latent_mixup.bundled import BundledImages
+from latent_mixup.integrations.transformers import LatentMixupTrainer
 
 
 class Pictures(Dataset[dict[str, Any]]):
@@ -37,26 +33,6 @@ class Pictures(Dataset[dict[str, Any]]):
         return {"pixel_values": image, "labels": label}
 
 
-class MixingTrainer(Trainer):
-    """Trainer, with latent mixup in its training step."""
-
-    def __init__(self, *args: Any, mixup: lm.LatentMixupCollate, **kwargs: Any) -> None:
-        super().__init__(*args, compute_loss_func=soft_cross_entropy, **kwargs)
-        self.mixup = mixup
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of a batch, mixed where the model is being trained."""
-        if model.training:
-            inputs["pixel_values"], inputs["labels"] = self.mixup(inputs["pixel_values"], inputs["labels"])
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-
-def soft_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """Cross-entropy, soft targets or not; averaged over all accumulated batches where Trainer says how many."""
-    total = F.cross_entropy(outputs.logits, labels, reduction="sum")
-    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-
 def main(count: int = 4000, epochs: int = 2) -> dict[str, float]:
     set_seed(0)
     network = ViTConfig(
@@ -69,7 +45,6 @@ def main(count: int = 4000, epochs: int = 2) -> dict[str, float]:
         intermediate_size=128,
         num_labels=10,
     )
-    generator, bank = lm.load("fashion-mnist")
     images = Pictures(True, count)
     with tempfile.TemporaryDirectory() as out:
         options = TrainingArguments(
@@ -85,13 +60,13 @@ def main(count: int = 4000, epochs: int = 2) -> dict[str, float]:
             use_cpu=True,
             dataloader_pin_memory=False,
         )
-        trainer = MixingTrainer(
+        trainer = LatentMixupTrainer(
             ViTForImageClassification(network),
             options,
             train_dataset=images,
             eval_dataset=Pictures(False, 1000),
             compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())},
-            mixup=lm.LatentMixupCollate(generator, bank, dataset=images.source, prob=0.5),
+            mixup=lm.LatentMixupCollate("fashion-mnist", dataset=images.source, prob=0.5),
         )
         trainer.train()
         scores: dict[str, float] = trainer.evaluate()

@@ -1,6 +1,6 @@
 """timm's parts put together as its train.py does, with latent mixup in it: its loaders, losses, optimiser, schedule.
 
-In train.py itself the same two lines change: see the README. The images are the bundled ones.
+In train.py itself the same two lines are added: see the README. The images are the bundled ones.
 
 python examples/timm_train.py
 python examples/timm_train.py --no-prefetcher --loss bce --mixup-off-epoch 1
@@ -22,8 +22,8 @@ from timm.utils import AverageMeter, accuracy, random_seed
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
-import latent_mixup as lm
 from latent_mixup.bundled import BundledImages
+from latent_mixup.integrations.timm import use_latent_mixup
 
 MEAN, STD = (0.286,), (0.353,)  # Fashion-MNIST's
 LOSSES = {"ce": SoftTargetCrossEntropy, "bce": BinaryCrossEntropy}
@@ -50,38 +50,33 @@ class Pictures(Dataset[tuple[Any, int]]):
 
 def main(arguments: argparse.Namespace) -> float:
     random_seed(0)
-    device, prefetcher = torch.device("cpu"), not arguments.no_prefetcher
+    arguments.prefetcher = not arguments.no_prefetcher
     model = create_model(arguments.model, num_classes=10, in_chans=1)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=2e-3, weight_decay=0.05)
+    data_config = {"mean": MEAN, "std": STD}
     shared: dict[str, Any] = {
         "input_size": (1, 28, 28),
         "batch_size": arguments.batch_size,
-        "use_prefetcher": prefetcher,
-        "mean": MEAN,
-        "std": STD,
+        "use_prefetcher": arguments.prefetcher,
         "num_workers": arguments.workers,
-        "device": device,
+        "device": torch.device(arguments.device),
+        **data_config,
     }
-    pictures = Pictures(True, arguments.count)
-    train: Any = create_loader(pictures, is_training=True, scale=(0.7, 1.0), color_jitter=None, **shared)
+    train: Any = create_loader(
+        Pictures(True, arguments.count), is_training=True, scale=(0.7, 1.0), color_jitter=None, **shared
+    )
     test = create_loader(Pictures(False, 500), is_training=False, crop_pct=1.0, **shared)
-    mixup_fn = None
 
-    # What latent mixup adds. Its targets are soft, and smoothed already: hence a loss for soft targets.
-    generator, bank = lm.load("fashion-mnist")
-    options: dict[str, Any] = {"prob": 0.5, "label_smoothing": arguments.smoothing, "normalize": (MEAN, STD)}
-    options["dataset"] = pictures  # whose images alone are mixed; a loader's own is found without this
-    if prefetcher:
-        train = lm.LatentMixupLoader(train, generator, bank, **options)
-    else:  # where timm calls `images, targets = mixup_fn(images, targets)`
-        mixup_fn = lm.LatentMixupCollate(generator, bank, **options)
+    # The line that is added. With the prefetcher ``mixup_fn`` is None. The third is train.py's ``mixup_active``: the
+    # targets are soft, and smoothed already, hence a loss for soft targets.
+    train, mixup_fn, _ = use_latent_mixup(train, arguments, data_config, "fashion-mnist", prob=0.5)
 
     loss_fn = LOSSES[arguments.loss]()
     scheduler, epochs = create_scheduler_v2(optimizer, num_epochs=arguments.epochs, warmup_epochs=0)
     top1 = 0.0
     for epoch in range(epochs):
         if arguments.mixup_off_epoch and epoch >= arguments.mixup_off_epoch:
-            if prefetcher and train.mixup_enabled:
+            if arguments.prefetcher and train.mixup_enabled:
                 train.mixup_enabled = False
             elif mixup_fn is not None:
                 mixup_fn.mixup_enabled = False
@@ -114,6 +109,7 @@ def evaluate(model: torch.nn.Module, loader: Any) -> float:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.set_defaults(device="cpu", mixup=0.0, cutmix=0.0, cutmix_minmax=None)  # train.py has options for them
     parser.add_argument("--model", default="test_resnet")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -16,7 +16,7 @@ FLOORS = (  # each room may use its own floor and those below; a room that is no
     ("cli", "__main__"),
     ("fitting",),
     ("demo", "quality"),
-    ("pool", "inversion", "training"),
+    ("pool", "inversion", "training", "integrations"),
     ("augment", "losses", "encoders"),
     ("policies", "bank"),
     ("generators",),

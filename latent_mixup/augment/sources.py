@@ -120,8 +120,19 @@ def given_indices(loader: object) -> Tensor | None:
 
 
 def _inner_sampler(sampler: Any) -> Any:
-    found = getattr(sampler, "batch_sampler", None)
-    return getattr(sampler, "sampler", None) if found is None else found
+    shared_out = getattr(sampler, "dataset", None)  # of Lightning's DistributedSamplerWrapper: a sampler as a data set
+    for holder, name in ((sampler, "batch_sampler"), (sampler, "sampler"), (shared_out, "_sampler")):
+        if (found := getattr(holder, name, None)) is not None:
+            return found
+    return None
+
+
+def data_of(loader: Any) -> Any:
+    """The samples that a loader can give, as a data set; None: it does not tell."""
+    dataset, indices = getattr(loader, "dataset", None), given_indices(loader)
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return None
+    return dataset if indices is None else Subset(dataset, indices.tolist())
 
 
 # --------------------------------------------------------------------------------------------------

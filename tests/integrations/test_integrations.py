@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
@@ -117,100 +116,16 @@ def test_torchvision_example(where, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("ahead", [False, True])
-def test_lightning_example(ahead):
-    assert example("lightning_module", needs="lightning").main(ahead, epochs=1, max_batches=20) > 0.4
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("ahead", [False, True])
-def test_lightning_goes_on_from_a_checkpoint(bundled, images, ahead, tmp_path):
-    script = example("lightning_module", needs="lightning")
-    seen: list[torch.Tensor] = []
-
-    class Watched(script.Classifier):
-        def training_step(self, batch, batch_idx):
-            seen.append(batch[1])
-            return super().training_step(batch, batch_idx)
-
-        def validation_step(self, batch, batch_idx):
-            assert batch[1].dtype == torch.int64  # evaluation is on real labels
-
-    class InOrder(script.MixedAhead if ahead else script.MixedOnDevice):
-        def val_dataloader(self):
-            return DataLoader(images, 100)
-
-    def fit(epochs, checkpoint=None):
-        torch.manual_seed(0)  # which names the order of the samples
-        data = InOrder()
-        options = {"accelerator": "cpu", "max_epochs": epochs, "limit_train_batches": 3, "logger": False}
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        trainer = script.L.Trainer(callbacks=[script.SetEpoch()], **options, **quiet)
-        trainer.fit(Watched(), datamodule=data, ckpt_path=checkpoint)
-        return trainer
-
-    script.Fashion.train_dataloader = lambda self: DataLoader(images, 64)
-    fit(2)
-    whole = list(seen)
-    assert len(whole) == 6
-    assert whole[0].shape == (64, 10)
-    assert not any(torch.equal(a, b) for a, b in zip(whole[:3], whole[3:], strict=True))
-    fit(1).save_checkpoint(tmp_path / "one.ckpt")
-    seen.clear()
-    fit(2, tmp_path / "one.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(seen, whole[3:], strict=True))
+def test_lightning_example():
+    assert example("lightning_module", needs="lightning").main(epochs=1, max_batches=20) > 0.4
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_trainer_example(monkeypatch):
-    script, seen = example("hf_trainer", needs="transformers"), set()
-
-    def watched(outputs, labels, num_items_in_batch=None):
-        seen.add(("training" if torch.is_grad_enabled() else "evaluation", labels.ndim))
-        return script.soft_cross_entropy(outputs, labels, num_items_in_batch)
-
-    monkeypatch.setitem(script.main.__globals__, "soft_cross_entropy", watched)
-    assert script.main(count=640, epochs=2)["eval_accuracy"] > 0.2
-    assert seen == {("training", 2), ("evaluation", 1)}
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_accumulated_batches_are_one_large_batch():
-    loss = example("hf_trainer", needs="transformers").soft_cross_entropy
-    draw = torch.Generator().manual_seed(0)
-    logits, targets = torch.randn(6, 10, generator=draw), torch.randn(6, 10, generator=draw).softmax(1)
-    whole = loss(Namespace(logits=logits), targets)
-    torch.testing.assert_close(whole, F.cross_entropy(logits, targets))
-    parts = [loss(Namespace(logits=logits[rows]), targets[rows], 6) for rows in (slice(4), slice(4, 6))]
-    torch.testing.assert_close(sum(parts), whole)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_trainer_with_a_collator(bundled, tmp_path):
-    script = example("hf_trainer", needs="transformers")
-    pictures = script.Pictures(True, 50)
-    mixup, seen = lm.LatentMixupCollate(*bundled, dataset=pictures.source, seed=0), []
-
-    def collate(samples):
-        pixel_values, labels = mixup([(sample["pixel_values"], sample["labels"]) for sample in samples])
-        seen.append(labels)
-        return {"pixel_values": pixel_values, "labels": labels}
-
-    network = script.ViTConfig(image_size=28, patch_size=14, num_channels=1, hidden_size=16, num_hidden_layers=1)
-    network.num_attention_heads, network.num_labels = 2, 10
-    options = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "num_train_epochs": 1}
-    trainer = script.Trainer(
-        script.ViTForImageClassification(network),
-        script.TrainingArguments(str(tmp_path), per_device_train_batch_size=16, **options),
-        train_dataset=pictures,
-        data_collator=collate,
-        compute_loss_func=script.soft_cross_entropy,
-    )
-    assert trainer.train().global_step == 4
-    assert [tuple(labels.shape) for labels in seen] == [(16, 10)] * 3 + [(2, 10)]
+def test_trainer_example():
+    assert example("hf_trainer", needs="transformers").main(count=640, epochs=2)["eval_accuracy"] > 0.2
 
 
 @pytest.mark.filterwarnings("ignore")

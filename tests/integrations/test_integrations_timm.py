@@ -16,6 +16,7 @@ from timm.data import FastCollateMixup, create_loader
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
 import latent_mixup as lm
+from latent_mixup.integrations.timm import use_latent_mixup
 
 ROOT = Path(__file__).parents[2]
 MEAN, STD = (0.286,), (0.353,)
@@ -90,6 +91,7 @@ def test_its_losses_take_our_targets(bundled, timm_loader):
 def test_the_example(options, shares, capsys):
     usual = {"model": "test_resnet", "epochs": 2, "batch_size": 64, "workers": 0, "smoothing": 0.1, "loss": "ce"}
     usual |= {"no_prefetcher": False, "mixup_off_epoch": 0, "count": 640}
+    usual |= {"device": "cpu", "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": None}
     with torch.random.fork_rng(devices=[]):
         EXAMPLE.main(Namespace(**usual | options))
     found = [int(share) for share in re.findall(r"of two classes (\d+)%", capsys.readouterr().out)]
@@ -99,23 +101,26 @@ def test_the_example(options, shares, capsys):
 # ---- timm's train.py -------------------------------------------------------------------------------
 
 
-def our_lines(prefetcher: bool) -> tuple[list[str], str]:
-    """The README's lines: those among the imports, and the one before the loss."""
+def our_lines() -> tuple[str, str]:
+    """The README's lines: the one among the imports, and the one before the loss."""
     page = (ROOT / "README.md").read_text().split("**timm's train.py**")[1]
-    first, second, loader, mixup = re.findall(r"^\+(.*)$", page, re.MULTILINE)[:4]
-    return [first, second], loader if prefetcher else mixup
+    first, second = re.findall(r"^\+(.*)$", page, re.MULTILINE)[:2]
+    return first, second
 
 
-@pytest.mark.filterwarnings("ignore::latent_mixup.augment.SplitWarning")  # the lines of a short page
+def arguments_of(prefetcher=True, smoothing=0.1, mixup=0.0):
+    own = {"mixup": mixup, "cutmix": 0.0, "cutmix_minmax": None}
+    return Namespace(prefetcher=prefetcher, smoothing=smoothing, device="cpu", **own)
+
+
 @pytest.mark.parametrize("prefetcher", [True, False])
 def test_our_lines_at_their_places(timm_loader, prefetcher):
-    imports, line = our_lines(prefetcher)
-    arguments = Namespace(mean=list(MEAN), std=list(STD), smoothing=0.1)
+    imported, line = our_lines()
     loader = timm_loader(use_prefetcher=prefetcher)
-    here = {"args": arguments, "device": torch.device("cpu"), "loader_train": loader, "mixup_active": False}
-    here["dataset_train"] = loader.dataset
-    exec("\n".join([*imports, line.strip()]), here)
+    here = {"args": arguments_of(prefetcher), "loader_train": loader, "data_config": {"mean": MEAN, "std": STD}}
+    exec(f"{imported}\n{line.strip()}", here)
     assert here["mixup_active"]
+    assert (here["mixup_fn"] is None) == prefetcher
     for images, targets in here["loader_train"]:
         if not prefetcher:
             images, targets = here["mixup_fn"](images, targets)
@@ -123,12 +128,29 @@ def test_our_lines_at_their_places(timm_loader, prefetcher):
         assert targets.min() == pytest.approx(0.01)
 
 
-def with_our_lines(script: str, prefetcher: bool) -> str:
+def test_it_is_the_wrapper_with_timms_settings(bundled, timm_loader):
+    shared = {"prob": 0.5, "seed": 0}
+    moments = {"mean": MEAN, "std": STD}
+    mixed, _, _ = use_latent_mixup(timm_loader(), arguments_of(), moments, *bundled, **shared)
+    expected = lm.LatentMixupLoader(timm_loader(), *bundled, normalize=(MEAN, STD), label_smoothing=0.1, **shared)
+    for found, wanted in zip(mixed, expected, strict=True):
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize(("prefetcher", "smoothing"), [(True, 0.1), (False, 0.0)])
+def test_its_own_mixing_is_neither_smoothed_twice_nor_dropped(bundled, timm_loader, prefetcher, smoothing):
+    arguments = arguments_of(prefetcher, smoothing, mixup=0.2)
+    with pytest.raises(ValueError, match="--smoothing 0 and keep the prefetcher"):
+        use_latent_mixup(timm_loader(use_prefetcher=prefetcher), arguments, {"mean": MEAN, "std": STD}, *bundled)
+
+
+def with_our_lines(script: str) -> str:
     """timm's train.py with the README's lines at the places that the README names."""
-    imports, line = our_lines(prefetcher)
+    imported, line = our_lines()
     (place,) = re.findall("^    # setup loss function.*$", script, re.MULTILINE)
     script = script.replace(place, f"{line}\n{place}")
-    return script.replace("\nimport torch\n", "\n".join(["", "import torch", *imports, ""]), 1)
+    return script.replace("\nimport torch\n", f"\nimport torch\n{imported}\n", 1)
 
 
 @pytest.mark.skipif(
@@ -150,7 +172,7 @@ def test_train_py(options, loss, bundled_root, monkeypatch):
     taken, forward = [], loss.forward
     monkeypatch.setattr(loss, "forward", lambda self, x, target: taken.append(target) or forward(self, x, target))
     script = bundled_root / "train.py"
-    script.write_text(with_our_lines(Path(os.environ["TIMM_TRAIN"]).read_text(), "--no-prefetcher" not in options))
+    script.write_text(with_our_lines(Path(os.environ["TIMM_TRAIN"]).read_text()))
     command = ["train.py", "--data-dir", str(bundled_root), "--dataset", "torch/fashion_mnist", "--num-classes", "10"]
     command += ["--input-size", "1", "28", "28", "--mean", "0.286", "--std", "0.353", "--model", "test_resnet"]
     command += ["--epochs", "2", "--warmup-epochs", "0", "--cooldown-epochs", "0", "--workers", "0"]
