@@ -38,6 +38,15 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+def test_a_shell_completes_commands_and_options():
+    for words, completed in (
+        ("latent-mixup eval", "plain,evaluate"),
+        ("latent-mixup evaluate --wei", "plain,--weights"),
+    ):
+        asked = {"_LATENT_MIXUP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        assert completed in CliRunner().invoke(main, env=asked, prog_name="latent-mixup").output.splitlines()
+
+
 # ---- JSON --------------------------------------------------------------------------------------------
 
 
