@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -527,20 +528,65 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 class ImageFiles(Dataset[tuple[Image.Image, int]]):
-    """Image files without labels: ``dataset[i] -> (image, -1)``; made by :func:`open_folder`.
+    """Image files: ``dataset[i] -> (image, label)``; made by :func:`open_folder` and :func:`open_csv`.
 
     Attributes:
         paths: The files, in the order of the samples.
+        targets: Their labels, -1 for none; None: none has one.
+        classes: The names of the classes; None: they have none.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = [*paths]
+    def __init__(
+        self, paths: Sequence[Path], targets: list[int] | None = None, classes: list[str] | None = None
+    ) -> None:
+        self.paths, self.targets, self.classes = [*paths], targets, classes
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return open_image(self.paths[index]), MISSING
+        return open_image(self.paths[index]), MISSING if self.targets is None else self.targets[index]
+
+
+def open_csv(path: str | Path) -> ImageFiles:
+    """The data set of a CSV file of ``path,label`` lines.
+
+    Args:
+        path: The file, in UTF-8. Its paths start at its own folder. Labels are class indices, where all are numbers, or
+            names, numbered in their sorted order as in torchvision's ``ImageFolder``; an empty one is missing. A first
+            line ``path,label`` is a heading.
+
+    Raises:
+        FileNotFoundError: It, or an image that it names, is not there.
+        ValueError: It has no lines, or one that is not ``path,label``, or a negative label.
+
+    Example:
+        >>> open_csv("photos.csv")[0]  # doctest: +SKIP
+        (<PIL.Image.Image image mode=RGB size=32x32>, 0)
+    """
+    file = Path(path)
+    with file.open(newline="", encoding="utf-8-sig") as text:
+        reader = csv.reader(text)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    if rows and [cell.lower() for cell in rows[0][1]] == ["path", "label"]:
+        del rows[0]
+    if not rows:
+        raise ValueError(f"{file} has no lines: expected one path,label for each image")
+    for line, row in rows:
+        if len(row) != 2 or row[1].startswith("-"):
+            raise ValueError(
+                f"{file}, line {line}: expected path,label with a class index or name, got {','.join(row)}"
+            )
+        if not (file.parent / row[0]).is_file():
+            raise FileNotFoundError(f"{file}, line {line}: there is no image {file.parent / row[0]}")
+    labels = [label for _, (_, label) in rows]
+    present, names = {label for label in labels if label}, None
+    number = {label: int(label) for label in present if label.isdecimal()}
+    if len(number) < len(present):
+        names = sorted(present)
+        number = {name: index for index, name in enumerate(names)}
+    targets = [number.get(label, MISSING) for label in labels]
+    return ImageFiles([file.parent / name for _, (name, _) in rows], targets if present else None, names)
 
 
 def open_folder(path: str | Path) -> Any:

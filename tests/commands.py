@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -28,3 +30,12 @@ def error_of(*arguments: str | Path) -> str:
     code, output = call(*arguments)
     assert code == 1, output
     return output
+
+
+def json_of(*arguments: str | Path) -> dict[str, Any]:
+    """The one JSON object that a command prints on stdout with ``--json``; it ends well."""
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert isinstance(record, dict)
+    return record

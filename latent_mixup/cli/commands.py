@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from latent_mixup.cli.config import config_option
+from latent_mixup.cli.evaluation import evaluate_command
 from latent_mixup.cli.first_look import demo, preview
 from latent_mixup.cli.fit import fit_command
 from latent_mixup.cli.generators import convert_command, info_command
@@ -13,7 +15,7 @@ from latent_mixup.cli.inversion import invert_command, report_command
 from latent_mixup.cli.publishing import push_command
 from latent_mixup.cli.quality import filter_command, refine_command
 from latent_mixup.cli.rendering import render_command
-from latent_mixup.cli.shared import TYPED
+from latent_mixup.cli.shared import TYPED, json_option
 from latent_mixup.cli.training import train_encoder_command, train_generator
 
 COMMANDS = [
@@ -25,6 +27,7 @@ COMMANDS = [
     filter_command,
     render_command,
     report_command,
+    evaluate_command,
     info_command,
     convert_command,
     train_generator,
@@ -48,4 +51,5 @@ def main() -> None:
 
 
 for command in COMMANDS:
+    command.params += [json_option, config_option]
     main.add_command(command)

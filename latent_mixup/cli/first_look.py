@@ -18,8 +18,8 @@ def demo(out: Path, seed: int) -> None:
     from latent_mixup.demo.demo import demo_table, run_demo
 
     record = run_demo(out, seed=seed)
-    click.echo(demo_table(record))
-    click.echo(f"\n{out / 'demo.json'} and {out / 'mixes.png'} written; {record['seconds']:.0f} seconds")
+    written = f"{out / 'demo.json'} and {out / 'mixes.png'} written; {record['seconds']:.0f} seconds"
+    shared.answer(f"{demo_table(record)}\n\n{written}", record)
 
 
 @click.command()
@@ -62,4 +62,4 @@ def preview(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(sheet)
-    click.echo(f"{out} written")
+    shared.answer(f"{out} written", {"out": str(out)})

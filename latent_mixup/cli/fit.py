@@ -13,7 +13,8 @@ from latent_mixup.cli import shared
 @click.command("fit")
 @click.argument("data")
 @click.option("--out", type=shared.FOLDER, required=True, help="Folder of the run; started again, it resumes.")
-@click.option("--data-root", type=shared.FOLDER, help="Folder where torchvision finds its data sets. Default: data.")
+@shared.root_option
+@shared.download_option
 @click.option(
     "--size",
     type=click.Choice(["16", "28", "32", "48", "64", "96", "128"]),
@@ -31,18 +32,25 @@ from latent_mixup.cli import shared
 @click.option("--seed", type=int, default=0, help="Seed of everything that is drawn.")
 @shared.threads_option
 @shared.one_sentence
-def fit_command(data: str, out: Path, data_root: Path | None, size: str | None, **settings: Any) -> None:
+def fit_command(
+    data: str, out: Path, data_root: Path | None, download: bool, size: str | None, **settings: Any
+) -> None:
     """Train a generator for the images of DATA, invert them, check the result, and say how to use it.
 
-    DATA is a folder of images, flat or with a folder for each class; or mnist, fashion-mnist or cifar10, as torchvision
-    has them. Grey or RGB, 500 images or more; labels are not used in training. If it is killed, run it again.
+    DATA is a folder of images, flat or with a folder for each class; a CSV file of path,label lines; mnist,
+    fashion-mnist or cifar10, as torchvision has them; or hf:NAME[@split] of Hugging Face datasets. Grey or RGB, 500
+    images or more; labels are not used in training. If it is killed, run it again.
     """
+    from latent_mixup import files
     from latent_mixup.fitting import fit
 
-    fit(
-        shared.open_data(data, data_root),
+    generator, bank = fit(
+        shared.open_data(data, data_root, download=download),
         out,
         size=int(size) if size else None,
-        tell=click.echo,
+        tell=shared.say,
         **settings,
     )
+    if shared.as_json():
+        made = {"out": str(out), "generator_digest": generator.digest(), "codes": len(bank)}
+        shared.answer("", {**made, "quality": files.read_json(out / "quality.json")})

@@ -17,7 +17,6 @@ PROBE_STEPS = 100  # per image, of a generator without an encoder
 
 @click.command("info")
 @click.argument("generator")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--self-test/--no-self-test", default=True, show_default=False, help="Run the self-test.  [default: run it]"
 )
@@ -34,10 +33,10 @@ PROBE_STEPS = 100  # per image, of a generator without an encoder
 @click.option(
     "--probe",
     metavar="DATA",
-    help="Check what mixes of codes of these images can be expected to give: mnist, fashion-mnist, cifar10, or a "
-    "folder with a folder of images per class. Takes minutes.",
+    help=f"Check what mixes of codes of these images can be expected to give; takes minutes. {shared.DATA_HELP}.",
 )
-@click.option("--data-root", type=shared.FOLDER, help="Folder where torchvision finds the data set of --probe.")
+@shared.root_option
+@shared.download_option
 @click.option(
     "--probe-images", type=click.IntRange(100), default=2_000, help="Images to examine; as many others train the judge."
 )
@@ -46,7 +45,6 @@ PROBE_STEPS = 100  # per image, of a generator without an encoder
 @shared.one_sentence
 def info_command(
     generator: str,
-    as_json: bool,
     self_test: bool,
     images: int | None,
     steps: int | None,
@@ -54,6 +52,7 @@ def info_command(
     sheet: Path | None,
     probe: str | None,
     data_root: Path | None,
+    download: bool,
     probe_images: int,
     device: str,
 ) -> None:
@@ -67,18 +66,20 @@ def info_command(
     """
     from latent_mixup import files, hub, inversion
     from latent_mixup.quality import check_text
-    from latent_mixup.quality.info import effort, generator_info, info_json, info_text, sample_sheet, self_test_text
+    from latent_mixup.quality.info import effort, generator_info, info_record, info_text, sample_sheet, self_test_text
 
     if not self_test and (images or steps):
         raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")
-    if data_root and not probe:
-        raise ValueError("--data-root belongs to --probe: leave it out, or name the data set")
-    data = shared.open_data(probe, data_root) if probe else None
+    if (data_root or download) and not probe:
+        wrong = "--data-root" if data_root else "--download"
+        raise ValueError(f"{wrong} belongs to --probe: leave it out, or name the data set")
+    data = shared.open_data(probe, data_root, download=download) if probe else None
     folder = None if shared.is_python_name(generator) else hub.locate(generator, "generator")
     network = shared.generator_named(str(folder or generator), device)
     facts = generator_info(network, folder)
     if sheet:
         files.write_folder(sheet.parent, {sheet.name: sample_sheet(network, seed=seed)})
+    as_json = shared.as_json()  # what is printed part by part comes as one object then
     if not as_json:
         click.echo(info_text(facts))
     settings = {**effort(facts["decode_multiply_adds"]), **shared.given(images=images, steps=steps)}
@@ -87,7 +88,7 @@ def info_command(
         click.echo(f"\n{self_test_text(result)}")
     codes = None if data is None else _checked_codes(network, data, probe_images, seed)
     if as_json:
-        click.echo(info_json(facts, result, codes))
+        shared.answer("", info_record(facts, result, codes))
     elif codes:
         click.echo(f"\n{check_text(codes)}")
     if sheet and not as_json:
@@ -140,5 +141,8 @@ def convert_command(path: str, out: Path, resolution: int | None, channels: str 
         raise ValueError(f"an autoencoder of diffusers, as {path} may be, needs --resolution, the size of your images")
     else:
         result = convert(path, out, command=shared.typed_command())
-    what = "bank" if isinstance(result, LatentBank) else "generator"
-    click.echo(f"{out}: {what} with latents of {result.latent_shape}, digest {result.digest()[:12]}; see its README.md")
+    what, digest = "bank" if isinstance(result, LatentBank) else "generator", result.digest()
+    shared.answer(
+        f"{out}: {what} with latents of {result.latent_shape}, digest {digest[:12]}; see its README.md",
+        {"out": str(out), "kind": what, "latent_shape": result.latent_shape, "digest": digest},
+    )

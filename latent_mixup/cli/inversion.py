@@ -31,8 +31,9 @@ POOR_MSE = 0.025  # the paper gives such codes more steps
 def invert_command(
     generator: str,
     dataset: str,
-    data_root: Path,
+    data_root: Path | None,
     test: bool,
+    download: bool,
     out: Path,
     encoder: str | None,
     batch_size: int,
@@ -54,10 +55,11 @@ def invert_command(
     from latent_mixup.inversion.engine import split_chunks
 
     part = shared.part_of(shard, device)
-    images = shared.image_dataset(dataset, data_root, test=test)
+    images = shared.image_dataset(dataset, data_root, test=test, download=download)
     chunks = len(split_chunks(len(images), batch_size))
     if part.shard[0] >= chunks:
-        click.echo(f"shard {part.shard[0]}/{part.shard[1]} has nothing to do: there are {chunks} chunks")
+        text = f"shard {part.shard[0]}/{part.shard[1]} has nothing to do: there are {chunks} chunks"
+        shared.answer(text, {"out": str(out), "shard": part.shard, "codes": 0, "finished": False})
         return
     decoder = shared.generator_named(generator, part.device)
     meter = CodeMeter(part.shows)
@@ -85,31 +87,43 @@ def say_what_was_done(bank: LatentBank, out: Path, shard: tuple[int, int], meter
     from latent_mixup import LatentBank, hub
 
     name = "" if shard[1] == 1 else f"shard {shard[0]}/{shard[1]}: "
+    lines = [f"{name}nothing was left to do"]
     if meter.solved:
         speed = meter.solved / meter.seconds
-        click.echo(f"{name}{meter.solved:,} images in {meter.seconds:.1f} s, {speed:.2f} images/s")
-    else:
-        click.echo(f"{name}nothing was left to do")
+        lines = [f"{name}{meter.solved:,} images in {meter.seconds:.1f} s, {speed:.2f} images/s"]
     finished = (out / hub.MAIN_FILE["bank"]).is_file()
     if finished:
         bank, name = LatentBank.from_pretrained(out), f"{out}: "
-    click.echo(name + summary(bank))
+    found = summary(bank)
+    lines.append(name + summary_text(found))
     failed = 0 if bank.status is None else int((bank.status != 0).sum())
     if not finished:
-        click.echo(f"{failed} failed; the last shard writes the bank")
-    elif failed:
+        lines.append(f"{failed} failed; the last shard writes the bank")
+    run = {"out": str(out), "shard": shard, "finished": finished, "images": meter.solved, "seconds": meter.seconds}
+    shared.answer("\n".join(lines), {**run, **found, "failed": failed})
+    if finished and failed:
         raise ValueError(f"{failed} images have no finite code: their rows have status 1 in {out}")
 
 
-def summary(bank: LatentBank) -> str:
-    """Number of codes and their mse, in one line."""
+def summary(bank: LatentBank) -> dict[str, Any]:
+    """Number of codes and their mse; None where none is finite."""
     assert bank.mse is not None
     mse = bank.mse[bank.mse.isfinite()]
     if not len(mse):
-        return f"{len(bank):,} codes, none with a finite mse"
+        return {"codes": len(bank), "mse": None}
+    numbers = {"mean": mse.mean(), "median": mse.median(), "p95": mse.quantile(0.95)}
+    numbers["share_poor"] = (mse >= POOR_MSE).float().mean()
+    return {"codes": len(bank), "mse": {name: float(number) for name, number in numbers.items()}}
+
+
+def summary_text(found: dict[str, Any]) -> str:
+    """A :func:`summary` in one line."""
+    codes, mse = f"{found['codes']:,} codes", found["mse"]
+    if mse is None:
+        return f"{codes}, none with a finite mse"
     return (
-        f"{len(bank):,} codes, mse mean {mse.mean():.4f}, median {mse.median():.4f}, 95 % below "
-        f"{mse.quantile(0.95):.4f}, {(mse >= POOR_MSE).float().mean():.1%} at {POOR_MSE} or above"
+        f"{codes}, mse mean {mse['mean']:.4f}, median {mse['median']:.4f}, 95 % below {mse['p95']:.4f}, "
+        f"{mse['share_poor']:.1%} at {POOR_MSE} or above"
     )
 
 
@@ -130,8 +144,9 @@ def report_command(
     bank: str,
     generator: str,
     dataset: str,
-    data_root: Path,
+    data_root: Path | None,
     test: bool,
+    download: bool,
     encoder: str | None,
     out: Path,
     columns: int,
@@ -146,7 +161,7 @@ def report_command(
     from latent_mixup.quality.page import report_sentence, report_table
     from latent_mixup.quality.report import PAGE_FILE, report
 
-    images = shared.image_dataset(dataset, data_root, test=test)
+    images = shared.image_dataset(dataset, data_root, test=test, download=download)
     decoder = shared.generator_named(generator, device)
     record = report(
         LatentBank.from_pretrained(bank),
@@ -158,7 +173,6 @@ def report_command(
         seed=seed,
         check=check,
     )
-    click.echo(report_table(record))
-    if check:
-        click.echo(f"\n{check_text(record['codes'])}")
-    click.echo(f"\n{report_sentence(record)}\n{out / PAGE_FILE} and report.json written")
+    parts = [report_table(record), *([check_text(record["codes"])] if check else [])]
+    written = f"{out / PAGE_FILE} and report.json written"
+    shared.answer("\n\n".join([*parts, f"{report_sentence(record)}\n{written}"]), record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -47,20 +47,26 @@ def push_command(
     kind = kind_of(folder)
     what = check(folder, kind, generator)
     found = hub.files_to_push(folder, repo, kind)
+    about = {"kind": kind, "repo": repo, "repo_type": hub.REPO_TYPE[kind], "checked": what}
     if not dry_run:
         pushed = hub.push_folder(
             folder, repo, kind, private=private, branch=branch, commit_message=message, create_pr=create_pr
         )
-        click.echo(f"{what} pushed: {pushed.pr_url or pushed}\ncommit {pushed.oid}")
+        shared.answer(
+            f"{what} pushed: {pushed.pr_url or pushed}\ncommit {pushed.oid}",
+            {**about, "url": str(pushed.pr_url or pushed), "commit": pushed.oid, "sent": True},
+        )
         return
-    click.echo(f"{what}; would go to the Hub {hub.REPO_TYPE[kind]} repository {repo}:")
-    width, total = max(map(len, found)), 0
+    lines = [f"{what}; would go to the Hub {hub.REPO_TYPE[kind]} repository {repo}:"]
+    width, entries = max(map(len, found)), list[dict[str, Any]]()
     for name, content in found.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else files.sha256(content)
-        click.echo(f"  {name:<{width}}  {size:>13,} bytes  {digest}")
-        total += size
-    click.echo(f"{len(found)} files, {total:,} bytes; nothing was sent")
+        lines.append(f"  {name:<{width}}  {size:>13,} bytes  {digest}")
+        entries.append({"name": name, "bytes": size, "sha256": digest})
+    total = sum(entry["bytes"] for entry in entries)
+    lines.append(f"{len(found)} files, {total:,} bytes; nothing was sent")
+    shared.answer("\n".join(lines), {**about, "files": entries, "bytes": total, "sent": False})
 
 
 def kind_of(folder: Path) -> Kind:

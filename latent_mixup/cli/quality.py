@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latent_mixup.cli import shared
-from latent_mixup.cli.inversion import summary
+from latent_mixup.cli.inversion import summary, summary_text
 
 if TYPE_CHECKING:
     from latent_mixup import LatentBank
@@ -31,8 +31,9 @@ def refine_command(
     bank: str,
     generator: str,
     dataset: str,
-    data_root: Path,
+    data_root: Path | None,
     test: bool,
+    download: bool,
     out: Path,
     above: tuple[float, ...],
     steps: tuple[int, ...],
@@ -52,7 +53,7 @@ def refine_command(
     decoder = shared.generator_named(generator, part.device)
     refined = refine(
         LatentBank.from_pretrained(bank),
-        shared.image_dataset(dataset, data_root, test=test),
+        shared.image_dataset(dataset, data_root, test=test, download=download),
         decoder,
         above=above,
         steps=steps if len(steps) > 1 else steps[0],
@@ -63,10 +64,12 @@ def refine_command(
         command=shared.typed_command(without=shared.PLACE),
         **settings,
     )
-    click.echo(refined_table(refined.metadata["refined"][-len(above) :]))
+    stages, found = refined.metadata["refined"][-len(above) :], summary(refined)
+    lines = [refined_table(stages)]
     if part.shard[1] > 1:
-        click.echo(f"this is shard {part.shard[0]}/{part.shard[1]} alone; the last shard writes the bank")
-    click.echo(f"{out}: {summary(refined)}")
+        lines.append(f"this is shard {part.shard[0]}/{part.shard[1]} alone; the last shard writes the bank")
+    lines.append(f"{out}: {summary_text(found)}")
+    shared.answer("\n".join(lines), {"out": str(out), "shard": part.shard, **found, "stages": stages})
 
 
 @click.command("filter")
@@ -82,6 +85,7 @@ def filter_command(bank: str, max_mse: float | None, keep: float | None, per_cla
     The paper keeps MNIST's up to the median: --keep 0.5.
     """
     from latent_mixup import LatentBank, hub
+    from latent_mixup.pictures import text_table
 
     if (out / hub.MAIN_FILE["bank"]).exists():
         raise ValueError(f"{out} holds a bank: choose another --out")
@@ -89,17 +93,20 @@ def filter_command(bank: str, max_mse: float | None, keep: float | None, per_cla
     kept = whole.filter(max_mse, keep, per_class=per_class)
     kept.metadata["filtered"][-1]["command"] = shared.typed_command(without=shared.PLACE)
     kept.save_pretrained(out, dtype=whole.dtype)
-    click.echo(class_table(whole, kept))
-    click.echo(f"{out}: {summary(kept)}")
-
-
-def class_table(bank: LatentBank, kept: LatentBank) -> str:
-    """Number of rows of each class in ``bank`` and in ``kept``, as a table of text."""
-    from latent_mixup.pictures import text_table
-
-    names = bank.metadata.get("classes") or []
+    classes, found = class_counts(whole, kept), summary(kept)
     rows = [["class", "before", "kept"]]
-    for label, (before, after) in enumerate(zip(bank.class_counts.tolist(), kept.class_counts.tolist(), strict=True)):
-        name = str(names[label] if label < len(names) else label)
-        rows.append([name, f"{before:,}", f"{after:,}", f"{100 * after / before:.1f} %" if before else ""])
-    return text_table(rows)
+    for each in classes:
+        before, after = each["before"], each["kept"]
+        rows.append([each["class"], f"{before:,}", f"{after:,}", f"{100 * after / before:.1f} %" if before else ""])
+    text = f"{text_table(rows)}\n{out}: {summary_text(found)}"
+    shared.answer(text, {"out": str(out), **found, "classes": classes})
+
+
+def class_counts(bank: LatentBank, kept: LatentBank) -> list[dict[str, Any]]:
+    """Number of rows of each class in ``bank`` and in ``kept``."""
+    names = bank.metadata.get("classes") or []
+    counts = enumerate(zip(bank.class_counts.tolist(), kept.class_counts.tolist(), strict=True))
+    return [
+        {"class": str(names[label] if label < len(names) else label), "before": before, "kept": after}
+        for label, (before, after) in counts
+    ]

@@ -66,10 +66,12 @@ def render_command(
         **settings,
     )
     if not complete:
-        click.echo(f"shard {part.shard[0]}/{part.shard[1]} is done; the last shard puts the pool together")
+        text = f"shard {part.shard[0]}/{part.shard[1]} is done; the last shard puts the pool together"
+        shared.answer(text, {"out": str(out), "shard": part.shard, "finished": False})
         return
     size = sum(path.stat().st_size for path in out.glob("pool.*"))
-    click.echo(f"{out}: {n:,} mixes, {size / 1e6:,.0f} MB")
+    record = {"out": str(out), "shard": part.shard, "finished": True, "mixes": n, "bytes": size}
+    shared.answer(f"{out}: {n:,} mixes, {size / 1e6:,.0f} MB", record)
 
 
 def _policy(name: str) -> Any:

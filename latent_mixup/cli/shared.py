@@ -1,4 +1,4 @@
-"""What several commands share: errors in one sentence, data sets, and this process's part of the work."""
+"""What several commands share: errors in one sentence, JSON, data sets, and this process's part of the work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latent_mixup.cli import config, hub_data
+
 if TYPE_CHECKING:
     from latent_mixup.generators import Generator
     from latent_mixup.losses.base import Loss
@@ -27,6 +30,7 @@ TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar
 IMAGE_FOLDER = "imagefolder"
 PLACE = ("--out", "--shard", "--device", "--threads", "--data-root")  # options that do not change the result
 TYPED = "latent_mixup.typed"  # key of click's context: the words behind the program's name
+AS_JSON = "latent_mixup.as_json"  # another: whether --json was given
 
 
 def several(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -38,18 +42,19 @@ def several(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+DATA_HELP = (
+    "mnist, fashion-mnist, cifar10, hf:NAME[@split] of Hugging Face datasets, a CSV file of path,label lines, or a "
+    "folder of images, flat or with a folder for each class"
+)
+root_option = click.option("--data-root", type=FOLDER, help="Folder where torchvision finds its data sets, or data.")
+download_option = click.option("--download", is_flag=True, help="Download a data set of torchvision or hf: if missing.")
 data_options = several(
     click.option(
-        "--dataset", type=click.Choice([*TORCHVISION_CLASSES, IMAGE_FOLDER]), required=True, help="Data set to read."
+        "--dataset", metavar="DATA", required=True, help=f"{DATA_HELP}; imagefolder: the folder that --data-root names."
     ),
-    click.option(
-        "--data-root",
-        type=FOLDER,
-        required=True,
-        help="Folder of the data set as torchvision has it; for imagefolder, one with a folder of images per class, or "
-        "with images alone, which then have no labels.",
-    ),
+    root_option,
     click.option("--test", is_flag=True, help="Use the test images instead of the training images."),
+    download_option,
 )
 lpips_options = several(
     click.option(
@@ -130,6 +135,35 @@ def optimizer_options(restarts: int | None) -> Callable[[Any], Any]:
     )
 
 
+def _ask_for_json(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    context.meta[AS_JSON] = asked
+
+
+json_option = click.Option(
+    ["--json"],
+    is_flag=True,
+    expose_value=False,
+    callback=_ask_for_json,
+    help="Print the result as one JSON object; words and progress go to stderr.",
+)
+
+
+def as_json() -> bool:
+    """Whether the command that is running prints JSON."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(AS_JSON))
+
+
+def say(text: str) -> None:
+    """Print words on the way to a result; where the result is JSON, on stderr."""
+    click.echo(text, err=as_json())
+
+
+def answer(text: str, record: dict[str, Any]) -> None:
+    """Print a result: its text, or with ``--json`` the record, in which no number is NaN or infinite."""
+    click.echo(json.dumps(record, indent=2, allow_nan=False, default=str) if as_json() else text)
+
+
 def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     """Show an error that a user can mend as one sentence and exit with 1; show the package's warnings as notes.
 
@@ -173,14 +207,17 @@ def _warnings_as_notes() -> Iterator[None]:
 def typed_command(without: Collection[str] = ()) -> list[str]:
     """The command that is running, word for word, for ``metadata["command"]``; empty outside the command line.
 
-    An absolute path is cut down to its last part: metadata are published.
+    An absolute path is cut down to its last part: metadata are published. Options that a file of ``--config`` gave are
+    there as if they had been typed.
 
     Args:
         without: Options with a value to leave out, such as ``--out``, since they do not change the result.
     """
     context = click.get_current_context(silent=True)
     typed: list[str] = context.meta.get(TYPED, []) if context else []
-    kept: list[str] = []
+    if context and typed:
+        typed = [*typed[:1], *config.words(context), *(word for word in typed[1:] if word != "--json")]
+    without, kept = {*without, f"--{config.CONFIG}"}, list[str]()
     for number, word in enumerate(typed):
         is_value = number > 0 and typed[number - 1] in without
         if not is_value and word.partition("=")[0] not in without:
@@ -243,7 +280,7 @@ def _imported_generator(text: str) -> Generator:
 
     from latent_mixup.generators import Generator
 
-    made = _imported(text)
+    made = imported(text)
     if callable(made) and not isinstance(made, nn.Module):
         made = made()
     if not isinstance(made, Generator):
@@ -256,11 +293,11 @@ def _imported_generator(text: str) -> Generator:
     return made
 
 
-def _imported(text: str) -> Any:
+def imported(text: str) -> Any:
     """What ``module:name`` is, from the current folder or an installed package."""
     module_name, _, name = text.partition(":")
     if not name or not all(module_name.split(".")):
-        raise ImportError(f"a generator of your own is module:name, such as my_package.my_module:make: got {text!r}")
+        raise ImportError(f"code of your own is module:name, such as my_package.my_module:make: got {text!r}")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -314,68 +351,80 @@ def part_of(shard: str | None, device: str) -> Part:
     return Part((int(index), int(count)), device, True)
 
 
-def image_dataset(name: str, root: Path, *, test: bool) -> Any:
+def image_dataset(name: str, root: Path | None, *, test: bool, download: bool = False) -> Any:
     """The data set of ``--dataset`` and ``--data-root``: see :func:`open_data`."""
-    return _data_folder(root, test) if name == IMAGE_FOLDER else open_data(name, root, test=test)
+    if name != IMAGE_FOLDER:
+        return open_data(name, root, test=test, download=download)
+    if root is None:
+        raise ValueError(f"--dataset {IMAGE_FOLDER} needs --data-root, the folder of images")
+    return _data_files(root, test, download)
 
 
-def open_data(text: str, root: Path | None = None, *, test: bool = False) -> Any:
-    """A data set by what the user typed: ``mnist``, ``fashion-mnist``, ``cifar10``, or a folder of images.
+def open_data(text: str, root: Path | None = None, *, test: bool = False, download: bool = False) -> Any:
+    """A data set by what the user typed.
 
-    A folder with one of these three names is typed as a path, such as ``./mnist``. Nothing is downloaded.
+    A folder with one of torchvision's three names is typed as a path, such as ``./mnist``.
 
     Args:
-        text: The name or the folder.
-        root: Where the three lie as torchvision has them, or CIFAR-10 as ``cifar10-jpeg/{train,test}/CLASS/*.jpg``;
+        text: ``mnist``, ``fashion-mnist`` or ``cifar10``; ``hf:NAME[@split]``, see
+            :func:`latent_mixup.cli.hub_data.hub_dataset`; a CSV file or a folder of images, see
+            :func:`latent_mixup.images.open_csv` and :func:`latent_mixup.images.open_folder`.
+        root: Where torchvision's three lie as it has them, or CIFAR-10 as ``cifar10-jpeg/{train,test}/CLASS/*.jpg``;
             None: the folder ``data``.
-        test: The test images of one of the three.
+        test: The test images of one of the three, or of the Hub's.
+        download: Whether one of them may be downloaded.
 
     Raises:
         FileNotFoundError: It is not there; says what was looked for.
-        ValueError: Test images of a folder were asked for, or it is no folder of images alone or per class.
+        ValueError: Test images or a download were asked for of files, or they are not as they need to be.
+        ImportError: The library for it is not installed.
     """
     root = root or Path("data")
+    if text.startswith(hub_data.PREFIX):
+        return hub_data.hub_dataset(text, test=test, download=download)
     jpegs = root / "cifar10-jpeg" / ("test" if test else "train")
-    if text == "cifar10" and not (root / "cifar-10-batches-py").exists():
+    if text == "cifar10" and not (download or (root / "cifar-10-batches-py").exists()):
         if jpegs.is_dir():
-            return _data_folder(jpegs, False)
+            return _data_files(jpegs, False, False)
         raise FileNotFoundError(
             f"{root} has no CIFAR10: expected {root / 'cifar-10-batches-py'}, as torchvision lays it out, or "
             f"{jpegs}, a folder of images per class; pass --data-root"
         )
     if text in TORCHVISION_CLASSES:
-        return torchvision_dataset(text, root, train=not test)
+        return torchvision_dataset(text, root, train=not test, **({"download": True} if download else {}))
     if not os.path.exists(text):
         raise FileNotFoundError(
-            f"no data set is called {text!r}: expected {', '.join(TORCHVISION_CLASSES)}, or a folder of images, and "
-            f"there is no folder {os.path.abspath(text)}"
+            f"no data set is called {text!r}: expected {', '.join(TORCHVISION_CLASSES)}, or a folder of images, a CSV "
+            f"file or hf:NAME, and there is nothing at {os.path.abspath(text)}"
         )
-    return _data_folder(Path(text), test)
+    return _data_files(Path(text), test, download)
 
 
-def _data_folder(folder: Path, test: bool) -> Any:
-    from latent_mixup.images import open_folder
+def _data_files(path: Path, test: bool, download: bool) -> Any:
+    from latent_mixup.images import open_csv, open_folder
 
-    if test:
-        raise ValueError("--test is for torchvision's data sets: for a folder of images pass the folder itself")
-    return open_folder(folder)
+    if test or download:
+        wrong = "--test" if test else "--download"
+        raise ValueError(f"{wrong} goes with data sets by name: for a folder of images pass the folder itself")
+    return open_csv(path) if path.suffix.lower() == ".csv" and path.is_file() else open_folder(path)
 
 
-def torchvision_dataset(name: str, root: Path, *, train: bool) -> Any:
-    """A torchvision data set under ``root``; nothing is downloaded.
+def torchvision_dataset(name: str, root: Path, *, train: bool, download: bool = False) -> Any:
+    """A torchvision data set under ``root``.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: It is not there, and ``download`` is False.
     """
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, TORCHVISION_CLASSES[name])
     try:
-        return kind(root, train=train, download=False)
+        return kind(root, train=train, download=download)
     except RuntimeError as cause:
         folder = root / getattr(kind, "base_folder", f"{kind.__name__}/raw")
         raise FileNotFoundError(
-            f"{root} has no {kind.__name__} as torchvision lays it out: expected {folder}; pass --data-root"
+            f"{root} has no {kind.__name__} as torchvision lays it out: expected {folder}; pass --data-root, or "
+            "--download"
         ) from cause
 
 

@@ -13,6 +13,7 @@ from latent_mixup.cli import shared
 
 DATASET = click.Choice(list(shared.TORCHVISION_CLASSES))
 STYLEGAN2_OPTIONS = ("channel_base", "channel_max", "conditional", "ada")  # of train-generator
+GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 RESTYLE_OPTIONS = ("passes", "backbone", "channels", "layers", "loss", "lpips_weights", "download_lpips")
 
 run_options = shared.several(
@@ -75,14 +76,17 @@ def train_generator(arch: str, dataset: str, data_root: Path | None, out: Path, 
         padded = training.pad_to_power_of_two(images)
         border = (padded.shape[-1] - images.shape[-1]) // 2
         if border:
-            click.echo(f"images get a black border of {border} px: {images.shape[-1]} px become {padded.shape[-1]}")
+            shared.say(f"images get a black border of {border} px: {images.shape[-1]} px become {padded.shape[-1]}")
         options["facts"]["border"] = border
         network = {"z_dim": 128, **network, "c_dim": int(labels.max()) + 1 if settings["conditional"] else 0}
         network |= {"w_dim": network["z_dim"], **{name: settings[name] for name in ("channel_base", "channel_max")}}
         stylegan2 = training.StyleGAN2Recipe(**recipe, ada_target=0.6 if settings["ada"] else None)
         generator = training.train_stylegan2(padded, labels, out, network=network, recipe=stylegan2, **options)
-    click.echo(f"{out}: {generator.metadata['name']}, digest {generator.digest()[:12]}")
-    click.echo(f"this call took {(time.perf_counter() - started) / 60:.1f} minutes")
+    name, digest, minutes = generator.metadata["name"], generator.digest(), (time.perf_counter() - started) / 60
+    shared.answer(
+        f"{out}: {name}, digest {digest[:12]}\nthis call took {minutes:.1f} minutes",
+        {"out": str(out), "name": name, "digest": digest, "minutes": minutes},
+    )
 
 
 @click.command("train-encoder")
@@ -132,7 +136,7 @@ def train_encoder_command(
     border = decoder.metadata.get("border", 0)
     if images is not None and border and images.shape[-1] + 2 * border == decoder.img_resolution:
         images = F.pad(images, (border,) * 4)
-        click.echo(f"images get a black border of {border} px, as in the generator's training")
+        shared.say(f"images get a black border of {border} px, as in the generator's training")
     network: dict[str, Any] = {}
     if arch == "restyle":
         network = {"backbone": settings["backbone"], "passes": settings["passes"]}
@@ -149,13 +153,17 @@ def train_encoder_command(
         device=device,
     )
     name = decoder.metadata.get("name") or generator
-    click.echo(f"{out}: {type(encoder).__name__} for {name}, digest {encoder.digest()[:12]}")
+    kind, digest = type(encoder).__name__, encoder.digest()
+    shared.answer(
+        f"{out}: {kind} for {name}, digest {digest[:12]}",
+        {"out": str(out), "architecture": kind, "generator": name, "digest": digest},
+    )
 
 
 def _refuse_options(options: tuple[str, ...], owner: str, arch: str) -> None:
     """Raise ``ValueError`` for an option of the architecture ``owner`` where ``arch`` is another one."""
     source = click.get_current_context().get_parameter_source
-    typed = [f"--{name.replace('_', '-')}" for name in options if source(name) is ParameterSource.COMMANDLINE]
+    typed = [f"--{name.replace('_', '-')}" for name in options if source(name) in GIVEN]
     if typed and arch != owner:
         raise ValueError(f"{arch} has no {' and no '.join(typed)}: leave out, or pass --arch {owner}")
 

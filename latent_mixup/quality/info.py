@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Callable
@@ -171,13 +170,12 @@ def self_test_text(result: SelfTest) -> str:
     return f"{title}\n{textwrap.indent(self_test_table(result), '  ')}\n{verdict}"
 
 
-def info_json(info: dict[str, Any], result: SelfTest | None, codes: dict[str, Any] | None = None) -> str:
-    """Facts, self-test and, where there is one, the check of codes as JSON; a number that is not finite is null."""
+def info_record(info: dict[str, Any], result: SelfTest | None, codes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Facts, self-test and, where there is one, the check of codes for JSON; a number that is not finite is None."""
     record = None
     if result is not None:
         record = {"passed": result.passed, "verdict": result.verdict, **asdict(result)}
         if result.mse is not None:
             errors = {**asdict(result.mse), "ratio": result.mse.ratio}
             record["mse"] = {name: error if math.isfinite(error) else None for name, error in errors.items()}
-    found = {"generator": info, "self_test": record, **({} if codes is None else {"codes": codes})}
-    return json.dumps(found, indent=2, allow_nan=False)
+    return {"generator": info, "self_test": record, **({} if codes is None else {"codes": codes})}

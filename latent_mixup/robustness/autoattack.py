@@ -25,7 +25,7 @@ def autoattack(
     images: Tensor,
     labels: Tensor,
     *,
-    bounds: Bounds,
+    bounds: Bounds | None = None,
     eps: float,
     norm: Norm = "linf",
     attacks: Sequence[str] | None = None,
@@ -38,8 +38,8 @@ def autoattack(
         model: Images to logits ``[B, K]``, differentiable; on the device of ``images``.
         images: Float ``[B, C, H, W]`` within ``bounds``.
         labels: Class indices ``[B]``.
-        bounds: The values of black and white in ``images``: ``(-1, 1)``, or two lists with a number per channel, all of
-            one width. AutoAttack itself sees [0, 1].
+        bounds: The values of black and white in ``images``, such as ``(0, 1)``, or two lists with a number per channel,
+            all of one width; None: ``(-1, 1)``, refused where no value is below 0. AutoAttack itself sees [0, 1].
         eps: Radius of the ball, in the units of ``images``: 8/255 of images in [0, 1] is 16/255 in [-1, 1].
         norm: ``"linf"`` or ``"l2"``.
         attacks: Which of ``"apgd-ce"``, ``"apgd-dlr"``, ``"fab"``, ``"square"``, ``"apgd-t"`` and ``"fab-t"``; None:

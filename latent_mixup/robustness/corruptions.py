@@ -37,7 +37,7 @@ def corrupt(
     name: str,
     severity: int,
     *,
-    bounds: Bounds = (0.0, 1.0),
+    bounds: Bounds | None = None,
     seed: int = 0,
     first_index: int = 0,
 ) -> Tensor:
@@ -50,7 +50,8 @@ def corrupt(
         images: Float ``[B, C, H, W]`` within ``bounds``, of 3x3 pixels at least; one or three channels.
         name: One of :func:`corruption_names`.
         severity: From 1 to 5.
-        bounds: The values of black and white in ``images``: ``(-1, 1)``, or two lists with a number per channel.
+        bounds: The values of black and white in ``images``, such as ``(0, 1)``, or two lists with a number per channel;
+            None: ``(-1, 1)``, refused where no value is below 0.
         seed: Seed of the noise.
         first_index: Index of the first image in the data set; the others follow it.
 
@@ -65,7 +66,7 @@ def corrupt(
     Perturbations", ICLR 2019; strengths of the script that made CIFAR-10-C.
 
     Example:
-        >>> corrupt(torch.rand(5, 1, 28, 28), "gaussian_noise", 3).shape
+        >>> corrupt(torch.rand(5, 1, 28, 28), "gaussian_noise", 3, bounds=(0, 1)).shape
         torch.Size([5, 1, 28, 28])
     """
     check_images(images)
@@ -89,7 +90,7 @@ def corruption_accuracy(
     model: nn.Module,
     loader: Loader,
     *,
-    bounds: Bounds,
+    bounds: Bounds | None = None,
     names: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
@@ -102,7 +103,7 @@ def corruption_accuracy(
     Args:
         model: Images to logits ``[B, K]``; stays on its device.
         loader: Yields ``(images, labels)``, float ``[B, C, H, W]`` within ``bounds`` and int ``[B]``.
-        bounds: The values of black and white in the images.
+        bounds: As in :func:`corrupt`.
         names: Some of :func:`corruption_names`; None: all of them.
         severities: From 1 to 5 each.
         seed: Seed of the noise.

@@ -1,7 +1,8 @@
-"""All scores of one classifier in one call, as a dictionary for JSON."""
+"""All scores of one classifier in one call, as a dictionary that is also a table and JSON."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_mixup.pictures import text_table
 from latent_mixup.robustness import calibration
 from latent_mixup.robustness.accuracy import logits_of, share_right
 from latent_mixup.robustness.blur import SIGMAS, blur_sweep
@@ -20,7 +22,7 @@ from latent_mixup.robustness.classifier import check_model, device_of, warning_o
 from latent_mixup.robustness.corruptions import SEVERITIES, corruption_accuracy
 from latent_mixup.robustness.deepfool import deepfool_score
 from latent_mixup.robustness.pgd import Norm, pgd_accuracy
-from latent_mixup.robustness.ranges import Bounds, FromUnit, Range, assumed_bounds
+from latent_mixup.robustness.ranges import Bounds, FromUnit, Range
 from latent_mixup.robustness.shared import Loader, batches, check_eps, check_images, check_list, class_indices
 
 BATCH = 128  # on a CPU core a small CNN takes half the time for 128 images that it takes for batches of 500
@@ -30,6 +32,34 @@ KERNEL_SIZE, SIGMA = 5, 5.0  # the paper's
 DEEPFOOL_CLASSES = 10
 
 Batches = list[tuple[Tensor, Tensor]]
+
+
+class Scores(dict[str, Any]):
+    """What :func:`evaluate` found, by name: ``print(scores)`` shows a table, ``scores.to_json()`` is for a file."""
+
+    def to_json(self) -> str:
+        """All of it as JSON; a mean over no image is null."""
+        return json.dumps(self, indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        """A table of the main scores, each with the number of images that it is of."""
+        everything = self["test_images"]
+        rows = [["accuracy", self["accuracy"], everything]]
+        rows.append(
+            [f"accuracy, blurred (kernel {KERNEL_SIZE}, sigma {SIGMA:g})", self["blurred_accuracy"], everything]
+        )
+        for name, score in self["calibration"].items():
+            if name != "num_bins":
+                rows.append([name.replace("_", " "), score, everything])
+        if (deepfool := self.get("deepfool")) is not None:
+            rows.append(["DeepFool, mean L2 norm in [0, 1]", deepfool["score_unit_range"], deepfool["n_images"]])
+        if (pgd := self.get("pgd")) is not None:
+            for norm, name in (("linf", "L-inf"), ("l2", "L2")):
+                title = f"accuracy, PGD {name} {pgd[norm]['eps_unit_range']:.4g} in [0, 1], {pgd['steps']} steps"
+                rows.append([title, pgd[norm]["accuracy"], pgd["n_images"]])
+        if (corruptions := self.get("corruptions")) is not None:
+            rows.append(["accuracy, C-style corruptions", corruptions["mean_accuracy"], corruptions["n_images"]])
+        return text_table([["", "score", "images"], *([name, f"{score:.4f}", f"{n:,}"] for name, score, n in rows)])
 
 
 def evaluate(
@@ -49,7 +79,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Scores:
     """Accuracy, calibration, blur, DeepFool, PGD and C-style corruptions of a classifier on test images.
 
     Accuracy, calibration and blurred accuracy use all images; each of the others the first ones, and 0 leaves it out.
@@ -59,7 +89,7 @@ def evaluate(
         images: Float ``[N, C, H, W]`` within ``bounds``; or a loader of ``(images, labels)``, which is read once.
         labels: Class indices ``[N]``; None with a loader.
         bounds: The values of black and white in ``images``, such as ``(0, 1)``; where the model takes images with
-            another mean and deviation for each channel, two lists with a number per channel. None: ``(-1, 1)``; refused
+            another mean and deviation for each channel, two lists with a number per channel. None: ``(-1, 1)``, refused
             where no value is below 0.
         deepfool_images: Number of images for DeepFool (the paper: 5,000), over the 10 likeliest classes.
         sigmas: Widths for the blur sweep, in pixels; empty: no sweep.
@@ -74,15 +104,16 @@ def evaluate(
         progress: Show a progress bar for each part.
 
     Returns:
-        ``accuracy``, ``blurred_accuracy`` (kernel 5, sigma 5), ``deepfool_score`` (in units of ``bounds``; of images in
-        [0, 1] where ``bounds`` are per channel), and beside them ``calibration``, ``blur_sweep``, ``deepfool`` (in both
-        units, over all and over correctly classified images, with counts), ``pgd``, ``corruptions``, the number of
-        images and the ``seconds`` of each. A mean over no image is None.
+        A dictionary that prints as a table and has ``to_json()``: ``accuracy``, ``blurred_accuracy`` (kernel 5, sigma
+        5), ``deepfool_score`` (in units of ``bounds``; of images in [0, 1] where ``bounds`` are per channel), and
+        beside them ``calibration``, ``blur_sweep``, ``deepfool`` (in both units, over all and over correctly
+        classified images, with counts), ``pgd``, ``corruptions``, the number of images and the ``seconds`` of each. A
+        mean over no image is None.
 
     Raises:
         ValueError: ``images`` are not a finite float batch within ``bounds``, ``labels`` are not class indices for
             them, ``bounds`` are missing for images without a value below 0, or a score refuses its settings.
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not a module, or labels came beside a loader.
 
     Warns:
         UserWarning: The model returns probabilities in the place of logits.
@@ -94,11 +125,13 @@ def evaluate(
         ['accuracy', 'blur_sweep', 'blurred_accuracy', 'bounds']
     """
     check_model(model)
+    if not isinstance(images, Tensor) and labels is not None:
+        raise TypeError("a loader gives the labels itself: leave labels out, or pass images as a tensor")
     if not isinstance(images, Tensor) or labels is None:
         images, labels = (torch.cat(column) for column in zip(*batches(images), strict=True))
     check_images(images)
     labels = class_indices(labels, len(images))
-    span = Range.of(assumed_bounds(*map(float, images.aminmax())) if bounds is None else bounds, images)
+    span = Range.of(bounds, images)
     counts = {"deepfool_images": deepfool_images, "pgd_images": pgd_images, "corruption_images": corruption_images}
     for name, count in counts.items():
         if count < 0:
@@ -132,7 +165,7 @@ def evaluate(
                 started = time.perf_counter()
                 found.update(part(first(count)))
                 seconds[name] = round(time.perf_counter() - started, 2)
-    return {**found, "seconds": seconds}
+    return Scores(found, seconds=seconds)
 
 
 def _clean(model: nn.Module, test: Batches, *, device: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class PGDResult:
 class Attack:
     """The settings of :func:`pgd`, checked."""
 
-    bounds: Bounds
+    bounds: Bounds | None
     eps: float
     norm: Norm
     step_size: float | None
@@ -70,7 +70,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    bounds: Bounds,
+    bounds: Bounds | None = None,
     eps: float,
     norm: Norm = "linf",
     step_size: float | None = None,
@@ -91,7 +91,8 @@ def pgd(
         model: Images to logits ``[B, K]``, differentiable; on the device of ``images``.
         images: Float ``[B, C, H, W]`` within ``bounds``. Any number: work is done in chunks.
         labels: Class indices ``[B]``.
-        bounds: The values of black and white in ``images``: ``(-1, 1)``, or two lists with a number per channel.
+        bounds: The values of black and white in ``images``, such as ``(0, 1)``, or two lists with a number per channel;
+            None: ``(-1, 1)``, refused where no value is below 0.
         eps: Radius of the ball, in the units of ``images``: 8/255 of images in [0, 1] is 16/255 in [-1, 1].
         norm: ``"linf"``, the largest change of a number, or ``"l2"``, the Euclidean length of the change.
         step_size: Length of a step; None: ``2.5 * eps / steps``.
@@ -125,7 +126,7 @@ def pgd_accuracy(
     model: nn.Module,
     loader: Loader,
     *,
-    bounds: Bounds,
+    bounds: Bounds | None = None,
     eps: float,
     norm: Norm = "linf",
     step_size: float | None = None,

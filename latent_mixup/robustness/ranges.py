@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.robustness.classifier import Classifier
+from latent_mixup.images import Moments, moments_of
+from latent_mixup.robustness.classifier import Classifier, check_model
 
 End: TypeAlias = float | Sequence[float] | Tensor  # one number, or one per channel
 Bounds: TypeAlias = tuple[End, End]  # the values of black and white
@@ -25,12 +26,15 @@ class Range:
     high: float | Tensor
 
     @classmethod
-    def of(cls, bounds: Bounds, images: Tensor) -> Range:
-        """``bounds``, checked, for images ``[B, C, H, W]`` that keep to them.
+    def of(cls, bounds: Bounds | None, images: Tensor) -> Range:
+        """``bounds``, checked, for images ``[B, C, H, W]`` that keep to them; None: see :func:`assumed_bounds`.
 
         Raises:
-            ValueError: ``bounds`` are no range of numbers, or an image leaves it.
+            ValueError: ``bounds`` are no range of numbers, or an image leaves it; or they were not given, and no
+                value is below 0.
         """
+        if bounds is None:
+            bounds = assumed_bounds(*map(float, images.aminmax()))
         low, high = pair_of(bounds)
         sizes, channels = {low.numel(), high.numel()}, images.shape[1]
         if not sizes <= {1, channels}:
@@ -116,13 +120,62 @@ def assumed_bounds(least: float, most: float) -> Bounds:
 
 
 class FromUnit(nn.Module):
-    """A model behind a conversion of images in [0, 1] to its own range and type."""
+    """A model behind a conversion of images in [0, 1] to its own range and type.
 
-    def __init__(self, model: nn.Module, span: Range, dtype: torch.dtype) -> None:
+    Args:
+        model: Images within ``span`` to logits.
+        span: Its range.
+        dtype: Type of the images that it takes; None: that of its parameters.
+    """
+
+    def __init__(self, model: nn.Module, span: Range, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model, self.span, self.dtype = model, span, dtype
 
     def forward(self, unit: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` in [0, 1] to logits ``[B, K]`` of the same type."""
-        images = self.span.from_unit(unit.to(self.dtype))
+        first = next(self.model.parameters(), unit)
+        images = self.span.from_unit(unit.to(self.dtype or first.dtype))
         return Classifier(self.model).logits(images, finite=False).to(unit.dtype)
+
+
+class Normalized(FromUnit):
+    """A model that takes normalised images, as one that takes images in [0, 1].
+
+    RobustBench, AutoAttack and foolbox attack such a model, and so do the scores here, with ``bounds=(0, 1)``: their
+    lengths are then in the units of the literature. It returns the logits alone, whatever ``model`` returns.
+
+    Args:
+        model: ``(images - mean) / std`` to logits, of images in [0, 1]; differentiable for attacks.
+        mean: That it was trained with: one number, or one per channel. 0.5 for images in [-1, 1].
+        std: Standard deviation, as many numbers, above 0. 0.5 for images in [-1, 1].
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: ``mean`` and ``std`` are not as many finite numbers, or ``std`` is not above 0; in a call, they are
+            for another number of channels.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+        >>> Normalized(net, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))(torch.rand(5, 3, 4, 4)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(self, model: nn.Module, mean: Moments, std: Moments) -> None:
+        check_model(model)
+        moments = moments_of((mean, std))
+        float64: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        centre, width = (torch.tensor(each, **float64)[:, None, None] for each in (moments.mean, moments.std))
+        super().__init__(model, Range(-centre / width, (1 - centre) / width))
+        self.mean, self.std = moments.mean, moments.std
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` in [0, 1] to logits ``[B, K]`` of the same type."""
+        count = len(self.mean or ())
+        if count not in (1, unit.shape[1]):
+            raise ValueError(f"mean and std have {count} numbers for images of {unit.shape[1]} channels")
+        return super().forward(unit)
+
+    def extra_repr(self) -> str:
+        """``mean`` and ``std``, in ``print(model)``."""
+        return f"mean={self.mean}, std={self.std}"

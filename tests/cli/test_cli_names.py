@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -235,3 +236,135 @@ def test_cifar10_may_lie_there_as_jpegs(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-batches-py").mkdir()  # torchvision's own comes first, also where it is damaged
     monkeypatch.setattr(shared, "torchvision_dataset", lambda name, root, *, train: (name, root, train))
     assert open_data("cifar10", tmp_path, test=True) == ("cifar10", tmp_path, False)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Four images and the CSV file that names them."""
+    write_images(tmp_path / "photos", torch.arange(4 * 64).view(4, 8, 8).byte().numpy())
+    return tmp_path / "list.csv"
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets", "classes"),
+    [
+        (["2", "0", "", "2"], [2, 0, -1, 2], None),
+        (["dog", "cat", "dog", ""], [1, 0, 1, -1], ["cat", "dog"]),
+        (["10", "9", "b", "9"], [0, 1, 2, 1], ["10", "9", "b"]),  # names, some of which are numbers
+        (["", "", "", ""], None, None),
+    ],
+)
+@pytest.mark.parametrize("heading", ["", "Path, label\n"])
+def test_a_csv_names_images_and_labels(photos, labels, targets, classes, heading):
+    order = [3, 1, 0, 2]
+    lines = [f"photos/{index:02d}.png,{label}" for index, label in zip(order, labels, strict=True)]
+    photos.write_text(heading + "\n".join(lines) + "\n\n")
+    dataset = open_data(str(photos))
+    assert (len(dataset), dataset.targets, dataset.classes) == (4, targets, classes)
+    for row, index in enumerate(order):
+        image, label = dataset[row]
+        assert (image.getpixel((0, 0)), label) == (64 * index, -1 if targets is None else targets[row])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "list.csv has no lines: expected one path,label for each image"),
+        ("path,label\n", "list.csv has no lines"),
+        (
+            "photos/00.png,1\nphotos/01.png\n",
+            "line 2: expected path,label with a class index or name, got photos/01.png",
+        ),
+        ("photos/00.png,1,2\n", "line 1: expected path,label"),
+        ("photos/00.png,-1\n", "line 1: expected path,label"),
+        ("photos/00.png,1\nphotos/07.png,1\n", "line 2: there is no image "),
+    ],
+)
+def test_a_csv_that_is_wrong(photos, text, message):
+    photos.write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_data(str(photos))
+
+
+def test_invert_takes_a_csv(tmp_path, decoder):
+    write_images(tmp_path / "photos", draw(generator_named("tiny_decoder:make"), 4))
+    (tmp_path / "list.csv").write_text("".join(f"photos/{index:02d}.png,{'ab'[index % 2]}\n" for index in range(4)))
+    arguments = ("invert", "tiny_decoder:make", "--dataset", tmp_path / "list.csv", *QUICK, "--steps", 1)
+    output_of(*arguments, "--out", tmp_path / "bank")
+    bank = LatentBank.from_pretrained(tmp_path / "bank")
+    assert (bank.labels.tolist(), bank.metadata["classes"]) == ([0, 1, 0, 1], ["a", "b"])
+    assert "--download goes with data sets by name" in error_of(*arguments, "--out", tmp_path / "new", "--download")
+    output = error_of("invert", "tiny_decoder:make", "--dataset", "imagefolder", "--out", tmp_path / "new")
+    assert "--dataset imagefolder needs --data-root, the folder of images" in output
+
+
+class FakeDatasets(ModuleType):
+    """The library ``datasets``, as far as it is called, with two splits of one data set in its cache."""
+
+    def __init__(self) -> None:
+        super().__init__("datasets")
+        self.config = SimpleNamespace(HF_HUB_OFFLINE=False)
+
+    def load_dataset(self, name, split):
+        if name == "someone/far" and self.config.HF_HUB_OFFLINE:
+            raise ConnectionError(f"Couldn't reach '{name}'")
+        if split not in ("train", "test"):
+            raise ValueError(f"Unknown split \"{split}\". Should be one of ['train', 'test'].")
+        return name, split, self.config.HF_HUB_OFFLINE
+
+
+def test_data_of_the_hub_come_from_the_cache_unless_asked_for(monkeypatch):
+    datasets = FakeDatasets()
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    assert open_data("hf:someone/near") == ("someone/near", "train", True)
+    assert open_data("hf:someone/near", test=True) == ("someone/near", "test", True)
+    assert open_data("hf:someone/near@test") == ("someone/near", "test", True)
+    assert open_data("hf:someone/far@test", download=True) == ("someone/far", "test", False)
+    assert not datasets.config.HF_HUB_OFFLINE
+    with pytest.raises(
+        FileNotFoundError, match=r"someone/far is not in the cache of datasets: .*; pass --download to fet"
+    ):
+        open_data("hf:someone/far")
+    assert not datasets.config.HF_HUB_OFFLINE
+    for text, message in (
+        ("hf:", "such as hf:cifar10@test: the name is missing"),
+        ("hf:someone/near@train", "leave out --test beside @train"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_data(text, test=True)
+    with pytest.raises(ValueError, match="Unknown split"):
+        open_data("hf:someone/near@valid")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"needs the library datasets: pip install \"latent-mixup\[datasets\]\""):
+        open_data("hf:someone/near")
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library itself
+def test_a_data_set_that_the_library_saved(tmp_path, decoder, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    arrays = draw(generator_named("tiny_decoder:make"), 4)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [Image.fromarray(array) for array in arrays], "label": [1, 0, 0, 1]}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    whole.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": whole, "test": whole.select([0, 1])}).save_to_disk(tmp_path / "two")
+    assert [len(open_data(f"hf:{tmp_path / 'two'}", test=test)) for test in (False, True)] == [4, 2]
+    with pytest.raises(ValueError, match="has no split 'valid': choose from train, test"):
+        open_data(f"hf:{tmp_path / 'two'}@valid")
+    with pytest.raises(ValueError, match="holds one data set without splits"):
+        open_data(f"hf:{tmp_path / 'one'}", test=True)
+    arguments = ("invert", "tiny_decoder:make", "--dataset", f"hf:{tmp_path / 'one'}", *QUICK, "--steps", 1)
+    output_of(*arguments, "--out", tmp_path / "bank")
+    bank = LatentBank.from_pretrained(tmp_path / "bank")
+    assert (bank.labels.tolist(), bank.metadata["classes"]) == ([1, 0, 0, 1], ["cat", "dog"])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="nobody/nothing is not in the cache of datasets"):
+        open_data("hf:nobody/nothing")
+
+
+def test_torchvision_downloads_when_it_is_asked_to(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torchvision.datasets.MNIST", lambda root, **how: asked.append(how))
+    open_data("mnist", tmp_path)
+    open_data("mnist", tmp_path, test=True, download=True)
+    assert asked == [{"train": True, "download": False}, {"train": False, "download": True}]

@@ -24,7 +24,7 @@ from latent_mixup.quality.info import (
     STEP,
     effort,
     generator_info,
-    info_json,
+    info_record,
     info_text,
     multiply_adds,
     sample_sheet,
@@ -156,7 +156,7 @@ def test_sheet_of_what_is_no_picture():
 
 def test_json_has_null_for_what_is_not_finite():
     result = SelfTest((CheckResult("a", False, "bad", "mend"),), Errors(1.0, math.inf, math.nan), 4, 100, 0, 1.5)
-    record = json.loads(info_json(generator_info(foreign.tiny()), result))["self_test"]
+    record = json.loads(json.dumps(info_record(generator_info(foreign.tiny()), result), allow_nan=False))["self_test"]
     assert record["mse"] == {"guess": 1.0, "start": None, "found": None, "ratio": None}
     assert (record["passed"], record["verdict"], record["steps"]) == (False, "a: mend", 100)
     assert record["checks"] == [{"name": "a", "passed": False, "found": "bad", "hint": "mend"}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -13,11 +14,13 @@ from classifier import loader_of
 from PIL import Image
 from torch import Tensor, nn
 
-from latent_mixup.robustness import accuracy, corrupt, corruption_accuracy
+from latent_mixup import robustness
+from latent_mixup.robustness import accuracy, corruption_accuracy
 from latent_mixup.robustness import corruption_names as names_for
 from latent_mixup.robustness.corruptions import CORRUPTIONS
 
 NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+corrupt = partial(robustness.corrupt, bounds=(0, 1))
 CHANNELS = pytest.mark.parametrize("channels", [1, 3])
 
 
@@ -263,7 +266,7 @@ def test_bad_corruptions_are_refused(shape, name, severity, message):
 
 
 def test_bad_images_are_refused():
-    with pytest.raises(ValueError, match=r"images must keep to bounds=\(0.0, 1.0\): got values from -1 to 1"):
+    with pytest.raises(ValueError, match=r"images must keep to bounds=\(0, 1\): got values from -1 to 1"):
         corrupt(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 1, 4, 2), "contrast", 1)
     with pytest.raises(ValueError, match="at least one image: the loader gave none"):
         corruption_accuracy(Brightest(), [], bounds=(0, 1))

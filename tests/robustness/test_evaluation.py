@@ -86,6 +86,20 @@ def test_each_part_can_be_left_out(trained, data):
         assert set(robustness.evaluate(trained, *data, bounds=BOUNDS, **{**off, switch: value})) - set(bare) == parts
 
 
+def test_the_result_is_json_and_a_table(trained, data):
+    how: dict[str, Any] = {"bounds": BOUNDS, "deepfool_images": 7, "pgd_images": 9, "pgd_steps": 2}
+    found = robustness.evaluate(trained, *data, **how, corruption_images=11, severities=(1,))
+    assert json.loads(found.to_json()) == found
+    rows = [line.rsplit(maxsplit=2) for line in str(found).splitlines()[1:]]
+    assert rows[0] == ["accuracy", f"{45 / 48:.4f}", "48"]
+    assert [int(row[2]) for row in rows] == [48, 48, 48, 48, 48, 7, 9, 9, 11]
+    shown = {row[1] for row in rows}
+    for score in (found["blurred_accuracy"], found["deepfool_score"] / 4, found["pgd"]["l2"]["accuracy"]):
+        assert f"{score:.4f}" in shown
+    off: dict[str, Any] = {"deepfool_images": 0, "sigmas": (), "pgd_images": 0, "corruption_images": 0}
+    assert len(str(robustness.evaluate(trained, *data, bounds=BOUNDS, **off)).splitlines()) == 6
+
+
 def test_a_mean_over_no_image_is_null(trained, data):
     images, labels = data
     found = robustness.evaluate(trained, images[:3], labels[:3], bounds=BOUNDS, pgd_images=0, corruption_images=0)

@@ -234,10 +234,10 @@ def test_a_score_does_not_depend_on_the_default_device_and_dtype(name, net, data
 @pytest.mark.parametrize("corruption", scores.corruption_names(3))
 def test_corruptions_do_not_depend_on_the_default_device_and_dtype(corruption):
     images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    expected = scores.corrupt(images, corruption, 3)
+    expected = scores.corrupt(images, corruption, 3, bounds=UNIT)
     for defaults in other_defaults():
         with defaults:
-            assert torch.equal(scores.corrupt(images, corruption, 3), expected)
+            assert torch.equal(scores.corrupt(images, corruption, 3, bounds=UNIT), expected)
 
 
 def test_the_gate_leaves_the_model_as_it_was_after_an_error(net, data):
@@ -391,3 +391,84 @@ def test_evaluate_takes_a_loader_and_numbers_of_numpy(net, data):
     assert json.loads(json.dumps(found)) == expected
     with pytest.raises(ValueError, match="accuracy needs labels"):
         scores.evaluate(net, data[0], bounds=UNIT)
+    with pytest.raises(TypeError, match="a loader gives the labels itself: leave labels out"):
+        scores.evaluate(net, [data], data[1], bounds=UNIT)
+
+
+WITH_BOUNDS: dict[str, Callable[..., Any]] = {
+    "pgd": lambda net, x, y, **how: scores.pgd(net, x, y, eps=0.2, steps=2, **how).perturbations,
+    "pgd_accuracy": lambda net, x, y, **how: scores.pgd_accuracy(net, [(x, y)], eps=0.2, steps=2, **how),
+    "corrupt": lambda net, x, y, **how: scores.corrupt(x, "gaussian_noise", 2, **how),
+    "corruption_accuracy": lambda net, x, y, **how: scores.corruption_accuracy(
+        net, [(x, y)], names=["contrast"], **how
+    ),
+    "autoattack": lambda net, x, y, **how: scores.autoattack(net, x, y, eps=0.2, attacks=["apgd-ce"], **how),
+    "evaluate": lambda net, x, y, **how: scores.evaluate(net, x, y, **NO_CORRUPTIONS, **how)["deepfool"][
+        "score_unit_range"
+    ],
+    "in_unit_range": lambda net, x, y, **how: scores.deepfool_score(net, x, num_classes=2).in_unit_range(**how).score,
+}
+
+
+@pytest.mark.parametrize("name", WITH_BOUNDS)
+def test_bounds_have_one_default_everywhere(name, net, data):
+    score, (images, labels) = WITH_BOUNDS[name], data
+    signed = images * 2 - 1
+    torch.testing.assert_close(score(net, signed, labels), score(net, signed, labels, bounds=(-1, 1)), rtol=0, atol=0)
+    with pytest.raises(
+        ValueError, match=r"bounds were not given: pass bounds=\(0, 1\) if black is 0, or bounds=\(-1, 1\)"
+    ):
+        score(net, images, labels)
+
+
+def test_every_score_with_bounds_is_tried_above():
+    takes = {name for name in scores.__all__ if "bounds" in getattr(getattr(scores, name), "__annotations__", {})}
+    assert takes | {"in_unit_range"} == {*WITH_BOUNDS}
+
+
+# --- models for others ----------------------------------------------------------------------------------------
+
+
+def test_normalized_is_the_model_on_normalised_images(net, data):
+    images, labels = data
+    model = scores.Normalized(net, MEAN.tolist(), STD)
+    torch.testing.assert_close(model(images), net(normalised(images)), rtol=0, atol=1e-6)
+    assert model(images.float()).dtype == torch.float32  # others attack in float32, whatever the model computes in
+    torch.testing.assert_close(scores.Normalized(net, 0.5, 0.5)(images), net(images * 2 - 1))
+    wrapped = scores.Normalized(Returns(net, lambda z: {"logits": z}), MEAN, STD)
+    assert torch.equal(wrapped(images), model(images))
+    assert "mean=(0.5," in repr(model)
+    there = scores.evaluate(model, images, labels, bounds=UNIT, **NO_CORRUPTIONS)
+    here = scores.evaluate(net, normalised(images), labels, bounds=PER_CHANNEL, **NO_CORRUPTIONS)
+    assert there["deepfool_score"] == pytest.approx(here["deepfool_score"], rel=1e-5)
+    assert there["pgd"] == here["pgd"]
+
+
+def test_normalized_refuses_what_it_cannot_do(net, data):
+    with pytest.raises(ValueError, match="mean and std have 3 numbers for images of 1 channels"):
+        scores.Normalized(net, MEAN, STD)(data[0][:, :1])
+    with pytest.raises(ValueError, match="as many finite numbers, std above 0"):
+        scores.Normalized(net, MEAN, [0.2, 0.0, 0.2])
+    with pytest.raises(TypeError, match="must be the classifier"):
+        scores.Normalized(net.forward, 0.5, 0.5)
+
+
+def test_foolbox_and_autoattack_attack_a_normalized_model(net, data):
+    images, labels = data[0].float(), net(normalised(data[0])).argmax(1)
+    model = scores.Normalized(net, MEAN, STD).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # foolbox 3.3.4 imports scipy names that are going away
+        import foolbox
+
+        theirs = foolbox.PyTorchModel(model, bounds=UNIT, device="cpu")
+        _, found, fooled = foolbox.attacks.LinfPGD(steps=5)(theirs, images, labels, epsilons=0.3)
+    assert fooled.any()
+    assert 0 <= found.min() <= found.max() <= 1
+    assert torch.equal(net(normalised(found.double())).argmax(1) != labels, fooled)
+    from pyautoattack import AutoAttack
+
+    attack = AutoAttack(model, attacks=["apgd-ce"], version="custom", norm="Linf", eps=0.3, device="cpu", seed=0)
+    moved = attack.run_standard_evaluation(images, labels, batch_size=8)[0]
+    ours = scores.autoattack(model, images, labels, bounds=UNIT, eps=0.3, attacks=["apgd-ce"])
+    assert torch.equal(moved, ours)
+    assert (net(normalised(moved.double())).argmax(1) != labels).any()
