@@ -69,7 +69,9 @@ def test_bad_batches(collate, toy_dataset):
     with pytest.raises(TypeError, match="two tensors: got Tensor and tuple"):
         collate()([(torch.zeros(1, 4, 4), "shirt")])
     with pytest.raises(TypeError, match="two tensors: got Tensor and list; soft labels need to be tensors as well"):
-        collate()([(torch.zeros(1, 4, 4), [0.5, 0.5, 0.0])])
+        collate(collate_fn=default_collate)([(torch.zeros(1, 4, 4), [0.5, 0.5, 0.0])])
+    with pytest.raises(ValueError, match="sample 0: a soft label needs numbers from 0 that sum to 1: it sums to 1.1"):
+        collate()([(torch.zeros(1, 4, 4), [0.5, 0.6, 0.0])])
     with pytest.raises(ValueError, match="label 3 is outside num_classes=3"):
         collate()([(torch.zeros(1, 4, 4), 3)])
 
