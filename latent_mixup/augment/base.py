@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from latent_mixup import sampling
+from latent_mixup.augment.transforms import Transform, transformed
 from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mix_targets, path_named, soft_targets
 from latent_mixup.generators.base import Generator, PathName
@@ -30,7 +31,6 @@ from latent_mixup.images import (
     normalized,
     range_mismatch,
     to_uint8,
-    to_unit,
 )
 from latent_mixup.labels import Key, as_tensor, check_labels
 from latent_mixup.policies import BankView, Beta, Draw, Policy, named
@@ -40,7 +40,6 @@ from latent_mixup.sampling import Mode
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Transform: TypeAlias = Callable[[Tensor], Tensor]
 TargetFormat: TypeAlias = Literal["soft", "pair"]
 Target: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
 """Soft targets ``[B, num_classes]``; or ``(y_a, y_b, lam)``, ``[B]`` each, soft labels ``[B, num_classes]``."""
@@ -221,11 +220,8 @@ class MixSettings:
         Raises:
             ValueError: The transform does not return equal-sized tensors, or ``normalize`` has other channels.
         """
-        if self.transform is not None and takes_batches(self.transform):
-            images = self.transform(images)
-            _stacked([*images[:1]])  # which checks what it returns
-        elif self.transform is not None:
-            images = _stacked([self.transform(image) for image in images])
+        if self.transform is not None:
+            images = transformed(images, self.transform)
         return images if self.moments is None else normalized(images, self.moments)
 
     def mixed_targets(
@@ -258,22 +254,6 @@ class MixSettings:
             return soft_targets(labels, num_classes, multi_label=self.multi_label)
         check_labels(labels, num_classes)
         return labels.long()
-
-
-DRAW_NOTHING = frozenset(
-    ("Normalize", "Resize", "CenterCrop", "Pad", "Grayscale", "RGB", "ToDtype", "ConvertImageDtype", "Identity")
-)
-"""Transforms of torchvision that do the same to every image."""
-
-
-def takes_batches(transform: Any) -> bool:
-    """Whether a transform does to a batch what it does to each image; others would draw once for the whole batch."""
-    name, module = type(transform).__name__, type(transform).__module__
-    if isinstance(transform, torch.nn.Sequential):
-        return all(map(takes_batches, transform))
-    if not module.startswith("torchvision.transforms."):
-        return transform is to_unit
-    return all(map(takes_batches, transform.transforms)) if name == "Compose" else name in DRAW_NOTHING
 
 
 class Decoder:
@@ -664,20 +644,6 @@ def _with_rows(targets: Target, slots: Tensor, rows: Target) -> Target:
         old.index_copy(0, slots.to(old.device), new.to(old)) for old, new in zip(targets, rows, strict=True)
     )
     return y_a, y_b, lam
-
-
-def _stacked(images: list[Tensor]) -> Tensor:
-    """The images that a transform returned, as a batch."""
-    for image in images:
-        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
-            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"transform needs to return a float tensor [C, H, W]: got {found}")
-        if image.shape != images[0].shape:
-            raise ValueError(
-                f"transform needs to return one size for all images: got {list(images[0].shape)} "
-                f"and {list(image.shape)}; end it with v2.Resize((H, W))"
-            )
-    return torch.stack(images)
 
 
 def is_pair(batch: Any, settings: MixSettings) -> bool:

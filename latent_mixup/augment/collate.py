@@ -81,7 +81,7 @@ class LatentMixupCollate(nn.Module):
         if dataset is not None:
             check_dataset(dataset)
         settings = MixSettings(**shared)
-        rows = rows_to_mix(bank, generator, dataset, **settings.keys)
+        rows = rows_to_mix(bank, generator, dataset, None, **settings.keys)
         self._mixer = Mixer(generator, bank, settings, rows=rows, repeats_in=NUM_REMEMBERED)
 
     def __repr__(self) -> str:
@@ -110,16 +110,18 @@ class LatentMixupCollate(nn.Module):
     def mixup_enabled(self, enabled: bool) -> None:
         self._mixer.enabled = enabled
 
-    def forward(self, samples: Any, labels: Any = None) -> Any:
+    def forward(self, samples: Any, labels: Any = None, *more: Any) -> Any:
         """A list of samples, or images and labels of a batch, to images ``[B, C, H, W]`` and their targets.
 
         A whole batch, a tuple or a dict, may be given as well. Where it has more than a pair, the same comes back with
         images and targets in place. Images and targets of a batch stay on their devices.
         """
-        if labels is not None:
+        if labels is not None and not more:
             return self._mix(samples, labels)
         settings = self._mixer.settings
-        if is_batch(samples, settings.image_key):
+        if more:
+            batch: Any = (samples, labels, *more)
+        elif is_batch(samples, settings.image_key):
             batch = samples
         elif self.collate_fn is None:
             batch = collated(samples, settings, self._mixer.decoder.generator.img_channels)

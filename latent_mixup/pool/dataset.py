@@ -18,6 +18,7 @@ from latent_mixup.augment import base
 from latent_mixup.augment.batches import OwnSamples
 from latent_mixup.augment.dataset import NUM_PROBES
 from latent_mixup.augment.sources import SplitWarning, check_dataset, parts_of
+from latent_mixup.augment.transforms import Transform
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, Moments, RangeMismatchWarning, check_size, from_uint8, range_mismatch
@@ -85,7 +86,7 @@ class RenderedMixupDataset(Dataset[Any]):
         *,
         dataset: Dataset[Any] | Sequence[Any] | None = None,
         prob: float = 1.0,
-        transform: base.Transform | None = None,
+        transform: Transform | None = None,
         normalize: tuple[Moments, Moments] | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
