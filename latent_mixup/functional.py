@@ -136,7 +136,9 @@ def mix_latents(latents: Tensor, partner: Tensor, lam: Tensor, path: Path = lerp
     return path(latents, partner, lam)
 
 
-def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
+def soft_targets(
+    labels: Tensor, num_classes: int, label_smoothing: float = 0.0, *, multi_label: bool = False
+) -> Tensor:
     """Labels as rows that sum to 1: one-hot rows for class indices, soft labels as they are, then smoothed.
 
     Args:
@@ -145,6 +147,8 @@ def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0)
         num_classes: Number of classes.
         label_smoothing: Share of each row that is spread over all classes, in [0, 1), as in ``F.cross_entropy``:
             ``(1 - label_smoothing) * row + label_smoothing / num_classes``.
+        multi_label: For losses such as ``F.binary_cross_entropy_with_logits``: ``labels`` are ``[B, num_classes]``,
+            each number in [0, 1], rows of any sum; each is smoothed towards 1/2, as by timm's ``Mixup``.
 
     Returns:
         ``[B, num_classes]`` float32, on the device of ``labels``; a new tensor.
@@ -157,6 +161,9 @@ def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0)
         >>> soft_targets(torch.tensor([2, 0]), 3).shape
         torch.Size([2, 3])
     """
+    if multi_label:
+        check_labels(labels, num_classes, multi_label=True)
+        return labels.float() * (1 - label_smoothing) + label_smoothing / 2
     if labels.is_floating_point():
         check_labels(labels, num_classes)
         targets = labels.float()
@@ -169,7 +176,13 @@ def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0)
 
 
 def mix_targets(
-    labels_a: Tensor, labels_b: Tensor, lam: Tensor, num_classes: int, label_smoothing: float = 0.0
+    labels_a: Tensor,
+    labels_b: Tensor,
+    lam: Tensor,
+    num_classes: int,
+    label_smoothing: float = 0.0,
+    *,
+    multi_label: bool = False,
 ) -> Tensor:
     """Soft targets of mixes: ``lam * a + (1 - lam) * b``, then smoothed.
 
@@ -179,9 +192,11 @@ def mix_targets(
         lam: Weight of ``labels_a``, ``[B]``, in [0, 1].
         num_classes: Number of classes.
         label_smoothing: See :func:`soft_targets`.
+        multi_label: See :func:`soft_targets`.
 
     Returns:
-        ``[B, num_classes]`` float32 whose rows sum to 1, for ``F.cross_entropy(logits, targets)``.
+        ``[B, num_classes]`` float32 whose rows sum to 1 (unless ``multi_label``), for
+        ``F.cross_entropy(logits, targets)``.
 
     Raises:
         ValueError: See :func:`soft_targets`; or the lengths do not agree.
@@ -192,8 +207,9 @@ def mix_targets(
         >>> mix_targets(torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([0.3, 0.5]), 3).shape
         torch.Size([2, 3])
     """
-    own = soft_targets(labels_a, num_classes, label_smoothing)
-    return lerp(own, soft_targets(labels_b, num_classes, label_smoothing).to(own.device), lam)
+    own = soft_targets(labels_a, num_classes, label_smoothing, multi_label=multi_label)
+    other = soft_targets(labels_b, num_classes, label_smoothing, multi_label=multi_label)
+    return lerp(own, other.to(own.device), lam)
 
 
 def mixup_criterion(criterion: Criterion, pred: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Labels: class indices, -1 for a missing one; or soft labels, a probability for each class.
 
-Labels of many samples are int64 ``[N]`` or float32 ``[N, num_classes]``. A class index equals its one-hot row.
+Labels of many samples are int64 ``[N]`` or float32 ``[N, num_classes]``. A class index equals its one-hot row. With
+``multi_label`` a sample may have several classes or none: each number is in [0, 1], and a row has any sum.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "cl
 SAME_TOLERANCE = 1e-4  # soft labels that were computed again are the same
 
 
-def as_labels(values: Any, num_rows: int) -> Tensor:
+def as_labels(values: Any, num_rows: int, *, multi_label: bool = False) -> Tensor:
     """Labels in the form that a bank keeps.
 
     Args:
         values: Integers from 0, or -1 for none, ``[N]``; or soft: floats ``[N, num_classes]``, each row from 0 and
             summing to 1. A tensor, an array, or a list of either's rows.
         num_rows: N.
+        multi_label: Take ``[N, num_classes]`` of any dtype, each number in [0, 1], and nothing else.
 
     Returns:
         int64 ``[N]``, or float32 ``[N, num_classes]``; on the CPU.
@@ -44,6 +46,11 @@ def as_labels(values: Any, num_rows: int) -> Tensor:
         torch.Size([2, 3])
     """
     labels = as_tensor(values)
+    if multi_label:
+        if labels.ndim != 2 or len(labels) != num_rows or not labels.numel():
+            raise ValueError(f"multi-label labels need shape [{num_rows}, num_classes]: got {list(labels.shape)}")
+        check_soft(labels, multi_label=True)
+        return labels.float()
     if labels.ndim == 2 and len(labels) == num_rows and labels.numel():
         if not labels.is_floating_point():
             raise ValueError(f"soft labels need a float dtype: got {labels.dtype} {list(labels.shape)}")
@@ -80,12 +87,16 @@ def as_tensor(values: Any) -> Tensor:
     return on_cpu(values)
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise ``ValueError`` unless each is in ``[0, num_classes)``, or they are soft, ``[B, num_classes]``."""
-    if labels.is_floating_point():
+def check_labels(labels: Tensor, num_classes: int, *, multi_label: bool = False) -> None:
+    """Raise ``ValueError`` unless each is in ``[0, num_classes)``, or they are soft, ``[B, num_classes]``.
+
+    With ``multi_label`` they need to be ``[B, num_classes]``, and rows need not sum to 1.
+    """
+    if labels.is_floating_point() or multi_label:
         if labels.ndim != 2 or labels.shape[1] != num_classes:
-            raise ValueError(f"soft labels need shape [B, {num_classes}]: got {labels.dtype} {list(labels.shape)}")
-        check_soft(labels)
+            kind = "multi-label" if multi_label else "soft"
+            raise ValueError(f"{kind} labels need shape [B, {num_classes}]: got {labels.dtype} {list(labels.shape)}")
+        check_soft(labels, multi_label=multi_label)
         return
     if labels.ndim != 1 or labels.dtype == torch.bool:
         raise ValueError(
@@ -100,22 +111,33 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         raise ValueError(f"label {label} is outside num_classes={num_classes}: {mend}")
 
 
-def check_soft(labels: Tensor) -> None:
-    """Raise ``ValueError`` unless each row of ``[B, num_classes]`` is finite, from 0, and sums to 1."""
-    fault = _fault(labels)
+def check_soft(labels: Tensor, *, multi_label: bool = False) -> None:
+    """Raise ``ValueError`` unless each row of ``[B, num_classes]`` is finite, from 0, and sums to 1.
+
+    With ``multi_label``: unless each number is in [0, 1].
+    """
+    fault = _fault(labels, multi_label)
     if fault is not None:
-        raise ValueError(f"soft labels need numbers from 0 that sum to 1 in each row: row {fault[0]} {fault[1]}")
+        kind, rule = _MULTI_LABEL if multi_label else _SOFT
+        raise ValueError(f"{kind} labels need {rule} in each row: row {fault[0]} {fault[1]}")
 
 
-def _fault(labels: Tensor) -> tuple[int, str] | None:
-    """The first row that is not a distribution, and what is wrong with it."""
+_SOFT, _MULTI_LABEL = ("soft", "numbers from 0 that sum to 1"), ("multi-label", "numbers in [0, 1]")
+
+
+def _fault(labels: Tensor, multi_label: bool) -> tuple[int, str] | None:
+    """The first row that is not a distribution, or has a number outside of [0, 1], and what is wrong with it."""
     rows = labels.detach().float()
-    sums, least = rows.sum(1), rows.amin(1)
-    wrong = ~((least >= 0) & ((sums - 1).abs() <= SUM_TOLERANCE))  # NaN and infinity are wrong as well
+    sums, (least, most) = rows.sum(1), rows.aminmax(dim=1)
+    fits = most <= 1 if multi_label else (sums - 1).abs() <= SUM_TOLERANCE
+    wrong = ~((least >= 0) & fits)  # NaN and infinity are wrong as well
     if not wrong.any():
         return None
     row = int(wrong.nonzero()[0])
-    return row, f"sums to {float(sums[row]):.4g}" if least[row] >= 0 else f"has {float(least[row]):.4g}"
+    if multi_label or not least[row] >= 0:
+        return row, f"has {float(most[row] if least[row] >= 0 else least[row]):.4g}"
+    hint = "; where a sample may have several classes or none, say multi_label=True" if most[row] <= 1 else ""
+    return row, f"sums to {float(sums[row]):.4g}{hint}"
 
 
 def count_classes(labels: Tensor, stated: object = None, names: Sequence[str] | None = None) -> int:
@@ -152,11 +174,11 @@ def differing(labels: Tensor, others: Tensor) -> Tensor:
     if not labels.is_floating_point() and not others.is_floating_point():
         return labels != others
     num_classes = (labels if labels.is_floating_point() else others).shape[1]
-    one, two = (_rows(each, num_classes) for each in (labels, others))
+    one, two = (label_rows(each, num_classes) for each in (labels, others))
     return (one - two).abs().amax(1) > SAME_TOLERANCE
 
 
-def _rows(labels: Tensor, num_classes: int) -> Tensor:
+def label_rows(labels: Tensor, num_classes: int) -> Tensor:
     """Soft labels as they are, class indices as one-hot rows, a row of zeros for an index out of range."""
     return (
         labels
@@ -177,12 +199,16 @@ def describe_label(label: Tensor) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-def read_label(label: Any) -> Tensor:
+def read_label(label: Any, *, multi_label: bool = False) -> Tensor:
     """The label of one sample: an int64 scalar, -1 for None, or soft: float32 ``[num_classes]``; on the CPU.
+
+    Args:
+        label: An integer, or numbers of any dtype, ``[num_classes]``.
+        multi_label: Take ``[num_classes]`` numbers in [0, 1] alone, of any sum.
 
     Raises:
         TypeError: It is none of these.
-        ValueError: A soft label is no distribution.
+        ValueError: A soft label is no distribution, or a number is outside of [0, 1].
 
     Example:
         >>> read_label([0.5, 0.5, 0.0]).shape
@@ -190,30 +216,32 @@ def read_label(label: Any) -> Tensor:
     """
     if label is None:
         return torch.tensor(MISSING, device="cpu")
-    try:
-        return torch.tensor(operator.index(label), device="cpu")
-    except TypeError:
-        pass
+    if not multi_label:
+        with contextlib.suppress(TypeError):
+            return torch.tensor(operator.index(label), device="cpu")
     try:
         values = as_tensor(label)
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0)
-    if values.numel() == 1 and not values.is_floating_point() and not values.is_complex():
+    if not multi_label and values.numel() == 1 and not values.is_floating_point() and not values.is_complex():
         return values.long().reshape(())
     if values.ndim != 1 or not len(values) or values.is_complex():
-        raise TypeError(f"a label needs to be an int, or soft, [num_classes] floats: got {_named(label)}")
-    if (fault := _fault(values[None])) is not None:
-        raise ValueError(f"a soft label needs numbers from 0 that sum to 1: it {fault[1]}")
+        wanted = "[num_classes] numbers in [0, 1]" if multi_label else "an int, or soft, [num_classes] floats"
+        raise TypeError(f"a label needs to be {wanted}: got {_named(label)}")
+    if (fault := _fault(values[None], multi_label)) is not None:
+        kind, rule = _MULTI_LABEL if multi_label else _SOFT
+        raise ValueError(f"a {kind} label needs {rule}: it {fault[1]}")
     return values.float()
 
 
-def label_of(sample: Any, index: int, key: str | int | None = None) -> Tensor:
+def label_of(sample: Any, index: int, key: str | int | None = None, *, multi_label: bool = False) -> Tensor:
     """The label of sample ``index`` as :func:`read_label` gives it; -1 for an image alone.
 
     Args:
         sample: ``(image, label, ...)``, a mapping with one of ``LABEL_KEYS``, or an image.
         index: For the error.
         key: Where the label is, if it is there; before the usual places.
+        multi_label: See :func:`read_label`.
 
     Raises:
         ValueError: It is no such sample.
@@ -225,7 +253,7 @@ def label_of(sample: Any, index: int, key: str | int | None = None) -> Tensor:
             raise TypeError("expected an image")
         is_there = key in sample if isinstance(sample, Mapping) else isinstance(key, int) and key < len(sample)
         place = key if is_there else label_key_of(sample)
-        return read_label(None if place is None else part_of(sample, place))
+        return read_label(None if place is None else part_of(sample, place), multi_label=multi_label)
     except (TypeError, ValueError) as cause:
         raise ValueError(
             f"the data set needs to give (image, label): item {index} is {describe_sample(sample)}; {cause}"
@@ -289,19 +317,20 @@ def random_states_kept() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def labels_of(dataset: Any, indices: list[int], key: str | int | None = None) -> Tensor:
+def labels_of(dataset: Any, indices: list[int], key: str | int | None = None, *, multi_label: bool = False) -> Tensor:
     """The labels of a few samples, ``[B]`` or ``[B, num_classes]``; no global random state changes.
 
     Args:
         dataset: Its samples are as in :func:`label_of`.
         indices: Of the samples.
         key: Where the label is, if it is there; before the usual places.
+        multi_label: See :func:`read_label`.
 
     Raises:
         ValueError: A sample is not ``(image, label)``, or they have labels of several kinds.
     """
     with random_states_kept():
-        labels = [label_of(dataset[index], index, key) for index in indices]
+        labels = [label_of(dataset[index], index, key, multi_label=multi_label) for index in indices]
     for index, label in zip(indices, labels, strict=True):
         if label.shape != labels[0].shape:
             raise ValueError(
@@ -311,13 +340,13 @@ def labels_of(dataset: Any, indices: list[int], key: str | int | None = None) ->
     return torch.stack(labels)
 
 
-def targets_of(dataset: Any) -> Tensor | None:
+def targets_of(dataset: Any, *, multi_label: bool = False) -> Tensor | None:
     """``dataset.targets`` as :func:`as_labels` gives them, where they are labels and it hands them out unchanged."""
     targets = getattr(dataset, "targets", None)
     if targets is None or getattr(dataset, "target_transform", None) is not None:
         return None
     try:
-        return as_labels(targets, len(dataset)).contiguous()
+        return as_labels(targets, len(dataset), multi_label=multi_label).contiguous()
     except (TypeError, ValueError, RuntimeError):
         return None
 

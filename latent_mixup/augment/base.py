@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from latent_mixup import sampling
+from latent_mixup.augment.transforms import Transform, transformed
 from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mix_targets, path_named, soft_targets
 from latent_mixup.generators.base import Generator, PathName
@@ -39,7 +40,6 @@ from latent_mixup.sampling import Mode
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Transform: TypeAlias = Callable[[Tensor], Tensor]
 TargetFormat: TypeAlias = Literal["soft", "pair"]
 Target: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
 """Soft targets ``[B, num_classes]``; or ``(y_a, y_b, lam)``, ``[B]`` each, soft labels ``[B, num_classes]``."""
@@ -74,7 +74,11 @@ class MixKeywords(TypedDict, total=False):
         num_classes: Width of the targets; None for the bank's. With soft labels it has to be the bank's.
         label_smoothing: Share of a target that is spread over all classes, in [0, 1):
             ``(1 - label_smoothing) * target + label_smoothing / num_classes``.
-        transform: Applied to each decoded image, a float32 tensor ``[C, H, W]`` in [-1, 1].
+        multi_label: Whether a sample may have several classes or none, for ``F.binary_cross_entropy_with_logits``.
+            Labels of bank and batches are ``[num_classes]`` numbers in [0, 1], and need not sum to 1; each is mixed for
+            itself, and smoothed towards 1/2. As ``multi_label`` of timm's ``Mixup``.
+        transform: Applied to each decoded image, a float32 tensor ``[C, H, W]`` in [-1, 1]. One that draws nothing,
+            such as torchvision's ``Resize``, ``Normalize`` or a ``Compose`` of these, is called once a batch.
         normalize: ``(mean, std)`` that the data set's images were normalised with, as ``v2.Normalize`` takes them:
             one number each, or one a channel. Applied last to decoded images; None: they stay in [-1, 1].
         target_format: ``"soft"`` for float32 ``[B, num_classes]``; ``"pair"`` for ``(y_a, y_b, lam)``, which
@@ -96,6 +100,7 @@ class MixKeywords(TypedDict, total=False):
     policy: Policy | str | None
     num_classes: int | None
     label_smoothing: float
+    multi_label: bool
     transform: Transform | None
     normalize: tuple[Moments, Moments] | None
     target_format: TargetFormat
@@ -113,6 +118,7 @@ DEFAULTS: MixKeywords = {
     "policy": None,
     "num_classes": None,
     "label_smoothing": 0.0,
+    "multi_label": False,
     "transform": None,
     "normalize": None,
     "target_format": "soft",
@@ -176,6 +182,7 @@ class MixSettings:
         self.prob = default_prob if given["prob"] is None else _number("prob", given["prob"])
         self.num_classes = _whole("num_classes", given["num_classes"])
         self.label_smoothing = _number("label_smoothing", given["label_smoothing"])
+        self.multi_label = given["multi_label"]
         self.transform, self.target_format = given["transform"], given["target_format"]
         self.image_key, self.label_key = given["image_key"], given["label_key"]
         self.moments = None if given["normalize"] is None else moments_of(given["normalize"])
@@ -192,6 +199,8 @@ class MixSettings:
             raise ValueError(f"label_smoothing needs to be in [0, 1): got {self.label_smoothing}")
         if self.transform is not None and not callable(self.transform):
             raise ValueError(f"transform needs to be a callable on one image: got {self.transform!r}")
+        if not isinstance(self.multi_label, bool):
+            raise TypeError(f"multi_label needs to be True or False: got {self.multi_label!r:.100}")
         if self.target_format not in ("soft", "pair"):
             raise ValueError(f'target_format needs to be "soft" or "pair": got {self.target_format!r}')
         if self.label_smoothing and self.target_format == "pair":
@@ -200,6 +209,11 @@ class MixSettings:
                 f"use nn.CrossEntropyLoss(label_smoothing={self.label_smoothing})"
             )
 
+    @property
+    def keys(self) -> dict[str, Key | None]:
+        """Places of image and label: ``image_key`` and ``label_key``."""
+        return {"image_key": self.image_key, "label_key": self.label_key}
+
     def finished(self, images: Tensor) -> Tensor:
         """Decoded images ``[k, C, H, W]`` in [-1, 1] as the classifier gets them: transformed, then normalised.
 
@@ -207,7 +221,7 @@ class MixSettings:
             ValueError: The transform does not return equal-sized tensors, or ``normalize`` has other channels.
         """
         if self.transform is not None:
-            images = _stacked([self.transform(image) for image in images])
+            images = transformed(images, self.transform)
         return images if self.moments is None else normalized(images, self.moments)
 
     def mixed_targets(
@@ -223,16 +237,23 @@ class MixSettings:
             soft: Whether a pair has soft labels even for classes.
         """
         if self.target_format == "soft":
-            return mix_targets(labels_a, labels_b, lam, num_classes, self.label_smoothing)
+            return mix_targets(labels_a, labels_b, lam, num_classes, self.label_smoothing, multi_label=self.multi_label)
         soft = soft or labels_a.is_floating_point()
-        return _of_kind(labels_a, num_classes, soft), _of_kind(labels_b, num_classes, soft), lam
+        return self._of_kind(labels_a, num_classes, soft), self._of_kind(labels_b, num_classes, soft), lam
 
     def own_targets(self, labels: Tensor, num_classes: int, *, soft: bool = False) -> Target:
         """Targets of samples that are not mixed, smoothed, or as the pair ``(labels, labels, 1)``."""
         if self.target_format == "soft":
-            return soft_targets(labels, num_classes, self.label_smoothing)
-        own = _of_kind(labels, num_classes, soft or labels.is_floating_point())
+            return soft_targets(labels, num_classes, self.label_smoothing, multi_label=self.multi_label)
+        own = self._of_kind(labels, num_classes, soft or labels.is_floating_point())
         return own, own, torch.ones(len(labels), dtype=torch.float32, device=labels.device)
+
+    def _of_kind(self, labels: Tensor, num_classes: int, soft: bool) -> Tensor:
+        """Labels of a pair, soft or int64, checked."""
+        if soft or self.multi_label:
+            return soft_targets(labels, num_classes, multi_label=self.multi_label)
+        check_labels(labels, num_classes)
+        return labels.long()
 
 
 class Decoder:
@@ -335,7 +356,17 @@ class Mixer:
         self.bank, self.settings, self.policy = bank, settings, settings.policy
         self.decoder = Decoder(generator) if decoder is None else decoder
         self.num_classes = bank.num_classes if settings.num_classes is None else settings.num_classes
-        check_labels(bank.labels, self.num_classes)
+        if bank.multi_label and not settings.multi_label:
+            raise ValueError(
+                "the labels of this bank are multi-label, and need not sum to 1: pass multi_label=True, and train with "
+                "F.binary_cross_entropy_with_logits"
+            )
+        if settings.multi_label and not bank.labels.is_floating_point():
+            raise ValueError(
+                "multi_label=True needs a bank of labels [N, num_classes]: got class indices; leave it out, or pass "
+                "LatentBank(bank[:][0], F.one_hot(bank.labels).float(), source_index=bank.source_index)"
+            )
+        check_labels(bank.labels, self.num_classes, multi_label=settings.multi_label)
         self.view = BankView(bank, rows)
         self.policy.check(self.view, generator)
         self.path = path_named(self.policy.path or generator.preferred_path)
@@ -394,6 +425,11 @@ class Mixer:
         """A spawned worker does not know its rank: it is told by the process that pickles this."""
         rank = sampling.default_rank() if self._rank is None else self._rank
         return {**self.__dict__, "_rank": rank, "_compared": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy reaches its own worker processes as well."""
+        self.__dict__.update(state)
+        self._shared.share_memory_()
 
     # ---------------------------------------------------------------------------------------------
     # One batch
@@ -473,7 +509,9 @@ class Mixer:
         decoded, pair = self.decode(Draw.cat(draws) if len(draws) > 1 else draws[0])
         targets: list[Target]
         if self.settings.target_format == "soft":
-            targets = [*mix_targets(*pair, self.num_classes, self.settings.label_smoothing).split(sizes)]
+            smoothing, multi_label = self.settings.label_smoothing, self.settings.multi_label
+            mixed = mix_targets(*pair, self.num_classes, smoothing, multi_label=multi_label)
+            targets = [*mixed.split(sizes)]
         else:
             targets = [
                 self.settings.mixed_targets(a, b, lam, self.num_classes, soft=self._soft or labels.is_floating_point())
@@ -486,18 +524,18 @@ class Mixer:
         self, images: Tensor, labels: Tensor, draw: Draw, decoded: Tensor, targets: Target
     ) -> tuple[Tensor, Target]:
         """A batch with its mixes in their slots."""
-        decoded = decoded.to(images) if images.is_floating_point() else to_uint8(decoded).to(images)
+        decoded = in_kind(decoded, images)
         if decoded.shape[1:] != images.shape[1:]:
             check_size(images, decoded)  # which finds the words
         if not self._shared[1]:
             self.check_range(images, decoded)
         if len(draw.slots) == len(images):  # all, in order
-            check_labels(labels, self.num_classes)
+            check_labels(labels, self.num_classes, multi_label=self.settings.multi_label)
             placed, targets = decoded, to_device(targets, labels.device)
         else:
             placed = images.index_copy(0, draw.slots.to(images.device), decoded)
             targets = _with_rows(self.unmixed(images, labels)[1], draw.slots, targets)
-        return placed if type(images) is Tensor else _wrapped(placed, images), targets
+        return placed if type(images) is Tensor else wrapped(placed, images), targets
 
     def unmixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Target]:
         """The batch as it is, with targets of its own labels."""
@@ -537,6 +575,11 @@ class Repeats:
     def __init__(self, size: int) -> None:
         self._names = torch.zeros(size, dtype=torch.int64, device="cpu").share_memory_()
         self._counts = torch.zeros(3, dtype=torch.int64, device="cpu").share_memory_()  # new, again, whether noticed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._names.share_memory_()
+        self._counts.share_memory_()
 
     def forget(self) -> None:
         """Another epoch has been named: nothing has come in it yet."""
@@ -578,13 +621,18 @@ def split_targets(targets: Target) -> list[Target]:
     return list(targets) if isinstance(targets, Tensor) else list(zip(*targets, strict=True))
 
 
-def _wrapped(images: Tensor, like: Tensor) -> Tensor:
+def in_kind(decoded: Tensor, like: Tensor) -> Tensor:
+    """Decoded images in dtype and on the device of the data set's own; uint8 where these are."""
+    return decoded.to(like) if like.is_floating_point() else to_uint8(decoded).to(like)
+
+
+def wrapped(images: Tensor, like: Tensor) -> Tensor:
     """A ``tv_tensors.Image`` where ``like`` is one."""
     tv_tensors = sys.modules.get("torchvision.tv_tensors")  # not there: it is none
     if tv_tensors is None or not isinstance(like, tv_tensors.TVTensor):
         return images
-    wrapped: Tensor = tv_tensors.wrap(images.as_subclass(Tensor), like=like)
-    return wrapped
+    image: Tensor = tv_tensors.wrap(images.as_subclass(Tensor), like=like)
+    return image
 
 
 def _with_rows(targets: Target, slots: Tensor, rows: Target) -> Target:
@@ -598,37 +646,16 @@ def _with_rows(targets: Target, slots: Tensor, rows: Target) -> Target:
     return y_a, y_b, lam
 
 
-def _of_kind(labels: Tensor, num_classes: int, soft: bool) -> Tensor:
-    """Labels of a pair, soft or int64, checked."""
-    if soft:
-        return soft_targets(labels, num_classes)
-    check_labels(labels, num_classes)
-    return labels.long()
-
-
-def _stacked(images: list[Tensor]) -> Tensor:
-    """The images that a transform returned, as a batch."""
-    for image in images:
-        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
-            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"transform needs to return a float tensor [C, H, W]: got {found}")
-        if image.shape != images[0].shape:
-            raise ValueError(
-                f"transform needs to return one size for all images: got {list(images[0].shape)} "
-                f"and {list(image.shape)}; end it with v2.Resize((H, W))"
-            )
-    return torch.stack(images)
-
-
 def is_pair(batch: Any, settings: MixSettings) -> bool:
     """Whether a batch is ``(images, labels)`` and nothing else, in this order."""
     return type(batch) in (tuple, list) and len(batch) == 2 and (settings.image_key, settings.label_key) == (None, None)
 
 
-def batch_labels(labels: Any) -> Any:
+def batch_labels(labels: Any, *, multi_label: bool = False) -> Any:
     """Labels of a batch as ``[B]`` integers or soft ``[B, num_classes]``.
 
-    A list or an array becomes a tensor; integers ``[B, 1]`` become ``[B]``, one-hot rows of integers or bools floats.
+    A list or an array becomes a tensor; integers ``[B, 1]`` become ``[B]`` (unless ``multi_label``), one-hot rows of
+    integers or bools floats.
     What is none of these stays, for the check that names it; so does a list of tensors, since ``default_collate`` makes
     one for each class, not for each image, of soft labels in lists.
     """
@@ -642,7 +669,7 @@ def batch_labels(labels: Any) -> Any:
         return labels
     if values.ndim != 2 or values.is_floating_point():
         return values
-    return values[:, 0] if values.shape[1] == 1 else values.float()
+    return values[:, 0] if values.shape[1] == 1 and not multi_label else values.float()
 
 
 def _check_batch(images: object, labels: object, *, normalized: bool) -> None:
@@ -651,6 +678,15 @@ def _check_batch(images: object, labels: object, *, normalized: bool) -> None:
             f"a batch needs to be (images, labels), two tensors: got {type(images).__name__} "
             f"and {type(labels).__name__}; soft labels need to be tensors as well"
         )
+    check_dtype(images, normalized=normalized)
+    if images.ndim != 4:
+        raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
+    if len(images) != len(labels):
+        raise ValueError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
+
+
+def check_dtype(images: Tensor, *, normalized: bool) -> None:
+    """Raise ``TypeError`` unless images are float, or uint8 and not ``normalized``."""
     if not (images.is_floating_point() or images.dtype == torch.uint8):
         raise TypeError(f"images need a float dtype, or uint8: got {images.dtype}")
     if normalized and not images.is_floating_point():
@@ -658,10 +694,6 @@ def _check_batch(images: object, labels: object, *, normalized: bool) -> None:
             f"normalize= says that images were normalised, and these are {images.dtype}: leave it out, and normalise "
             "batches after they are mixed"
         )
-    if images.ndim != 4:
-        raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
-    if len(images) != len(labels):
-        raise ValueError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
 
 
 def _number(name: str, value: object) -> float:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import default_collate
+from torch import Tensor, nn
 
 from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, batch_labels, is_pair, with_shared_keywords
-from latent_mixup.augment.batches import fields_of
+from latent_mixup.augment.batches import Fields, collated, is_batch
 from latent_mixup.augment.sources import Named, check_dataset, pair_of, rows_to_mix
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
@@ -25,10 +24,12 @@ NUM_REMEMBERED = 2**16  # batches of an epoch, of which repeated ones are notice
 
 
 @with_shared_keywords
-class LatentMixupCollate:
-    """A ``collate_fn`` over any data set of ``(image, label)``; the label is an int, or a tensor of soft labels.
+class LatentMixupCollate(nn.Module):
+    """A ``collate_fn`` over any data set of ``(image, label)``, dicts or named tuples.
 
-    It is also a call after the loader, as torchvision's ``v2.MixUp`` is: ``images, targets = mixup(images, labels)``.
+    It is also a call after the loader, as torchvision's ``v2.MixUp`` is: ``images, targets = mixup(images, labels)``,
+    and stands wherever one of torchvision's transforms may, such as in ``v2.RandomChoice``, ``v2.Compose`` and
+    ``nn.Sequential``. ``to`` moves the generator, which stays in float32 and in eval mode; a state dict is empty.
     A share ``prob`` of each batch is replaced by mixes drawn from the bank: from the rows of ``dataset``, where that is
     given. With a ``seed`` the draws depend on seed, epoch, rank and the batch itself, so neither on the number of
     workers nor on where a run was resumed (as long as the data set's own images do not). Decodes where it is called, in
@@ -40,7 +41,8 @@ class LatentMixupCollate:
         bank: Codes and labels, or their name.
         dataset: The data set that is trained on, such as a ``Subset``: its images alone are mixed. None: any row of the
             bank is mixed, and a warning says so unless the bank comes from ``bank.subset``.
-        collate_fn: Makes a batch of a list of samples: ``(images, labels)``, a dict, or more fields.
+        collate_fn: Makes a batch of a list of samples: ``(images, labels)``, a dict, or more fields. None: torch's
+            ``default_collate``, after PIL images, arrays and labels in lists have become tensors.
         shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
     Attributes:
@@ -70,22 +72,29 @@ class LatentMixupCollate:
         bank: Named[LatentBank] | None = None,
         *,
         dataset: Any = None,
-        collate_fn: Callable[[list[Any]], Any] = default_collate,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
         **shared: Unpack[MixKeywords],
     ) -> None:
+        super().__init__()
         self.collate_fn = collate_fn
         generator, bank = pair_of(generator, bank)
         if dataset is not None:
             check_dataset(dataset)
-        rows = rows_to_mix(bank, generator, dataset)
-        self._mixer = Mixer(generator, bank, MixSettings(**shared), rows=rows, repeats_in=NUM_REMEMBERED)
+        settings = MixSettings(**shared)
+        rows = rows_to_mix(bank, generator, dataset, None, **settings.keys)
+        self._mixer = Mixer(generator, bank, settings, rows=rows, repeats_in=NUM_REMEMBERED)
 
     def __repr__(self) -> str:
         return f"LatentMixupCollate({self._mixer})"
 
-    def to(self, device: torch.device | str) -> LatentMixupCollate:
-        """Move the generator, for a call after the loader; decodes happen there, images stay where they are."""
-        self._mixer.decoder.generator.to(device)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentMixupCollate:
+        """What ``to``, ``cuda`` and the like call, also those of a module around this one: the generator is moved.
+
+        It is no submodule, so that its weights are in no optimizer and no checkpoint.
+        """
+        generator = self._mixer.decoder.generator
+        generator.to(fn(torch.empty(0, device=generator.device)).device)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -101,22 +110,30 @@ class LatentMixupCollate:
     def mixup_enabled(self, enabled: bool) -> None:
         self._mixer.enabled = enabled
 
-    def __call__(self, samples: Any, labels: Any = None) -> Any:
+    def forward(self, samples: Any, labels: Any = None, *more: Any) -> Any:
         """A list of samples, or images and labels of a batch, to images ``[B, C, H, W]`` and their targets.
 
-        A batch in a dict may be given as well. Where ``collate_fn`` makes more than a pair, such as a dict, the same
-        comes back with images and targets in place. Images and targets of a batch stay on their devices.
+        A whole batch, a tuple or a dict, may be given as well. Where it has more than a pair, the same comes back with
+        images and targets in place. Images and targets of a batch stay on their devices.
         """
-        if labels is not None:
+        if labels is not None and not more:
             return self._mix(samples, labels)
-        batch = samples if isinstance(samples, Mapping) else self.collate_fn(samples)
-        if is_pair(batch, self._mixer.settings):
+        settings = self._mixer.settings
+        if more:
+            batch: Any = (samples, labels, *more)
+        elif is_batch(samples, settings.image_key):
+            batch = samples
+        elif self.collate_fn is None:
+            batch = collated(samples, settings, self._mixer.decoder.generator.img_channels)
+        else:
+            batch = self.collate_fn(samples)
+        if is_pair(batch, settings):
             return self._mix(*batch)
-        fields = fields_of(batch, self._mixer.settings)
+        fields = Fields.of(batch, settings)
         return fields.replaced(*self._mix(*fields.pair))
 
     def _mix(self, images: Any, labels: Any) -> tuple[Tensor, Any]:
-        labels = batch_labels(labels)
+        labels = batch_labels(labels, multi_label=self._mixer.settings.multi_label)
         if not self.mixup_enabled:
             return self._mixer.unmixed(images, labels)
         number = 0 if self._mixer.settings.seed is None else _fingerprint(images, labels)

@@ -16,15 +16,17 @@ from latent_mixup.augment.base import (
     Mixer,
     MixKeywords,
     MixSettings,
+    in_kind,
     long_lived,
     split_targets,
     with_shared_keywords,
 )
+from latent_mixup.augment.batches import OwnSamples
 from latent_mixup.augment.sources import Named, check_dataset, pair_of, parts_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, check_size
-from latent_mixup.labels import MISSING, read_label
+from latent_mixup.labels import MISSING, random_states_kept
 from latent_mixup.policies import BankView, Draw
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ MAX_FRAMES = 12  # above a sample: the data sets around this one, and the loader
 
 
 @with_shared_keywords
-class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
+class LatentMixupDataset(Dataset[Any]):
     """Wrap a data set: sample i is decoded from its own code, mixed with that of a drawn partner.
 
     Partners are drawn among the samples of ``dataset``; where this data set is asked through a ``Subset``, as
@@ -45,9 +47,11 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
     and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
 
     Args:
-        dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the decoded images'
-            size, the label an int or soft, ``[num_classes]`` floats. None: the bank alone is the data set, sample i is
-            its row i, and samples that are not mixes are decoded unmixed.
+        dataset: ``dataset[i] -> (image, label)``, with further fields, or a dict of both; all but image and label come
+            through as they are. The image is of the decoded images' size: a float tensor in any range, or uint8, PIL or
+            an array, which come out as uint8 tensors ``[C, H, W]`` (an array of floats as floats), and so do mixes. The
+            label is an int, or ``[num_classes]`` numbers. None: the bank alone is the data set, sample i is its row i,
+            and samples that are not mixes are decoded unmixed.
         generator: Decodes the bank's codes; or the name of generator and bank, such as ``"fashion-mnist"``, a folder
             that ``fit`` made, or a Hub id.
         bank: The codes of ``dataset``, or of a data set that it is a part of; or their name.
@@ -86,7 +90,8 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             check_dataset(dataset)
         self.dataset: Any = dataset
         self._length = len(bank if dataset is None else cast(Sized, dataset))
-        self._row_of = None if dataset is None else self._find_rows(dataset, generator, bank)
+        self._row_of = None if dataset is None else self._find_rows(dataset, generator, bank, settings)
+        self._own = OwnSamples(dataset, settings, generator.img_channels)
         coded = (
             torch.arange(len(bank), device="cpu") if self._row_of is None else self._row_of[self._row_of >= 0].unique()
         )
@@ -96,9 +101,9 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         self._narrowed: tuple[Any, BankView] | None = None
 
     @long_lived()
-    def _find_rows(self, dataset: Any, generator: Generator, bank: LatentBank) -> Tensor:
+    def _find_rows(self, dataset: Any, generator: Generator, bank: LatentBank, settings: MixSettings) -> Tensor:
         """The bank's row of each sample, ``[N]`` int64, -1 where it has none; shared with worker processes."""
-        rows: Tensor | None = bank.rows_of_data(dataset, generator)
+        rows: Tensor | None = bank.rows_of_data(dataset, generator, **settings.keys)
         if rows is None or not (rows >= 0).any():
             raise ValueError(
                 f"it cannot be told which rows of the bank are the samples of this {type(dataset).__name__} "
@@ -128,31 +133,31 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             if callable(forward := getattr(part, "set_epoch", None)):
                 forward(epoch)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``.
+    def __getitem__(self, index: int) -> Any:
+        """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``, and its further fields.
 
         Raises:
+            TypeError: A sample has no image or no label, or one of another kind.
             ValueError: A sample that comes through as it is has no label.
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Several samples, decoded in one batch: what a DataLoader calls."""
         return self._samples([self._index(index) for index in indices])
 
     @long_lived()
-    def _samples(self, wanted: list[int]) -> list[tuple[Tensor, Any]]:
+    def _samples(self, wanted: list[int]) -> list[Any]:
         self._check_range_once()
         view = self._view()
         plans = [self._plan(index, key, view) for index, key in zip(wanted, self._mixer.keys(wanted), strict=True)]
-        decoded = self._decode([plan for plan in plans if plan is not None])
-        fresh = iter(decoded)
-        samples = [
-            self._real(index) if plan is None else next(fresh) for index, plan in zip(wanted, plans, strict=True)
+        mixed = [(index, plan) for index, plan in zip(wanted, plans, strict=True) if plan is not None]
+        decoded = self._decode([plan for _, plan in mixed])
+        mixes = iter(self._placed([index for index, _ in mixed], *decoded) if mixed else [])
+        return [
+            self._real(index, decoded[0]) if plan is None else next(mixes)
+            for index, plan in zip(wanted, plans, strict=True)
         ]
-        for image, _ in samples if decoded else []:
-            check_size(image[None], decoded[0][0][None])
-        return samples
 
     def _index(self, index: int) -> int:
         number = operator.index(index)
@@ -191,21 +196,32 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
             self._narrowed = outermost, view
         return self._narrowed[1]
 
-    def _decode(self, plans: Sequence[Draw]) -> list[tuple[Tensor, Any]]:
+    def _decode(self, plans: Sequence[Draw]) -> tuple[Tensor | None, list[Any]]:
+        """Images ``[k, C, H, W]`` on the CPU, None of none; and their targets, one by one."""
         if not plans:
-            return []
+            return None, []
         images, pair = self._mixer.decode(Draw.cat(plans))
-        targets = self._mixer.settings.mixed_targets(*pair, self._mixer.num_classes)
-        return list(zip(images.cpu(), split_targets(targets), strict=True))
+        return images.cpu(), split_targets(self._mixer.settings.mixed_targets(*pair, self._mixer.num_classes))
 
-    def _real(self, index: int) -> tuple[Tensor, Any]:
-        image, label = read_sample(self.dataset, index)
+    def _placed(self, indices: list[int], images: Tensor | None, targets: list[Any]) -> list[Any]:
+        """Mixes as samples."""
+        assert images is not None
+        if self.dataset is None:
+            return list(zip(images, targets, strict=True))
+        return self._own.mixes(indices, images, targets)
+
+    def _real(self, index: int, decoded: Tensor | None) -> Any:
+        sample = self._own.read(index)
+        if decoded is not None:
+            check_size(sample.image[None], decoded)
+        label = sample.label
         if not label.ndim and label == MISSING:
             raise ValueError(
                 f"sample {index} has no label, and no code to mix: leave it out, such as by "
                 "sampler=SubsetRandomSampler(labelled_indices)"
             )
-        return image, split_targets(self._mixer.unmixed(image[None], label[None])[1])[0]
+        target = split_targets(self._mixer.unmixed(sample.image[None], label[None])[1])[0]
+        return self._own.replaced(sample, target)
 
     def _check_range_once(self) -> None:
         """At first access, compare some samples with their own decodes; in one process."""
@@ -213,12 +229,13 @@ class LatentMixupDataset(Dataset[tuple[Tensor, Any]]):
         if not len(self._probes) or self._mixer.range_checked or (worker is not None and worker.id != 0):
             return
         rows = self._rows_of(self._probes)
-        with torch.random.fork_rng(devices=[]):  # a look that leaves no trace in the data set's augmentation
+        with random_states_kept():  # a look that leaves no trace in the data set's augmentation
             decoded = self._mixer.decode(Draw.alone(rows, self._mixer.policy.num_sources))[0].cpu()
-            images = [read_sample(self.dataset, index)[0] for index in self._probes.tolist()]
+            images = [self._own.read(index).image for index in self._probes.tolist()]
         for image in images:
             check_size(image[None], decoded)
-        self._mixer.check_range(torch.stack(images), decoded)
+        real = torch.stack(images)
+        self._mixer.check_range(real, in_kind(decoded, real))
 
     def _choose_probes(self) -> Tensor:
         """Evenly spaced samples that have a code; none where there is nothing to compare."""
@@ -250,24 +267,3 @@ def _data_sets_around(dataset: Any) -> list[Any]:
         if of_it or (isinstance(caller, ConcatDataset) and any(each is inner for each in caller.datasets)):
             around.append(caller)
     return around
-
-
-def read_sample(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
-    """``dataset[index]`` as a float image, and a label as :func:`read_label` gives it, or a clear error."""
-    sample = dataset[index]
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise TypeError(
-            f"sample {index} needs to be (image, label): got {type(sample).__name__}; dicts and further fields go "
-            "through LatentMixupLoader and LatentMixupCollate"
-        )
-    image, label = sample
-    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(
-            f"the image of sample {index} needs to be a float tensor [C, H, W]: got {found}; "
-            "give the data set v2.ToImage() and v2.ToDtype(torch.float32, scale=True)"
-        )
-    try:
-        return image, read_label(label)
-    except (TypeError, ValueError) as cause:
-        raise type(cause)(f"sample {index}: {cause}") from None

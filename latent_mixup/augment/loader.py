@@ -23,7 +23,7 @@ from latent_mixup.augment.base import (
     warn_of_repeats,
     with_shared_keywords,
 )
-from latent_mixup.augment.batches import Fields, fields_of
+from latent_mixup.augment.batches import Fields
 from latent_mixup.augment.prefetch import ONE_THREAD, has_free_core, run_ahead
 from latent_mixup.augment.sources import (
     Named,
@@ -74,7 +74,7 @@ class LatentMixupLoader:
     Args:
         loader: A ``DataLoader``, or any iterable of batches: ``(images, labels)``, a dict, or more fields, which come
             through untouched. Images are float in any range, or uint8; labels ``[B]`` or ``[B, 1]`` integers, one-hot,
-            or soft, ``[B, num_classes]``.
+            soft or multi-label, ``[B, num_classes]``.
         generator: Decodes the bank's codes, moved to ``device`` where one is given; or the name of generator and bank,
             such as ``"fashion-mnist"``, a folder that ``fit`` made, or a Hub id.
         bank: Codes and labels, or their name.
@@ -143,7 +143,8 @@ class LatentMixupLoader:
             generator.to(self.device)
         decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
         data = getattr(loader, "dataset", None) if dataset is None else dataset
-        rows = rows_to_mix(bank, generator, data, given_indices(loader) if dataset is None else None)
+        indices = given_indices(loader) if dataset is None else None
+        rows = rows_to_mix(bank, generator, data, indices, **settings.keys)
         self._mixer = Mixer(generator, bank, settings, decoder, rows)
         self.loader: Any = loader
         on_cpu = self.device.type == "cpu"
@@ -302,12 +303,12 @@ class LatentMixupLoader:
         forms: list[Fields | None] = []
         batches = []
         for batch, key, _ in read:
-            form = None if is_pair(batch, self._mixer.settings) else fields_of(batch, self._mixer.settings)
+            form = None if is_pair(batch, self._mixer.settings) else Fields.of(batch, self._mixer.settings)
             images, labels = batch if form is None else form.pair
             if isinstance(images, Tensor):
                 images = images.to(self.device, non_blocking=True)
             forms.append(form)
-            batches.append((images, batch_labels(labels), key))
+            batches.append((images, batch_labels(labels, multi_label=self._mixer.settings.multi_label), key))
         if enabled:
             mixed = self._mixer.blend_all(batches)
         else:

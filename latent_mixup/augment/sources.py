@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from latent_mixup.bank import LatentBank, load
 from latent_mixup.generators import load_generator
 from latent_mixup.generators.base import Generator, check_generator
+from latent_mixup.labels import Key
 
 SHARED_OUT = ("num_replicas", "num_processes", "world_size", "_is_accelerate_prepared")  # said by what shares data out
 HOLDERS = ("batch_sampler", "sampler", "dataset", "collate_fn", "loader")  # parts of a loader that may hold others
@@ -152,7 +153,13 @@ def _without_mixing(dataset: Any) -> Any:
 
 
 def rows_to_mix(
-    bank: LatentBank, generator: Generator, dataset: object | None, indices: Tensor | None = None
+    bank: LatentBank,
+    generator: Generator,
+    dataset: object | None,
+    indices: Tensor | None = None,
+    *,
+    image_key: Key | None = None,
+    label_key: Key | None = None,
 ) -> Tensor | None:
     """Rows of the bank whose images are trained on, int64, ascending; None: all.
 
@@ -161,6 +168,8 @@ def rows_to_mix(
         generator: The bank's.
         dataset: The data set that is trained on; None: it is not known.
         indices: The samples of it that are; None: all.
+        image_key: Place of the image in a sample; None: as the bank says.
+        label_key: Place of the label, likewise.
 
     Raises:
         ValueError: The bank has no code of these samples, or it can be told that they are not the bank's.
@@ -169,7 +178,7 @@ def rows_to_mix(
         SplitWarning: It cannot be told, and the bank was not restricted by ``bank.subset``.
     """
     plain = _without_mixing(dataset)
-    rows = None if plain is None else bank.rows_of_data(plain, generator)
+    rows = None if plain is None else bank.rows_of_data(plain, generator, image_key=image_key, label_key=label_key)
     if rows is None:
         if not getattr(bank, "is_part", False):
             what = "a data set that was not given" if dataset is None else f"this {type(dataset).__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
@@ -26,7 +27,7 @@ from latent_mixup.bank.facts import bank_facts
 from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
 from latent_mixup.bank.matching import CHUNK, rows_by_image
 from latent_mixup.generators.base import Generator
-from latent_mixup.labels import count_classes, hard_labels, on_cpu
+from latent_mixup.labels import MISSING, Key, count_classes, hard_labels, on_cpu
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,14 +46,16 @@ class LatentBank(hub.Published):
     Args:
         latents: ``[N, *latent_shape]``, floating and finite; float16 and float32 stay as they are.
         labels: Class of each row, ``[N]``, integers from 0, or -1 for a row without a label; or soft: floats
-            ``[N, num_classes]`` from 0, each row summing to 1.
+            ``[N, num_classes]`` from 0, each row summing to 1. With ``metadata={"multi_label": True}``, where a row may
+            have several classes or none: ``[N, num_classes]`` in [0, 1], of any dtype and sum.
         source_index: Each row's index in the data set, ``[N]``, all different; None: ``0 .. N - 1``.
         mse: Reconstruction error of each row, ``[N]``, from 0 (infinity: none was found).
         lpips: Perceptual error of each row, ``[N]``, from 0.
         status: ``[N]``, 0 ok, 1 failed, 2 skipped.
-        metadata: JSON values. Known keys: ``num_classes``; ``latent_space``; ``generator``, a dict with ``name``,
-            ``digest`` and, for a generator from the Hub, ``repo`` and ``commit``; ``dataset``, as :func:`fingerprint`
-            gives it; ``inversion``; ``versions``; ``hub``, the ``repo`` and ``commit`` of a bank from the Hub.
+        metadata: JSON values. Known keys: ``num_classes``; ``multi_label``; ``latent_space``; ``generator``, a dict
+            with ``name``, ``digest`` and, for a generator from the Hub, ``repo`` and ``commit``; ``dataset``, as
+            :func:`fingerprint` gives it; ``inversion``; ``versions``; ``hub``, the ``repo`` and ``commit`` of a bank
+            from the Hub.
 
     Raises:
         ValueError: There is no row, or a column does not fit.
@@ -80,7 +83,8 @@ class LatentBank(hub.Published):
         if source_index is None:
             source_index = torch.arange(len(codes), device="cpu")
         given = {"labels": labels, "source_index": source_index, "mse": mse, "lpips": lpips, "status": status}
-        self._fill(codes, check_columns(given, len(codes)), check_metadata({} if metadata is None else metadata))
+        stated = check_metadata({} if metadata is None else metadata)
+        self._fill(codes, check_columns(given, len(codes), stated), stated)
 
     def _fill(
         self,
@@ -107,7 +111,8 @@ class LatentBank(hub.Published):
 
     def __repr__(self) -> str:
         missing = int((self.labels < 0).sum())
-        kind = ", soft labels" * (self.labels.ndim == 2) + f", {missing} without a label" * bool(missing)
+        soft = ", multi-label" if self.multi_label else ", soft labels" * (self.labels.ndim == 2)
+        kind = soft + f", {missing} without a label" * bool(missing)
         return f"LatentBank({len(self)} rows of {self.latent_shape}, {self.num_classes} classes{kind})"
 
     def __getitem__(self, rows: RowIndex) -> tuple[Tensor, Tensor]:
@@ -164,13 +169,26 @@ class LatentBank(hub.Published):
         return self._columns["labels"]
 
     @property
+    def multi_label(self) -> bool:
+        """Whether a row may have several classes or none, from the metadata; labels then need not sum to 1."""
+        return bool(self.metadata.get("multi_label", False))
+
+    @property
     def hard_labels(self) -> Tensor:
-        """Class of each row, ``[N]`` int64, -1 for none; of a soft label the first of the most probable classes."""
-        return hard_labels(self.labels)
+        """Class of each row, ``[N]`` int64, -1 for none; of a soft label the first of the most probable classes.
+
+        In a :attr:`multi_label` bank no row has one class: all are -1.
+        """
+        return torch.full((len(self),), MISSING, device="cpu") if self.multi_label else hard_labels(self.labels)
 
     @property
     def class_counts(self) -> Tensor:
-        """Number of rows of each class, ``[num_classes]`` int64; a soft label counts for its most probable class."""
+        """Number of rows of each class, ``[num_classes]`` int64; a soft label counts for its most probable class.
+
+        A :attr:`multi_label` row counts for each class that it has with 0.5 or more.
+        """
+        if self.multi_label:
+            return (self.labels >= 0.5).sum(0)
         labels = self.hard_labels
         return torch.bincount(labels[labels >= 0], minlength=self.num_classes)
 
@@ -299,6 +317,8 @@ class LatentBank(hub.Published):
             raise ValueError(f"keep is the best fraction, in (0, 1]: got {keep}")
         if per_class and keep is None:
             raise ValueError("per_class needs keep, the fraction of each class: got keep=None")
+        if per_class and self.multi_label:
+            raise ValueError("per_class needs one class a row: this bank is multi-label, leave it out")
         rows = self.mse.argsort(stable=True)
         if max_mse is not None:
             rows = rows[self.mse[rows] <= max_mse]
@@ -359,7 +379,7 @@ class LatentBank(hub.Published):
         return LatentBank(latents, columns.pop("labels"), **columns, metadata=metadata)
 
     def _check_same_kind(self, bank: LatentBank, number: int) -> None:
-        for what in ("latent_shape", "latent_space", "generator_digest"):
+        for what in ("latent_shape", "latent_space", "generator_digest", "multi_label"):
             expected, found = getattr(self, what), getattr(bank, what)
             if expected != found:
                 raise ValueError(f"concat needs banks of one {what}: bank 0 has {expected!r}, bank {number} {found!r}")
@@ -423,7 +443,14 @@ class LatentBank(hub.Published):
             )
         return cast(Tensor, rows[rows >= 0].unique())
 
-    def rows_of_data(self, dataset: Any, generator: Generator | None = None) -> Tensor | None:
+    def rows_of_data(
+        self,
+        dataset: Any,
+        generator: Generator | None = None,
+        *,
+        image_key: Key | None = None,
+        label_key: Key | None = None,
+    ) -> Tensor | None:
         """The row of each sample of a data set, or None where that cannot be told.
 
         It can be told for the data set that the bank was made from (by its length and its labels); for ``Subset`` (also
@@ -435,6 +462,8 @@ class LatentBank(hub.Published):
         Args:
             dataset: With ``len(dataset)`` and ``dataset[i]``.
             generator: The bank's: at most 16 codes are decoded and compared with their images.
+            image_key: Place of the image in a sample; None: that of the images the bank was made from.
+            label_key: Place of the label, likewise.
 
         Returns:
             int64 ``[len(dataset)]``, -1 for a sample without a code.
@@ -442,27 +471,31 @@ class LatentBank(hub.Published):
         Raises:
             ValueError: Labels or images are not the bank's: the data set is another one, or its labels were changed.
         """
+        image_key = (self.metadata.get("samples") or {}).get("image_key") if image_key is None else image_key
+        source = self._source if label_key is None else replace(self._source, label_key=label_key)
         if (self.metadata.get("dataset") or {}).get("found_by") == "image":
-            return self._rows_by_image(dataset, generator)
-        index = self._source.find(dataset)
+            return self._rows_by_image(dataset, generator, image_key, source)
+        index = source.find(dataset)
         if index is None:
             return None
-        rows = self._source.rows_of(index)
+        rows = source.rows_of(index)
         if generator is not None:
-            self._check_images(dataset, rows, generator)
+            self._check_images(dataset, rows, generator, image_key)
         return rows
 
     @torch.no_grad()
-    def _rows_by_image(self, dataset: Any, generator: Generator | None) -> Tensor:
+    def _rows_by_image(
+        self, dataset: Any, generator: Generator | None, image_key: Key | None, source: Source
+    ) -> Tensor:
         """See :meth:`rows_of_data`."""
         if generator is None:
             raise ValueError("the codes of this bank are matched to images: pass its generator as well")
-        device, image_key = generator.device, (self.metadata.get("samples") or {}).get("image_key")
+        device = generator.device
         codes = (self[start : start + CHUNK][0] for start in range(0, len(self), CHUNK))
         decodes = (generator.coder.decode(part.to(device)).cpu() for part in codes)
         rows = rows_by_image(dataset, decodes, image_key)
         coded = (rows >= 0).nonzero()[:, 0]
-        fault = self._source.label_fault(dataset, rows[coded], coded) if len(coded) else None
+        fault = source.label_fault(dataset, rows[coded], coded) if len(coded) else None
         if fault is not None:
             raise ValueError(fault)
         return rows
@@ -504,9 +537,9 @@ class LatentBank(hub.Published):
         length = (self.metadata.get("dataset") or {}).get("length")
         label_key = (self.metadata.get("samples") or {}).get("label_key")
         aside = torch.tensor(list(self.set_aside), dtype=torch.int64, device="cpu")
-        return Source(self.source_index, self.labels, length, label_key, aside)
+        return Source(self.source_index, self.labels, length, label_key, aside, self.multi_label)
 
-    def _check_images(self, dataset: Any, rows: Tensor, generator: Generator) -> None:
+    def _check_images(self, dataset: Any, rows: Tensor, generator: Generator, image_key: Key | None) -> None:
         coded = (rows >= 0).nonzero()[:, 0]
         if not len(coded):
             return
@@ -517,7 +550,7 @@ class LatentBank(hub.Published):
         apart = (decodes - decodes.flip(0)).square().mean()
         if self.mse is not None and self.mse[rows[probes]].mean() > apart / 2:
             return  # by the bank's own account its codes are no likenesses: such as those of random weights
-        if not shows(dataset, probes.tolist(), decodes, labels, (self.metadata.get("samples") or {}).get("image_key")):
+        if not shows(dataset, probes.tolist(), decodes, labels, image_key):
             raise ValueError(
                 f"the images of this {type(dataset).__name__} are not those of the bank, whose codes decode to others: "
                 "pass the data set the bank was made from, in its order, or invert this one"
@@ -637,7 +670,8 @@ class LatentBank(hub.Published):
         num_rows = codes.shape[0]
         if not num_rows:
             raise ValueError("empty bank: no file has a row")
-        return cls.__new__(cls)._fill(codes, check_columns(codes.columns, num_rows), check_metadata(metadata))
+        stated = check_metadata(metadata)
+        return cls.__new__(cls)._fill(codes, check_columns(codes.columns, num_rows, stated), stated)
 
 
 def _place_of(generator: Mapping[str, Any]) -> str | None:

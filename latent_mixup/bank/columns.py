@@ -61,18 +61,28 @@ def chunked(latents: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, latents[start : start + CHUNK_ROWS]
 
 
-def check_columns(columns: Mapping[str, Any], num_rows: int) -> Columns:
+def check_columns(columns: Mapping[str, Any], num_rows: int, metadata: Mapping[str, Any]) -> Columns:
     """Columns as a bank keeps them, on the CPU; columns that are None are left out.
+
+    Args:
+        columns: Name => values.
+        num_rows: Rows of the bank.
+        metadata: Its checked metadata: with ``multi_label``, labels need not sum to 1.
 
     Raises:
         ValueError: A column does not have one valid entry per row.
     """
-    return {name: _check_column(name, values, num_rows) for name, values in columns.items() if values is not None}
+    multi_label = metadata.get("multi_label", False)
+    return {
+        name: as_labels(values, num_rows, multi_label=multi_label)
+        if name == "labels"
+        else _check_column(name, values, num_rows)
+        for name, values in columns.items()
+        if values is not None
+    }
 
 
 def _check_column(name: str, values: Any, num_rows: int) -> Tensor:
-    if name == "labels":
-        return as_labels(values, num_rows)
     column = on_cpu(values)
     dtype = COLUMN_DTYPES[name]
     if tuple(column.shape) != (num_rows,):
@@ -139,6 +149,7 @@ _KNOWN: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
     ("filtered",): (_are_stages, "a list of dicts"),
     ("refined",): (_are_stages, "a list of dicts"),
     ("part_of",): (_is_length, "an integer from 0"),
+    ("multi_label",): (lambda value: isinstance(value, bool), "true or false"),
     ("set_aside",): (_are_errors, "a dict of source indices, as text, and errors"),
 }
 """Keys of the metadata that a bank itself reads: place => whether a value may stand there, and what is expected."""

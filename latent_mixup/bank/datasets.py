@@ -39,12 +39,12 @@ _OWN_LABELS = ("torchvision.datasets.", "latent_mixup.bundled")  # classes whose
 _PLAIN = (Subset, ConcatDataset)  # their samples are those of their parts
 
 
-def fingerprint(dataset: Any) -> dict[str, Any]:
+def fingerprint(dataset: Any, *, multi_label: bool = False) -> dict[str, Any]:
     """What a bank's metadata keep of its data set: ``length``, and ``labels``, the SHA-256 of its targets (or None).
 
     Soft targets are hashed in float32, as a bank keeps them, together with their shape.
     """
-    targets = targets_of(dataset)
+    targets = targets_of(dataset, multi_label=multi_label)
     if targets is None:
         return {"length": len(dataset), "labels": None}
     sha = hashlib.sha256(str(list(targets.shape)).encode() if targets.ndim == 2 else b"")
@@ -62,6 +62,7 @@ class Source:
         length: Length of the data set; None: not stated.
         label_key: Place of the label in a sample; None: one of the usual ones.
         set_aside: The source indices of images that could not be used, int64.
+        multi_label: Whether labels need not sum to 1.
     """
 
     index: Tensor
@@ -69,6 +70,7 @@ class Source:
     length: int | None = None
     label_key: Key | None = None
     set_aside: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
+    multi_label: bool = False
 
     @property
     def needed(self) -> int:
@@ -162,13 +164,13 @@ class Source:
             samples: The index of each in the data set, ``[B]``.
             read: Gives the labels of a few samples, as ``labels_of`` does.
         """
-        targets, certain = _labels_in_memory(dataset)
+        targets, certain = _labels_in_memory(dataset, self.multi_label)
         if targets is not None and (fault := self._differing(targets[samples], rows, samples)) is not None:
             return fault
         if targets is not None and certain:
             return None
         probes = _some_of_each_class(self.labels[rows])
-        found = read(dataset, samples[probes].tolist(), self.label_key)
+        found = read(dataset, samples[probes].tolist(), self.label_key, multi_label=self.multi_label)
         return self._differing(found, rows[probes], samples[probes])
 
     def _differing(self, found: Tensor, rows: Tensor, samples: Tensor) -> str | None:
@@ -249,39 +251,42 @@ class _Guarded:
             raise _UnreadableError from cause
 
 
-def _readable_labels(dataset: Any, indices: list[int], key: Key | None) -> Tensor:
+def _readable_labels(dataset: Any, indices: list[int], key: Key | None, *, multi_label: bool) -> Tensor:
     """``labels_of``, with one exception for every sample that cannot be read."""
     try:
-        return labels_of(_Guarded(dataset), indices, key)
+        return labels_of(_Guarded(dataset), indices, key, multi_label=multi_label)
     except ValueError as cause:  # documented there: a sample of another form, or labels of several kinds
         raise _UnreadableError from cause
 
 
-def _labels_in_memory(dataset: Any) -> tuple[Tensor | None, bool]:
+def _labels_in_memory(dataset: Any, multi_label: bool) -> tuple[Tensor | None, bool]:
     """All labels of a data set without a look at its images, or None; and whether its samples surely have these."""
     if type(dataset) in _PLAIN:
         parts, join = _inside(dataset)
-        found = [_labels_in_memory(part) for part in parts]
+        found = [_labels_in_memory(part, multi_label) for part in parts]
         labels = [each for each, _ in found if each is not None]
         if not labels or len(labels) < len(parts) or len({each.shape[1:] for each in labels}) > 1:
             return None, False
         return join(labels), all(certain for _, certain in found)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         try:
-            return as_labels(dataset.tensors[1], len(dataset)), True
+            return as_labels(dataset.tensors[1], len(dataset), multi_label=multi_label), True
         except (TypeError, ValueError):
             return None, False
     certain = getattr(type(dataset).__getitem__, "__module__", "").startswith(_OWN_LABELS)
     change = getattr(dataset, "target_transform", None)
-    return (targets_of(dataset) if change is None or not certain else _changed_targets(dataset, change)), certain
+    if change is None or not certain:
+        return targets_of(dataset, multi_label=multi_label), certain
+    return _changed_targets(dataset, change, multi_label), certain
 
 
-def _changed_targets(dataset: Any, change: Callable[[int], Any]) -> Tensor | None:
+def _changed_targets(dataset: Any, change: Callable[[int], Any], multi_label: bool) -> Tensor | None:
     """``dataset.targets`` after ``target_transform``, which is called once for each class."""
     try:
         classes, number = as_labels(dataset.targets, len(dataset)).unique(return_inverse=True)
         with random_states_kept():
-            return torch.stack([read_label(change(label)) for label in classes.tolist()])[number]
+            labels = [read_label(change(label), multi_label=multi_label) for label in classes.tolist()]
+            return torch.stack(labels)[number]
     except Exception:  # it is the user's own function: the samples tell
         return None
 

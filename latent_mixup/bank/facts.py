@@ -36,15 +36,20 @@ def bank_facts(
 ) -> cards.Facts:
     """The facts of a bank with these columns, whose codes are stored as ``dtype``."""
     num_rows, generator = len(labels), metadata.get("generator") or {}
+    multi_label = metadata.get("multi_label", False)
     known = known_data_set(metadata.get("dataset"))
     title = f"Latent bank of {DATA_SETS[known].title if known else 'images'}"
     megabytes = num_rows * prod(latent_shape) * dtype.itemsize / 1e6
     facts = {
         "rows": f"{num_rows:,}, one per image",
-        "classes": _classes(hard_labels(labels), num_classes, metadata.get("classes")),
+        "classes": _classes(
+            (labels >= 0.5).nonzero()[:, 1] if multi_label else hard_labels(labels),
+            num_classes,
+            metadata.get("classes"),
+        ),
         "latent codes": f"{list(latent_shape)} in {cards.text(metadata.get('latent_space') or 'an unnamed space')}, "
         f"{str(dtype).removeprefix('torch.')}, {megabytes:,.1f} MB",
-        "labels": _labels(labels),
+        "labels": _labels(labels, multi_label),
         "errors": _failures(status, metadata.get("set_aside")),
     }
     return cards.Facts(
@@ -78,9 +83,11 @@ def _classes(labels: Tensor, num_classes: int, names: object) -> str:
     return f"{num_classes:,}: {', '.join(shown)}{' ...' if len(found) > _MAX_NAMED else ''}" if shown else "none"
 
 
-def _labels(labels: Tensor) -> str:
+def _labels(labels: Tensor, multi_label: bool) -> str:
     if labels.ndim == 2:
-        return f"soft, {labels.shape[1]} numbers"
+        return (
+            f"multi-label, {labels.shape[1]} numbers in [0, 1]" if multi_label else f"soft, {labels.shape[1]} numbers"
+        )
     missing = int((labels < 0).sum())
     return "a class index" + (f", missing in {missing:,} rows" if missing else "")
 

@@ -294,7 +294,7 @@ class Shards:
         """Everything but the codes, in memory, checked."""
         joined = {name: torch.cat([part[name] for part in self.parts]) for name in self.index.columns}
         with _faults_of(self.folder):
-            columns = check_columns(joined, self.index.num_rows)
+            columns = check_columns(joined, self.index.num_rows, self.index.metadata)
             if (needed := _least_version(columns["labels"])) > self.index.format_version:
                 row = int((columns["labels"] < 0).nonzero()[0])
                 raise ValueError(f"labels needs numbers from 0 before format_version {needed}: row {row} has -1")

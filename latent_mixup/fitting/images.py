@@ -60,7 +60,14 @@ class Look:
         return self.shapes != (self.size,) * 4
 
 
-def look(dataset: Any, size: int | None = None, *, image_key: Key | None = None, label_key: Key | None = None) -> Look:
+def look(
+    dataset: Any,
+    size: int | None = None,
+    *,
+    image_key: Key | None = None,
+    label_key: Key | None = None,
+    multi_label: bool = False,
+) -> Look:
     """Look at evenly spaced samples.
 
     Args:
@@ -69,6 +76,7 @@ def look(dataset: Any, size: int | None = None, *, image_key: Key | None = None,
             most ``LARGEST``.
         image_key: Place of the image in a sample; None: found.
         label_key: Place of the label.
+        multi_label: Whether labels need not sum to 1.
 
     Raises:
         ValueError: There are too few images, none of those looked at can be read, or the size is not one of ``SIZES``.
@@ -101,7 +109,7 @@ def look(dataset: Any, size: int | None = None, *, image_key: Key | None = None,
     short = median(map(min, heights, widths))
     chosen = size or max([each for each in SIZES if each <= min(short, LARGEST)], default=SIZES[0])
     key = label_key_of(sample, label_key)
-    label = None if key is None else read_label(part_of(sample, key))
+    label = None if key is None else read_label(part_of(sample, key), multi_label=multi_label)
     return Look(
         1 if all(map(_is_grey, values)) else 3,
         chosen,
@@ -111,6 +119,7 @@ def look(dataset: Any, size: int | None = None, *, image_key: Key | None = None,
             image_key_of(sample, image_key),
             key,
             len(label) if label is not None and label.ndim else None,
+            multi_label,
         ),
     )
 
@@ -133,9 +142,16 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
     """
 
     def __init__(
-        self, dataset: Any, images: Tensor, labels: Tensor, errors: dict[int, str], classes: list[str] | None = None
+        self,
+        dataset: Any,
+        images: Tensor,
+        labels: Tensor,
+        errors: dict[int, str],
+        classes: list[str] | None = None,
+        multi_label: bool = False,
     ) -> None:
         self.dataset, self.images, self.labels, self.errors, self.classes = dataset, images, labels, errors, classes
+        self.multi_label = multi_label
         readable = torch.ones(len(labels), dtype=torch.bool, device="cpu")
         readable[list(errors)] = False
         self._row = readable.cumsum(0) - 1
@@ -143,7 +159,7 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
     @cached_property
     def targets(self) -> Tensor | None:
         """Those of the original data set, by which a bank knows it."""
-        return targets_of(self.dataset)
+        return targets_of(self.dataset, multi_label=self.multi_label)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,7 +184,7 @@ def prepare(dataset: Any, found: Look, out: Path, *, progress: bool = True) -> P
     chunks = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
     size = (found.channels, found.size, found.size)
     facts = {
-        "dataset": fingerprint(dataset),
+        "dataset": fingerprint(dataset, multi_label=found.format.multi_label),
         "first_image": _digest_of_first(dataset, found),
         "size": list(size),
         "samples": found.format.to_dict(),
@@ -200,7 +216,7 @@ def prepare(dataset: Any, found: Look, out: Path, *, progress: bool = True) -> P
     low, high = images[:: max(1, count // 512)].aminmax()
     if low == high:
         raise ValueError(f"every image is of one colour, {int(low)} of 255: is this the right data set?")
-    return Prepared(dataset, images, labels, errors, class_names(dataset, found.format))
+    return Prepared(dataset, images, labels, errors, class_names(dataset, found.format), found.format.multi_label)
 
 
 def _read(dataset: Any, indices: Iterable[int], found: Look, advance: Advance) -> Tensors:
@@ -219,7 +235,8 @@ def _read(dataset: Any, indices: Iterable[int], found: Look, advance: Advance) -
             errors[index] = one_line(error)
         else:
             if found.format.label_key is not None:
-                label = read_label(part_of(sample, found.format.label_key))
+                key = found.format.label_key
+                label = read_label(part_of(sample, key), multi_label=found.format.multi_label)
             if label.shape != missing.shape:
                 raise ValueError(f"labels need one form: sample {index} has {describe_sample(sample)}")
         labels.append(label)

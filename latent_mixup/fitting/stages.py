@@ -81,6 +81,7 @@ def fit(
     seed: int = 0,
     image_key: Key | None = None,
     label_key: Key | None = None,
+    multi_label: bool = False,
     progress: bool = True,
     tell: Callable[[str], object] | None = None,
 ) -> tuple[Generator, LatentBank]:
@@ -106,6 +107,7 @@ def fit(
         seed: Of everything that is drawn.
         image_key: Place of the image in a sample; None: found.
         label_key: Place of the label.
+        multi_label: See :func:`latent_mixup.invert`; the check then looks at images alone.
         progress: Show progress.
         tell: Called with each line of the report; None: nothing is said.
 
@@ -123,7 +125,7 @@ def fit(
     dataset = open_folder(dataset) if isinstance(dataset, str | Path) else dataset
     device = torch.device(best_device() if device == "auto" else device)
     started = time.perf_counter()
-    found = look(dataset, size, image_key=image_key, label_key=label_key)
+    found = look(dataset, size, image_key=image_key, label_key=label_key, multi_label=multi_label)
     say(_about(dataset, found))
     images = prepare(dataset, found, out / IMAGES, progress=progress)
     settings = _settings(out, images, found, minutes, steps, inversion_steps, flip, device, seed, say)
@@ -147,6 +149,7 @@ def fit(
             steps=settings.inversion_steps,
             restarts=0,
             seed=seed,
+            multi_label=multi_label,
             progress=progress,
         )
     generator = generator.to("cpu")
@@ -277,7 +280,8 @@ def _about(dataset: Any, found: Look) -> str:
 
 def closing(out: Path, found: Look, bank: LatentBank, record: dict[str, Any], seconds: float) -> str:
     """What a run says at its end: the check, where the files are, and the lines to paste."""
-    labelled = bool((bank.hard_labels >= 0).any())
+    labelled = bool((bank.labels >= 0).any())
+    multi_label = ", multi_label=True" if bank.multi_label else ""
     lines = [
         record.get("error") or check_text(record),
         "",
@@ -290,7 +294,9 @@ def closing(out: Path, found: Look, bank: LatentBank, record: dict[str, Any], se
         f'    generator, bank = lm.load("{out}")',
     ]
     if labelled:
-        lines.append("    loader = lm.LatentMixupLoader(loader, generator, bank, prob=0.5)  # your own loader")
+        lines.append(
+            f"    loader = lm.LatentMixupLoader(loader, generator, bank, prob=0.5{multi_label})  # your own loader"
+        )
     else:
         lines.append("    images = generator.decode(generator.sample_latents(64))  # without labels: fresh samples")
     if found.changes:

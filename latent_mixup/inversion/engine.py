@@ -66,6 +66,7 @@ def invert(
     std: Moments | None = None,
     image_key: Key | None = None,
     label_key: Key | None = None,
+    multi_label: bool = False,
     command: Sequence[str] | None = None,
 ) -> LatentBank:
     """Find a latent code for every image of a data set: a start, then gradient steps, of which the best is kept.
@@ -112,6 +113,8 @@ def invert(
         std: Standard deviation of each channel.
         image_key: Place of the image in a sample: a name, or a number in a tuple. None: found.
         label_key: Place of the label.
+        multi_label: Whether a sample may have several classes or none: labels are ``[num_classes]`` numbers in [0, 1]
+            of any sum, and the bank is for ``multi_label=True`` of the wrappers.
         command: Command line to record in the bank's metadata.
 
     Returns:
@@ -148,7 +151,9 @@ def invert(
         encoder = generator.encode
 
     # Read before anything is written, so that images of a wrong size or range leave no folder behind.
-    format, first = probe(dataset, generator, mean=mean, std=std, image_key=image_key, label_key=label_key)
+    format, first = probe(
+        dataset, generator, mean=mean, std=std, image_key=image_key, label_key=label_key, multi_label=multi_label
+    )
     classes = class_names(dataset, format)
     _check_labels(first.labels, classes)
 
@@ -219,7 +224,11 @@ def invert(
         "samples": format.to_dict(),
         "latent_space": generator.latent_space,
         "generator": {"name": generator.metadata.get("name"), "digest": generator.digest(), "commit": None},
-        "dataset": {**fingerprint(dataset), "first_images": files.tensors_sha256({"images": first.images})},
+        "dataset": {
+            **fingerprint(dataset, multi_label=multi_label),
+            "first_images": files.tensors_sha256({"images": first.images}),
+        },
+        **({"multi_label": True} if multi_label else {}),
         "inversion": settings,
     }
     chunks = split_chunks(len(dataset), batch_size)

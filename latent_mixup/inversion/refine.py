@@ -128,7 +128,7 @@ def refine(
     _check_belong(bank, dataset, generator)
     generator = leave_inference_mode(generator.to(device or generator.device)).coder
     objective = chosen_loss(generator, loss)
-    source = BankImages(bank, dataset, generator, stated_format(bank.metadata.get("samples"), dataset, generator))
+    source = BankImages(bank, dataset, generator, stated_format(bank.metadata, dataset, generator))
     every = torch.arange(len(bank), device="cpu")
     with eval_modes(generator):
         mse = source.decoded_mse(every, batch_size) if bank.mse is None else bank.mse
@@ -186,7 +186,7 @@ def refine(
         "bank": bank.digest(),
         "samples": source.format.to_dict(),
         "generator": {"digest": generator.digest()},
-        "dataset": fingerprint(dataset),
+        "dataset": fingerprint(dataset, multi_label=bank.multi_label),
         "refine": {"above": [s.above for s in stages], "steps": [s.steps for s in stages], **settings},
     }
     if command:
@@ -274,7 +274,7 @@ def _check_belong(bank: LatentBank, dataset: Any, generator: Generator) -> None:
     bank.check(generator)
     bank.check(dataset)
     stated = bank.metadata.get("dataset")
-    for name, found in fingerprint(dataset).items():
+    for name, found in fingerprint(dataset, multi_label=bank.multi_label).items():
         expected = stated.get(name) if isinstance(stated, dict) else None
         if None not in (expected, found) and expected != found:
             raise ValueError(

@@ -39,17 +39,19 @@ class SampleFormat:
         image_key: Place of the image in a sample; None: the sample is the image.
         label_key: Place of the label; None: there is none.
         num_classes: Entries of a soft label; None: labels are integers, or missing.
+        multi_label: Whether a sample may have several classes or none, so that its label need not sum to 1.
     """
 
     images: ImageFormat
     image_key: Key | None = None
     label_key: Key | None = None
     num_classes: int | None = None
+    multi_label: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; :meth:`from_dict` reads them."""
         keys = {"image_key": self.image_key, "label_key": self.label_key, "num_classes": self.num_classes}
-        return {"images": self.images.to_dict(), **keys}
+        return {"images": self.images.to_dict(), **keys} | ({"multi_label": True} if self.multi_label else {})
 
     @classmethod
     def from_dict(cls, stated: Mapping[str, Any]) -> SampleFormat:
@@ -83,6 +85,7 @@ def probe(
     std: Moments | None = None,
     image_key: Key | None = None,
     label_key: Key | None = None,
+    multi_label: bool = False,
 ) -> tuple[SampleFormat, Samples]:
     """Find the form of a data set by its first samples, and whether they can be used, before anything is written.
 
@@ -97,6 +100,7 @@ def probe(
         std: Standard deviation.
         image_key: Place of the image in a sample: a name, or a number in a tuple; None: found.
         label_key: Place of the label, likewise.
+        multi_label: Whether labels are ``[num_classes]`` numbers in [0, 1] of any sum.
 
     Returns:
         The form of the samples, and the first of them.
@@ -131,8 +135,8 @@ def probe(
             _raise_unless_of_image(error)
     images = detect_format(values.values(), mean, std, img_channels=generator.img_channels) if values else ImageFormat()
     first = next(iter(values or held))
-    label = _label(_label_part(held[first], label_key, first), first)
-    format = SampleFormat(images, image_key, label_key, len(label) if label.ndim else None)
+    label = _label(_label_part(held[first], label_key, first), first, multi_label)
+    format = SampleFormat(images, image_key, label_key, len(label) if label.ndim else None, multi_label)
     samples = read_samples(held, list(held), generator, format, probed=dataset)
     errors.update(samples.errors)
     if not len(samples.index):
@@ -140,14 +144,14 @@ def probe(
     return format, replace(samples, errors=errors)
 
 
-def stated_format(stated: Mapping[str, Any] | None, dataset: Any, generator: Generator) -> SampleFormat:
+def stated_format(metadata: Mapping[str, Any], dataset: Any, generator: Generator) -> SampleFormat:
     """The form of a bank's data set: ``bank.metadata["samples"]``, or else found by its first samples.
 
     Raises:
         ValueError: The metadata are not those of :func:`latent_mixup.invert`, or as for :func:`probe`.
     """
-    if stated is None:
-        return probe(dataset, generator)[0]
+    if (stated := metadata.get("samples")) is None:
+        return probe(dataset, generator, multi_label=metadata.get("multi_label", False))[0]
     try:
         return SampleFormat.from_dict(stated)
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
@@ -189,7 +193,7 @@ def read_samples(
                 raise ValueError(f"image {index}: {error}") from None
             errors[index] = one_line(error)
             continue
-        label = _label(_label_part(sample, format.label_key, index), index)
+        label = _label(_label_part(sample, format.label_key, index), index, format.multi_label)
         found = len(label) if label.ndim else None
         if found != format.num_classes:
             raise ValueError(
@@ -277,10 +281,10 @@ def _label_part(sample: Any, key: Key | None, index: int) -> Any:
         raise ValueError(f"the label of sample {index}: {error}") from error
 
 
-def _label(value: Any, index: int) -> Tensor:
+def _label(value: Any, index: int, multi_label: bool) -> Tensor:
     """A class as int64 ``[]``, -1 for None; a soft label as float32 ``[num_classes]``."""
     try:
-        label = read_label(value)
+        label = read_label(value, multi_label=multi_label)
         if not label.ndim and label < MISSING:
             raise ValueError("a class needs an integer from 0, or -1 for none")
     except (TypeError, ValueError) as error:

@@ -55,6 +55,14 @@ class BankView:
         """Codes of rows of the bank, ``[k, *latent_shape]`` float32."""
         return self.bank[rows][0]
 
+    def check_classes(self, who: object) -> None:
+        """Raise ``ValueError`` where a row has no single class, which partners by class need."""
+        if self.bank.multi_label:
+            raise ValueError(
+                f"{type(who).__name__} needs one class a row: this bank is multi-label, whose rows may have several; "
+                "use partners=Anyone(), or Nearest(among=Anyone())"
+            )
+
     def draw(self, k: int, count: int, generator: torch.Generator) -> Tensor:
         """Rows ``[k, count]``, uniform over those that may be drawn."""
         return self.at(torch.randint(len(self), (k, count), generator=generator, device=generator.device))
@@ -102,13 +110,8 @@ class BankView:
         return self.codes(self.at(some))
 
 
-class _Partners(Setting):
-    def check(self, bank: BankView) -> None:
-        """Raise ``ValueError`` where a row of the bank has no partner; by default each has one."""
-
-
 @dataclass(frozen=True)
-class Anyone(_Partners):
+class Anyone(Setting):
     """Any row of the bank, the sample's own included: the paper's, and mixup's.
 
     Example:
@@ -116,19 +119,26 @@ class Anyone(_Partners):
         torch.Size([2, 1])
     """
 
+    def check(self, bank: BankView) -> None:
+        """Each row has a partner."""
+
     def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``, uniform over the bank."""
         return bank.draw(len(rows), count, generator)
 
 
 @dataclass(frozen=True)
-class SameClass(_Partners):
+class SameClass(Setting):
     """A row of the sample's own class, so that the image alone is mixed. A soft label counts as its likeliest class.
 
     Example:
         >>> SameClass().draw(torch.tensor([0, 2]), 1, bank, torch.Generator()).shape  # doctest: +SKIP
         torch.Size([2, 1])
     """
+
+    def check(self, bank: BankView) -> None:
+        """Raise ``ValueError`` where rows may have several classes."""
+        bank.check_classes(self)
 
     def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
         """``[k, count]``, uniform over the class."""
@@ -145,7 +155,8 @@ class OtherClass(Setting):
     """
 
     def check(self, bank: BankView) -> None:
-        """Raise ``ValueError`` where there is one class alone."""
+        """Raise ``ValueError`` where there is one class alone, or rows may have several."""
+        bank.check_classes(self)
         if int((bank.class_counts > 0).sum()) < 2:
             raise ValueError("OtherClass needs a bank of at least two classes: got one")
 
@@ -184,7 +195,8 @@ class ClassPairs(Setting):
                 raise ValueError(f"row {number} of the class-pair matrix needs numbers from 0, not all 0: got {row}")
 
     def check(self, bank: BankView) -> None:
-        """Raise ``ValueError`` where the bank has other classes, or no row of a class that may be drawn."""
+        """Raise ``ValueError`` where the bank has other classes, several a row, or no row of one that may be drawn."""
+        bank.check_classes(self)
         counts = bank.class_counts
         if len(counts) != len(self.matrix):
             raise ValueError(f"the class-pair matrix is of {len(self.matrix)} classes, the bank of {len(counts)}")

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from latent_mixup.functional import Path, mix_latents, soft_targets
+from latent_mixup.functional import Path, mix_latents
 from latent_mixup.generators.base import Generator, PathName
+from latent_mixup.labels import label_rows
 from latent_mixup.policies.blending import Channels, Layers, Whole
 from latent_mixup.policies.draws import Draw
 from latent_mixup.policies.labelling import Curve, Teacher
@@ -31,8 +32,8 @@ LabelPair: TypeAlias = tuple[Tensor, Tensor, Tensor]
 class Policy(Setting):
     """How a mix is made of bank rows; ``Policy()`` is the paper's, with one ``lam`` a sample.
 
-    A label always sums to 1. Where the sample's own weight is 1, the mix is the sample's own code with its own label,
-    apart from noise, truncation, projection and low-pass.
+    A label sums to 1, unless those of the bank are multi-label. Where the sample's own weight is 1, the mix is the
+    sample's own code with its own label, apart from noise, truncation, projection and low-pass.
 
     Args:
         weights: Distribution of the weights of a mix.
@@ -99,6 +100,15 @@ class Policy(Setting):
             raise ValueError(
                 f"Policy(project={self.project}) needs a generator with a learnt prior, as latent_mixup.fit makes it: "
                 f"{type(generator).__name__} has none"
+            )
+        if bank.bank.multi_label and isinstance(self.labels, Teacher):
+            raise ValueError(
+                "a Teacher says one class of an image, by a softmax: leave it out where labels are multi-label"
+            )
+        if bank.bank.multi_label and generator is not None and generator.takes_targets:
+            raise ValueError(
+                f"{type(generator).__name__} is told weights of classes that sum to 1, which multi-label ones do not: "
+                "use a generator that decodes from codes alone"
             )
         self.partners.check(bank)
         self.blend.check(bank.bank.latent_shape)
@@ -230,7 +240,7 @@ class Policy(Setting):
 
     def soft_label(self, labels: Tensor, draw: Draw, num_classes: int) -> Tensor:
         """Labels of mixes by those of their sources alone, ``[k, num_classes]``; ``labels`` as in :meth:`label`."""
-        each = soft_targets(labels.flatten(0, 1), num_classes).view(*draw.sources.shape, num_classes)
+        each = label_rows(labels.flatten(0, 1), num_classes).view(*draw.sources.shape, num_classes)
         return (draw.label_weights[..., None].to(each) * each).sum(1)
 
 

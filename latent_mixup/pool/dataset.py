@@ -15,8 +15,10 @@ from torch.utils.data import Dataset, Subset, get_worker_info
 
 from latent_mixup import sampling
 from latent_mixup.augment import base
-from latent_mixup.augment.dataset import NUM_PROBES, read_sample
+from latent_mixup.augment.batches import OwnSamples
+from latent_mixup.augment.dataset import NUM_PROBES
 from latent_mixup.augment.sources import SplitWarning, check_dataset, parts_of
+from latent_mixup.augment.transforms import Transform
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, Moments, RangeMismatchWarning, check_size, from_uint8, range_mismatch
@@ -28,7 +30,7 @@ from latent_mixup.pool.refresh import Refreshed, check_digest
 MAX_TARGETS = 16_000_000  # soft targets of 64 MB
 
 
-class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
+class RenderedMixupDataset(Dataset[Any]):
     """The mixes that ``latent-mixup render`` has written: ``dataset[i] -> (image, target)``.
 
     Images are read by mmap and augmented anew each time they are asked for. Alone, sample i is the pool's entry i and
@@ -37,8 +39,8 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
 
     Args:
         folder: Folder of the pool.
-        dataset: ``dataset[i] -> (image, label)``, the image a float ``[C, H, W]`` tensor of the pool's size after
-            ``transform`` and ``normalize``, the label an int or soft; None: the pool alone. With ``bank``, only entries
+        dataset: ``dataset[i] -> (image, label)``, as :class:`latent_mixup.LatentMixupDataset` takes it, the image of
+            the pool's size after ``transform`` and ``normalize``; None: the pool alone. With ``bank``, only entries
             whose sources are all in it are drawn.
         prob: Probability that a sample is a mix, where there is a ``dataset``.
         transform: Augmentation of a mix, a float32 ``[C, H, W]`` tensor in [-1, 1].
@@ -84,7 +86,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         *,
         dataset: Dataset[Any] | Sequence[Any] | None = None,
         prob: float = 1.0,
-        transform: base.Transform | None = None,
+        transform: Transform | None = None,
         normalize: tuple[Moments, Moments] | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
@@ -113,6 +115,7 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         )
         self.dataset: Any = dataset
         self._pool = Pool(Path(folder).absolute(), verify=verify)
+        self._own = OwnSamples(dataset, self.settings, self._pool.images.shape[1])
         self.num_classes = self._pool.index.num_classes if num_classes is None else num_classes
         for name in ("labels_a", "labels_b"):
             check_labels(self._pool.columns[name], self.num_classes)
@@ -173,20 +176,23 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``."""
+    def __getitem__(self, index: int) -> Any:
+        """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``, and its further fields."""
         return self.__getitems__([index])[0]
 
     @base.long_lived()
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Several samples, read in one batch: what a DataLoader calls."""
         wanted = [self._index(index) for index in indices]
         if self.dataset is None:
-            return self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
+            images, targets = self._mixes(torch.tensor(wanted, dtype=torch.int64, device="cpu"))
+            return list(zip(images, targets, strict=True))
         if self.settings.prob:
             self._check_range_once()
         entries = self._entries(wanted)
-        mixes = iter(self._mixes(entries[entries >= 0]))
+        drawn = entries >= 0
+        replaced = [index for index, is_mix in zip(wanted, drawn.tolist(), strict=True) if is_mix]
+        mixes = iter(self._own.mixes(replaced, *self._mixes(entries[drawn])) if replaced else [])
         return [
             next(mixes) if entry >= 0 else self._real(index)
             for index, entry in zip(wanted, entries.tolist(), strict=True)
@@ -215,16 +221,17 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
         u = torch.rand(n, generator=stream, dtype=torch.float32, device="cpu")
         return torch.where(u < self.settings.prob, entries if self._allowed is None else self._allowed[entries], -1)
 
-    def _mixes(self, entries: Tensor) -> list[tuple[Tensor, Any]]:
+    def _mixes(self, entries: Tensor) -> tuple[Tensor, list[Any]]:
+        """Images of entries, ``[k, C, H, W]``, and their targets, one by one."""
         if not len(entries):
-            return []
-        images = self.settings.finished(from_uint8(self.images(entries)))
-        return list(zip(images, base.split_targets(self.targets(entries)), strict=True))
+            return torch.empty(0, dtype=torch.float32, device="cpu"), []
+        return self.settings.finished(from_uint8(self.images(entries))), base.split_targets(self.targets(entries))
 
-    def _real(self, index: int) -> tuple[Tensor, Any]:
-        image, label = read_sample(self.dataset, index)
+    def _real(self, index: int) -> Any:
+        sample = self._own.read(index)
         soft = self._pool.columns["labels_a"].is_floating_point()
-        return image, base.split_targets(self.settings.own_targets(label[None], self.num_classes, soft=soft))[0]
+        target = base.split_targets(self.settings.own_targets(sample.label[None], self.num_classes, soft=soft))[0]
+        return self._own.replaced(sample, target)
 
     def _check_range_once(self) -> None:
         """At first access, compare some samples of the data set with some of the pool; in one process."""
@@ -237,11 +244,12 @@ class RenderedMixupDataset(Dataset[tuple[Tensor, Any]]):
             for n in (len(self.images_uint8), len(self))
         )
         with torch.random.fork_rng(devices=[]):  # a look that leaves no trace in the augmentation
-            mixes = torch.stack([image for image, _ in self._mixes(entries)])
-            real = [read_sample(self.dataset, index)[0] for index in indices.tolist()]
-        for image in real:
+            mixes, _ = self._mixes(entries)
+            images = [self._own.read(index).image for index in indices.tolist()]
+        for image in images:
             check_size(image[None], mixes)
-        message = range_mismatch(torch.stack(real), mixes)
+        real = torch.stack(images)
+        message = range_mismatch(real, base.in_kind(mixes, real))
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=4)
 

@@ -173,6 +173,8 @@ def render(
         raise ValueError(f"a pool needs at least one image, and a batch as well: got n={n}, batch_size={batch_size}")
     bank.check(generator)
     bank.check_labelled()
+    if bank.multi_label:
+        raise ValueError("a pool holds labels that sum to 1: wrap a loader to train on mixes of a multi-label bank")
     decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
     renderer = Renderer(decoder, bank, followed, seed, batch_size)
     followed.check(renderer.rows)

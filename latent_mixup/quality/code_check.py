@@ -158,7 +158,7 @@ def _examined(
     bank.check(generator)
     samples, labels = _samples_of(bank, dataset, generator), bank.hard_labels
     rows, rest, labelled = _chosen(bank, samples, others is None, limit, seed)
-    format = stated_format(bank.metadata.get("samples"), dataset, generator)
+    format = stated_format(bank.metadata, dataset, generator)
     real = _Images(_read(dataset, samples[rows], generator, format), labels[rows])
     ours = _Maker(generator, bank[rows][0])
     if bank.mse is not None:
@@ -166,7 +166,8 @@ def _examined(
         compare_mse(bank.mse[rows][told], ours.errors(real)[told])
     if others is None:
         return real, _Images(_read(dataset, samples[rest], generator, format), labels[rest]), ours, labelled
-    return real, _other_images(others, generator, real.labels if labelled else None, limit, seed), ours, labelled
+    needed = real.labels if labelled else None
+    return real, _other_images(others, generator, needed, limit, seed, bank.multi_label), ours, labelled
 
 
 def _samples_of(bank: LatentBank, dataset: Any, generator: Generator) -> Tensor:
@@ -234,10 +235,12 @@ def _read(dataset: Any, indices: Tensor, generator: Generator, format: SampleFor
     return torch.cat(found)
 
 
-def _other_images(others: Any, generator: Generator, needed: Tensor | None, limit: int, seed: int) -> _Images:
+def _other_images(
+    others: Any, generator: Generator, needed: Tensor | None, limit: int, seed: int, multi_label: bool
+) -> _Images:
     """At most ``limit`` images of a data set; of those with a class of ``needed``, where it is given."""
     check_arguments(others, generator)
-    format, _ = probe(others, generator)
+    format, _ = probe(others, generator, multi_label=multi_label)
     order = torch.randperm(len(others), generator=keyed_generator("check-others", seed), device="cpu")[:limit]
     parts = [read_samples(others, part.tolist(), generator, format) for part in order.split(BATCH)]
     images = torch.cat([to_uint8(part.images).cpu() for part in parts])

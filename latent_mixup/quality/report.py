@@ -86,7 +86,7 @@ def report(
     generator = generator.coder
     if encoder is None and generator.has_encoder:
         encoder = generator.encode
-    source = BankImages(bank, dataset, generator, stated_format(bank.metadata.get("samples"), dataset, generator))
+    source = BankImages(bank, dataset, generator, stated_format(bank.metadata, dataset, generator))
     ok = torch.arange(len(bank), device="cpu") if bank.status is None else (bank.status == 0).nonzero()[:, 0]
     mse = bank.mse if bank.mse is not None else _computed_mse(source, ok)
     rows = ok[mse[ok].isfinite()]
@@ -275,6 +275,6 @@ def _provenance(source: BankImages) -> dict[str, Any]:
             "latent_space": generator.latent_space,
             "digest": generator.digest(),
         },
-        "dataset": {"name": str(name), **fingerprint(dataset)},
+        "dataset": {"name": str(name), **fingerprint(dataset, multi_label=bank.multi_label)},
         "versions": {name: metadata.version(name) for name in ("latent-mixup", "torch", "matplotlib")},
     }

@@ -1,5 +1,9 @@
+import copy
+import pickle
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
@@ -69,7 +73,9 @@ def test_bad_batches(collate, toy_dataset):
     with pytest.raises(TypeError, match="two tensors: got Tensor and tuple"):
         collate()([(torch.zeros(1, 4, 4), "shirt")])
     with pytest.raises(TypeError, match="two tensors: got Tensor and list; soft labels need to be tensors as well"):
-        collate()([(torch.zeros(1, 4, 4), [0.5, 0.5, 0.0])])
+        collate(collate_fn=default_collate)([(torch.zeros(1, 4, 4), [0.5, 0.5, 0.0])])
+    with pytest.raises(ValueError, match=r"sample 0: a soft label needs numbers from 0 that sum to 1: it sums to 1.1"):
+        collate()([(torch.zeros(1, 4, 4), [0.5, 0.6, 0.0])])
     with pytest.raises(ValueError, match="label 3 is outside num_classes=3"):
         collate()([(torch.zeros(1, 4, 4), 3)])
 
@@ -91,3 +97,80 @@ def test_without_a_data_set_any_row_is_mixed_and_it_is_said_once(linear_generato
         mixup = LatentMixupCollate(linear_generator, toy_bank)
     for start in (0, 8):
         mixup(toy_dataset.images[start : start + 8], toy_dataset.labels[start : start + 8])
+
+
+# ---- a transform of torchvision's ------------------------------------------------------------------
+
+
+def batch_of(toy_dataset):
+    return toy_dataset.images[:8], toy_dataset.labels[:8]
+
+
+CONTAINERS = {
+    "v2.Compose": lambda mixup: v2.Compose([mixup]),
+    "v2.RandomApply": lambda mixup: v2.RandomApply([mixup], p=1.0),
+    "v2.RandomChoice": lambda mixup: v2.RandomChoice([v2.CutMix(num_classes=3), mixup], p=[0, 1]),
+    "nn.Sequential": lambda mixup: nn.Sequential(mixup),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_containers_give_what_it_gives(collate, toy_dataset, container):
+    batch = batch_of(toy_dataset)
+    expected = collate(prob=0.5)(*batch)
+    calls = [lambda mixup: CONTAINERS[container](mixup)(batch)]  # one argument, which nn.Sequential alone takes
+    if container != "nn.Sequential":
+        calls.append(lambda mixup: CONTAINERS[container](mixup)(*batch))
+    for call in calls:
+        found = call(collate(prob=0.5))
+        assert all(map(torch.equal, found, expected))
+    if container != "nn.Sequential":
+        *found, index = CONTAINERS[container](collate(prob=0.5))(*batch, 3)
+        assert all(map(torch.equal, found, expected))
+        assert index == 3
+    named = {"image": batch[0], "label": batch[1], "id": 3}
+    found = CONTAINERS[container](collate(prob=0.5))(named)
+    assert torch.equal(found["image"], expected[0])
+    assert torch.equal(found["label"], expected[1])
+    assert found["id"] == 3
+
+
+def test_a_random_choice_beside_cutmix(collate, toy_dataset):
+    choice, seen = v2.RandomChoice([v2.CutMix(num_classes=3), collate(seed=None)]), set()
+    for _ in range(20):
+        _, targets = choice(*batch_of(toy_dataset))
+        torch.testing.assert_close(targets.sum(1), torch.ones(8))
+        seen.add(len(targets.unique(dim=0)) > 6)  # CutMix has one lam, and two classes a sample of three
+    assert seen == {True, False}
+
+
+def test_it_is_a_module_without_weights(collate):
+    mixup = collate()
+    assert isinstance(mixup, nn.Module)
+    assert not [*mixup.parameters(), *mixup.buffers(), *mixup.state_dict()]
+    model = nn.Sequential(mixup, nn.Flatten()).train()
+    assert not mixup._mixer.decoder.generator.training
+    assert "LatentMixupCollate(LinearGenerator, 50 rows of 3 classes, seed=0)" in repr(model)
+
+
+def test_a_device_reaches_the_generator_and_a_dtype_does_not(collate):
+    mixup = collate()
+    generator = mixup._mixer.decoder.generator
+    assert mixup.to("cpu") is mixup
+    nn.Sequential(mixup).half()
+    assert generator.basis.dtype == torch.float32
+    nn.Sequential(mixup).to(torch.device("meta"), torch.float64)
+    assert (generator.device.type, generator.basis.dtype) == ("meta", torch.float32)
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda mixup: pickle.loads(pickle.dumps(mixup))])  # noqa: S301
+def test_a_copy_draws_alike_and_is_on_its_own(collate, toy_dataset, twin):
+    mixup = collate()
+    other = twin(mixup)
+    mixup.set_epoch(5)
+    loader = DataLoader(toy_dataset, 8, collate_fn=other, num_workers=1, persistent_workers=True)
+    for epoch in (0, 3):
+        other.set_epoch(epoch)
+        found = torch.cat([targets for _, targets in loader])
+        mixup.set_epoch(epoch)
+        assert torch.equal(found, pull(toy_dataset, mixup)[1])

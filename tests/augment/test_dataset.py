@@ -264,11 +264,14 @@ class Samples(list):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ((np.zeros((1, 4, 4)), 0), "image of sample 2 needs to be a float tensor.*got ndarray.*v2.ToImage"),
-        ((torch.zeros(1, 4, 4, dtype=torch.uint8), 0), r"got torch.uint8 \[1, 4, 4\].*v2.ToDtype"),
+        (("a.png", 0), "sample 2: an image needs to be a PIL image, an array or a tensor: got 'a.png'"),
+        ((torch.zeros(1, 4, 4, dtype=torch.int64), 0), "sample 2: an image needs uint8, uint16 or float values: got"),
+        ((np.zeros((4, 4), np.uint16), 0), "sample 2: images need a float dtype, or uint8: got torch.uint16"),
         ((torch.zeros(1, 4, 4), 0.5), "sample 2: a label needs to be an int, or soft, .*: got float"),
         ((torch.zeros(1, 4, 4), "shirt"), "sample 2: a label needs to be an int, or soft, .*: got str"),
-        ((torch.zeros(1, 4, 4), 0, 0), r"sample 2 needs to be \(image, label\)"),
+        ((torch.zeros(1, 4, 4),), "sample 2 needs images and labels: got a tuple of Tensor; no labels"),
+        (torch.zeros(1, 4, 4), r"sample 2 needs to be \(images, labels\), or a dict with both: got a Tensor"),
+        ({"x": torch.zeros(1, 4, 4), "label": 0}, "sample 2 needs images and labels: .*no image among.*image_key="),
     ],
 )
 def test_bad_samples(linear_generator, sample, message):

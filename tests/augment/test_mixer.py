@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from conftest import LinearGenerator, one_hot_bank
 from reference import mix_one_by_one
+from torch import nn
+from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from latent_mixup.augment.base import Decoder, Mixer, MixSettings
 from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mixup_criterion
-from latent_mixup.images import RangeMismatchWarning
+from latent_mixup.images import RangeMismatchWarning, to_unit
 from latent_mixup.policies import NAMED, Beta, Draw, LowPass, Policy
 
 KEY = (1, 2, 3)
@@ -314,6 +316,70 @@ def test_transform_gets_one_image_at_a_time(mixer, batch):
 def test_bad_transforms(mixer, batch, transform, message):
     with pytest.raises(ValueError, match=message):
         mixer(transform=transform).blend(*batch, KEY)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Shapes that ``v2.Normalize`` was called with."""
+    monkeypatch.setattr(Mixer, "check_range", lambda *_: None)
+    shapes, plain = [], v2.Normalize.forward
+    monkeypatch.setattr(
+        v2.Normalize, "forward", lambda self, images: shapes.append(tuple(images.shape)) or plain(self, images)
+    )
+    return shapes
+
+
+NORMALIZE = v2.Normalize([0.5], [0.5])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        NORMALIZE,
+        v2.Compose([to_unit, v2.Resize(4), NORMALIZE, v2.CenterCrop(4)]),
+        nn.Sequential(v2.Pad(1), v2.Resize((4, 4)), NORMALIZE),
+        v2.Compose([v2.RGB(), v2.Grayscale(), v2.ToDtype(torch.float32), v2.Identity(), NORMALIZE]),
+        v1.Compose([v1.Pad(1), v1.CenterCrop(4), v1.Resize(4), v1.ConvertImageDtype(torch.float32), NORMALIZE]),
+    ],
+    ids=lambda transform: type(transform).__module__,
+)
+def test_a_transform_that_draws_nothing_is_called_once_a_batch(mixer, batch, transform, called):
+    found, _ = mixer(transform=transform).blend(*batch, KEY)
+    assert called == [(12, 1, 4, 4)]
+    one_by_one, _ = mixer(transform=lambda image: transform(image)).blend(*batch, KEY)
+    torch.testing.assert_close(found, one_by_one)
+
+
+class Shifted(v2.Normalize):
+    """A user's own, which may do anything."""
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE]),
+        v2.Compose([v2.Compose([v2.RandomCrop(4, padding=1)]), NORMALIZE]),
+        nn.Sequential(v2.RandomErasing(1.0), NORMALIZE),
+        v2.Compose([lambda image: image + torch.rand(1), NORMALIZE]),
+        v2.RandomApply([NORMALIZE], p=1.0),
+        Shifted([0.5], [0.5]),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_any_other_is_called_for_each_image_with_draws_of_its_own(mixer, batch, transform, called):
+    torch.manual_seed(1)
+    found, _ = mixer(transform=transform).blend(*batch, KEY)
+    assert called == [(1, 4, 4)] * 12
+    plain, _ = mixer().blend(*batch, KEY)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, torch.stack([transform(image) for image in plain]))
+
+
+def test_a_batched_transform_is_checked_as_well(mixer, batch):
+    with pytest.raises(ValueError, match=r"float tensor \[C, H, W\]: got torch.uint8"):
+        mixer(transform=v2.ToDtype(torch.uint8)).blend(*batch, KEY)
+    with pytest.raises(ValueError, match=r"\[3, 4, 4\] for \[1, 4, 4\]"):
+        mixer(transform=v2.RGB()).blend(*batch, KEY)
 
 
 @pytest.mark.parametrize("prob", [0.1, 0.5, 1.0])

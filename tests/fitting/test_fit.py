@@ -73,6 +73,17 @@ def test_a_run_gives_a_generator_and_a_bank_of_all_images(run):
     assert lm.load_generator(str(out)).digest() == generator.digest()
 
 
+def test_labels_of_several_classes_are_kept_and_the_check_does_without(tmp_path):
+    photos, said = Photos(), []
+    photos.targets = [[1, index % 2, index % 3 == 0, 0] for index in range(len(photos))]
+    photos.classes = ("a", "b", "c", "d")
+    generator, bank = lm.fit(photos, tmp_path / "run", multi_label=True, tell=said.append, **QUICK)
+    assert bank.multi_label
+    assert torch.equal(bank.labels, torch.tensor(photos.targets).float())
+    assert json.loads((tmp_path / "run" / "quality.json").read_text()).get("probe") is None
+    assert "LatentMixupLoader(loader, generator, bank, prob=0.5, multi_label=True)" in "\n".join(said)
+
+
 def test_it_says_what_it_did_and_what_to_paste(run):
     out, _, _, said = run
     assert "500 images, RGB, 16 x 16 px (they were 20 to 20 x 26 to 26 px: resized, and cropped" in said

@@ -360,7 +360,7 @@ def test_a_format_survives_json():
 @pytest.mark.parametrize("stated", ["mine", {}, {"images": 3}, {"images": {"mean": "x", "std": None}}, {"other": 1}])
 def test_a_stated_format_that_is_none_is_named(stated):
     with pytest.raises(ValueError, match=r"metadata\['samples'\] of the bank needs the form that invert writes: got "):
-        stated_format(stated, PAIRS, Sized())
+        stated_format({"samples": stated}, PAIRS, Sized())
 
 
 # ---- a bad image is set aside ----------------------------------------------------------------------
