@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, batch_labels, is_pair, with_shared_keywords
 from latent_mixup.augment.batches import fields_of
+from latent_mixup.augment.showing import show_mixes
 from latent_mixup.augment.sources import Named, check_dataset, pair_of, rows_to_mix
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import hard_labels
+from latent_mixup.pictures import notebook_png
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -82,6 +85,18 @@ class LatentMixupCollate:
 
     def __repr__(self) -> str:
         return f"LatentMixupCollate({self._mixer})"
+
+    def show(self) -> Image.Image:
+        """A picture of sixteen mixes of its bank's rows, with their classes, as notebooks show it.
+
+        Raises:
+            ValueError: The images are neither grey nor RGB.
+        """
+        return show_mixes(self._mixer)
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: :meth:`show`."""
+        return notebook_png(self.show)
 
     def to(self, device: torch.device | str) -> LatentMixupCollate:
         """Move the generator, for a call after the loader; decodes happen there, images stay where they are."""
