@@ -25,6 +25,7 @@ MARGIN = 6
 FONT_SIZE = 12
 COLUMN_WIDTH = 84  # pixels, about: small images with text above or below are enlarged to it
 SAMPLES = (2, 8)  # rows and columns
+NOTEBOOK_SIZE = 2048  # pixels, the largest side that a notebook gets by itself
 
 
 class Decodes(Protocol):
@@ -124,11 +125,13 @@ def opened(png: bytes) -> Image.Image:
 def notebook_png(show: Callable[[], Image.Image]) -> bytes | None:
     """The PNG that a notebook shows for an object, by its ``show``; None where it has no picture.
 
-    A notebook then shows the ``repr``, and calling ``show()`` tells the reason.
+    A notebook then shows the ``repr``, and calling ``show()`` tells the reason. Large pictures are made smaller.
     """
     buffer = io.BytesIO()
     try:
-        show().save(buffer, "PNG")
+        picture = show()
+        picture.thumbnail((NOTEBOOK_SIZE, NOTEBOOK_SIZE))
+        picture.save(buffer, "PNG")
     except Exception:  # whatever the reason is, looking at an object is no error
         return None
     return buffer.getvalue()

@@ -236,7 +236,8 @@ class LatentMixupLoader:
 
         Neither draws nor position change: the batch comes from a copy of this loader, whose workers are its own, and
         torch's random state and the generators of the wrapped loader and its samplers are put back. Images in another
-        range than [-1, 1] are shown from their darkest to their brightest value, without ``normalize``.
+        range than [-1, 1] are shown from their darkest to their brightest value, without ``normalize``. With persistent
+        workers a loader that shuffles begins its second pass with another batch.
 
         Returns:
             A picture that notebooks show, and ``save(path)`` writes.
@@ -265,8 +266,8 @@ class LatentMixupLoader:
         twin = copy.copy(self)
         twin._mixer = copy.copy(self._mixer)
         twin._mixer._shared = torch.tensor([self._mixer.epoch, 1, int(self._mixer.enabled)], device="cpu")
+        twin.loader = copy.copy(self.loader)
         if isinstance(self.loader, DataLoader):
-            twin.loader = copy.copy(self.loader)
             twin.loader._iterator = None  # of persistent workers, which go on with their pass
         twin.prefetch, twin.decode_batches, twin._given, twin._warned = 0, 1, 0, {"repeats", "ranks"}
         return twin
