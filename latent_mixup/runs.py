@@ -11,15 +11,20 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import TqdmWarning
 
 from latent_mixup import files
+
+with warnings.catch_warnings():  # in a notebook without ipywidgets, where a bar of text will do
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm as tqdm
 
 MIN_INTERVAL = 0.1  # seconds between two updates of a bar
 LINE_EVERY = 60.0  # seconds between two lines of a log, where there is no terminal for a bar
@@ -34,7 +39,7 @@ Advance: TypeAlias = Callable[[int], None]
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line a minute on stderr. A context manager.
+    """A bar on a terminal or in a notebook; elsewhere a line a minute on stderr. A context manager.
 
     Args:
         total: Number of items.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -184,6 +185,50 @@ def test_on_a_terminal_a_bar_moves_within_a_chunk_and_ends_at_its_end(monkeypatc
     last = terminal.text.rstrip().rsplit("\r", 1)[-1]
     assert last.startswith("refine: 100%")
     assert all(part in last for part in ("10/10", "images/s", "sum 8"))
+
+
+NOTEBOOK = """
+import sys, types, warnings
+warnings.simplefilter("always")
+shown = []
+
+class Widget:
+    bar_style = ""
+    def __init__(self, **given):
+        self.layout = self.style = types.SimpleNamespace()
+        self.__dict__.update(given)
+    def close(self):
+        pass
+
+def module(name, **content):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__dict__.update(content)
+
+shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+module("ipykernel.zmqshell")
+module("IPython", get_ipython=lambda: shell)
+module("IPython.display", display=shown.append, clear_output=None)
+sys.modules["ipywidgets"] = None
+if WIDGETS:
+    module("ipywidgets", HBox=Widget, HTML=Widget, FloatProgress=Widget)
+
+from latent_mixup.runs import Progress
+with Progress(4, "train", "steps") as bar:
+    bar.advance(3, "loss 0.25")
+print([box.children[1].value for box in shown], [box.children[2].value for box in shown])
+"""
+
+
+def test_a_notebook_gets_a_widget_and_no_warning_where_there_are_none():
+    def call(widgets):
+        code = NOTEBOOK.replace("WIDGETS", str(widgets))
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    with_widgets, without = call(True), call(False)
+    assert with_widgets.stdout.startswith("[3] [")
+    assert "loss" in with_widgets.stdout
+    assert without.stdout == "[] []\n"
+    assert not with_widgets.stderr + without.stderr
 
 
 # ---- stopping --------------------------------------------------------------------------------------

@@ -38,8 +38,7 @@ from latent_mixup.convert import read_latents, read_nvidia
 from latent_mixup.demo.comparison import Codes
 from latent_mixup.generators import Generator
 from latent_mixup.images import from_uint8, pixel_values
-from latent_mixup.pictures import mix_sheet
-from latent_mixup.quality.info import sample_sheet
+from latent_mixup.pictures import mix_sheet, sample_sheet
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training import ConvRecipe, train_conv, train_features
 

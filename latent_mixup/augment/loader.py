@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -9,7 +10,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from latent_mixup.augment.base import (
     Decoder,
@@ -25,6 +28,7 @@ from latent_mixup.augment.base import (
 )
 from latent_mixup.augment.batches import Fields
 from latent_mixup.augment.prefetch import ONE_THREAD, has_free_core, run_ahead
+from latent_mixup.augment.showing import show_batch, unmoved
 from latent_mixup.augment.sources import (
     Named,
     check_dataset,
@@ -37,6 +41,7 @@ from latent_mixup.augment.sources import (
 )
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
+from latent_mixup.pictures import notebook_png
 from latent_mixup.sampling import fresh_seeds, world_size
 
 if TYPE_CHECKING:
@@ -226,6 +231,47 @@ class LatentMixupLoader:
             raise ValueError(f"state needs to be what LatentMixupLoader.state_dict() gave: got {found}")
         self._loaded, self._place = dict(state), None
         self._passes = self._mixer.epoch = state["epoch"]
+
+    def show(self) -> Image.Image:
+        """A picture of the batch that a pass would begin with now: its first images, the classes of its targets below.
+
+        Neither draws nor position change: the batch comes from a copy of this loader, whose workers are its own, and
+        torch's random state and the generators of the wrapped loader and its samplers are put back. Images in another
+        range than [-1, 1] are shown from their darkest to their brightest value, without ``normalize``. With persistent
+        workers a loader that shuffles begins its second pass with another batch.
+
+        Returns:
+            A picture that notebooks show, and ``save(path)`` writes.
+
+        Raises:
+            ValueError: The images are neither grey nor RGB, or the wrapped loader gives no batch.
+            TypeError: The batches of the wrapped loader can be read only once.
+        """
+        if isinstance(self.loader, Iterator):
+            raise TypeError(
+                f"show would use up a batch of this {type(self.loader).__name__}, which can be read only once: wrap a "
+                "DataLoader or a list, or look at a batch of your own loop"
+            )
+        with unmoved(self.loader):
+            batch: Any = next(iter(self._twin()), None)
+        if batch is None:
+            raise ValueError("show needs a batch: the wrapped loader gives none")
+        return show_batch(self._mixer, *Fields.of(batch, self._mixer.settings).pair, "next batch")
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: :meth:`show`."""
+        return notebook_png(self.show)
+
+    def _twin(self) -> LatentMixupLoader:
+        """A loader like this one, whose passes leave no trace in it; without warnings of its own."""
+        twin = copy.copy(self)
+        twin._mixer = copy.copy(self._mixer)
+        twin._mixer._shared = torch.tensor([self._mixer.epoch, 1, int(self._mixer.enabled)], device="cpu")
+        twin.loader = copy.copy(self.loader)
+        if isinstance(self.loader, DataLoader):
+            twin.loader._iterator = None  # of persistent workers, which go on with their pass
+        twin.prefetch, twin.decode_batches, twin._given, twin._warned = 0, 1, 0, {"repeats", "ranks"}
+        return twin
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass; its epoch is the one at its first batch."""

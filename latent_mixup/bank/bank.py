@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -25,9 +27,12 @@ from latent_mixup.bank.columns import (
 from latent_mixup.bank.datasets import Source, image_probes, kind_of, shows
 from latent_mixup.bank.facts import bank_facts
 from latent_mixup.bank.files import CodeFiles, Content, Shards, digest_of, needed_shards, write_bank
+from latent_mixup.bank.looks import draw_pairs, find_generator
 from latent_mixup.bank.matching import CHUNK, rows_by_image
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_generator
 from latent_mixup.labels import MISSING, Key, count_classes, hard_labels, on_cpu
+from latent_mixup.pictures import notebook_png, opened, strip_sheet
+from latent_mixup.sampling import keyed_generator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 RowIndex: TypeAlias = int | slice | Sequence[int] | Tensor
 
 _NAMED = 10  # classes in a warning
+_NAME_LENGTH = 30  # of a class in a picture
+_SHOWN_LAMS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _DERIVED = ("labels", "_table", "_source")  # found again from the columns and the codes
 
 
@@ -182,6 +189,14 @@ class LatentBank(hub.Published):
         return torch.full((len(self),), MISSING, device="cpu") if self.multi_label else hard_labels(self.labels)
 
     @property
+    def class_names(self) -> list[str]:
+        """The names of the classes; their numbers where the metadata does not name them all."""
+        named = self.metadata.get("classes")
+        if isinstance(named, list) and len(named) == self.num_classes and all(isinstance(name, str) for name in named):
+            return named
+        return [str(number) for number in range(self.num_classes)]
+
+    @property
     def class_counts(self) -> Tensor:
         """Number of rows of each class, ``[num_classes]`` int64; a soft label counts for its most probable class.
 
@@ -260,6 +275,52 @@ class LatentBank(hub.Published):
         """A bank in a folder is sent as the folder: the other process opens it when it first reads."""
         state = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
         return state | ({"_cached_columns": None} if isinstance(self._codes, Shards) else {})
+
+    # ---------------------------------------------------------------------------------------------
+    # Looking
+    # ---------------------------------------------------------------------------------------------
+
+    def show(self, generator: Generator | None = None, *, pairs: int = 8, seed: int = 0) -> Image.Image:
+        """A picture of some rows and their mixes: a line for each pair, of two classes where there are any.
+
+        Args:
+            generator: The bank's; None: loaded by what the bank says of it, from the Hub as well.
+            pairs: Number of lines.
+            seed: Of the choice of rows.
+
+        Returns:
+            From the decode of a row, on the left, to that of its partner, ``lam`` above each column. Notebooks show it,
+            ``save(path)`` writes it.
+
+        Raises:
+            TypeError: ``generator`` is something else.
+            ValueError: ``pairs`` is below 1, the generator is another bank's, or its images are neither grey nor RGB.
+            FileNotFoundError: The bank does not say where its generator is.
+
+        Example:
+            >>> LatentBank.from_pretrained("fashion-mnist").show(pairs=4).mode
+            'RGB'
+        """
+        if pairs < 1:
+            raise ValueError(f"pairs needs to be at least 1: got {pairs}")
+        if generator is None:
+            generator = find_generator(self.metadata.get("generator") or {}, self.folder)
+        check_generator(generator)
+        self.check(generator)
+        labels, names = self.hard_labels, self.class_names
+        own, other = draw_pairs(labels, pairs, keyed_generator("bank-show", seed))
+
+        def name(row: int) -> str:
+            shown = f"row {row}" if labels[row] < 0 else names[int(labels[row])]
+            return textwrap.shorten(shown, _NAME_LENGTH, placeholder=" ...")
+
+        captions = [f"{name(int(row))} to {name(int(partner))}" for row, partner in zip(own, other, strict=True)]
+        return opened(strip_sheet(generator, self[own][0], self[other][0], captions, _SHOWN_LAMS))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: :meth:`show`, where that needs no network."""
+        stated = self.metadata.get("generator") or {}
+        return notebook_png(lambda: self.show(find_generator(stated, self.folder, local_files_only=True)))
 
     # ---------------------------------------------------------------------------------------------
     # Choosing rows

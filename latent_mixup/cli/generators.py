@@ -65,8 +65,9 @@ def info_command(
     expected to help. Codes come from the generator's encoder; without one, from a short inversion.
     """
     from latent_mixup import files, hub, inversion
+    from latent_mixup.pictures import sample_sheet
     from latent_mixup.quality import check_text
-    from latent_mixup.quality.info import effort, generator_info, info_record, info_text, sample_sheet, self_test_text
+    from latent_mixup.quality.info import effort, generator_info, info_record, info_text, self_test_text
 
     if not self_test and (images or steps):
         raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")

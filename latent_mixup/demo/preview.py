@@ -12,20 +12,11 @@ from latent_mixup.augment.sources import pair_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import MISSING
-from latent_mixup.pictures import mixes, png
+from latent_mixup.pictures import strip_sheet
 from latent_mixup.sampling import keyed_generator
 
 LAMS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.15, 0.0)
-COLUMN_WIDTH = 84  # pixels, about: small images are enlarged to it
 NAME_LENGTH = 40  # of a class in a caption
-
-
-def class_names(bank: LatentBank) -> list[str]:
-    """The names of a bank's classes; their numbers where its metadata does not name them all."""
-    named = bank.metadata.get("classes")
-    if isinstance(named, list) and len(named) == bank.num_classes and all(isinstance(name, str) for name in named):
-        return named
-    return [str(number) for number in range(bank.num_classes)]
 
 
 def class_index(wanted: str, names: Sequence[str]) -> int:
@@ -74,19 +65,20 @@ def preview_sheet(
     bank.check(generator)
     if (bank.labels < 0).all():
         bank.check_labelled()
-    names = class_names(bank)
-    strips, captions = [], []
+    names = bank.class_names
+    codes, captions = [], []
     for number, pair in enumerate(pairs):
         indices = [class_index(str(name), names) for name in pair]
-        own, other = (
-            bank[_rows_of_class(bank, index, rows, keyed_generator("preview", seed, number, side))][0]
-            for side, index in enumerate(indices)
+        codes.append(
+            [
+                bank[_rows_of_class(bank, index, rows, keyed_generator("preview", seed, number, side))][0]
+                for side, index in enumerate(indices)
+            ]
         )
-        strips += list(torch.stack([mixes(generator, own, other, lam) for lam in LAMS], dim=1))
         first, second = (textwrap.shorten(names[index].lower(), NAME_LENGTH, placeholder=" ...") for index in indices)
         captions += [f"{first} to {second}"] * rows
-    headings = ["weight of the first", *(f"{lam:g}" for lam in LAMS)]
-    return png(strips, captions, headings=headings, zoom=max(1, round(COLUMN_WIDTH / generator.img_resolution)))
+    own, other = (torch.cat(side) for side in zip(*codes, strict=True))
+    return strip_sheet(generator, own, other, captions, LAMS)
 
 
 def _rows_of_class(bank: LatentBank, label: int, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from latent_mixup import cards, hub
 from latent_mixup.networks import SavedNetwork, image_size, network_facts
+from latent_mixup.pictures import notebook_png, opened, sample_sheet
 
 LatentSpace: TypeAlias = Literal["z", "w", "w+", "vae"]
 PathName: TypeAlias = Literal["lerp", "slerp"]
@@ -136,6 +138,25 @@ class Generator(SavedNetwork, ABC):
     def has_prior(self) -> bool:
         """Whether ``project`` works."""
         return type(self).project is not Generator.project
+
+    def show(self, *, seed: int = 0) -> Image.Image:
+        """A picture of sixteen samples of the prior; notebooks show it, ``save(path)`` writes it.
+
+        Args:
+            seed: Of the samples.
+
+        Raises:
+            ValueError: The images are neither grey nor RGB.
+
+        Example:
+            >>> load_generator("fashion-mnist").show().mode  # doctest: +SKIP
+            'RGB'
+        """
+        return opened(sample_sheet(self, seed=seed))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows for a generator of grey or RGB images."""
+        return notebook_png(self.show)
 
     @property
     def coder(self) -> Generator:

@@ -182,6 +182,9 @@ class DiffusersPipeline(Generator):
         with torch.no_grad():
             return self.vae.decode(self._denoise(latents.float(), self._terms(len(latents), targets)))
 
+    def _repr_png_(self) -> None:
+        """No picture by itself: samples take minutes, ``show()`` draws them."""
+
     def _denoise(self, latents: Tensor, terms: Sequence[Term]) -> Tensor:
         """Codes with noise added and removed again, float32."""
         scheduler = copy.deepcopy(self.scheduler)  # it counts its steps

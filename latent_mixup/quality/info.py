@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from latent_mixup import hub
 from latent_mixup.generators.base import Generator, check_generator
 from latent_mixup.networks import weights_path
-from latent_mixup.pictures import png
 from latent_mixup.quality.self_test import DRAWS, SelfTest, self_test_table
 from latent_mixup.sampling import keyed_generator
 
@@ -24,7 +23,6 @@ BUDGET = 2e12  # multiply-adds of a self-test: a minute or two on a CPU
 MIN_IMAGES, MAX_IMAGES = 2, 4
 MIN_STEPS, MAX_STEPS = 60, 100
 STEP = 3  # multiply-adds of a gradient step, in decodes
-SHEET_COLUMNS = 8
 LABEL_WIDTH, LINE_WIDTH = 16, 100
 
 
@@ -93,20 +91,6 @@ def effort(decode_multiply_adds: int) -> dict[str, int]:
 
 def _between(low: int, wanted: float, high: int) -> int:
     return int(min(max(wanted, low), high))
-
-
-def sample_sheet(generator: Generator, *, seed: int = 0) -> bytes:
-    """A PNG of two rows of samples: whether they look right, no self-test can tell.
-
-    Raises:
-        ValueError: The images are neither grey nor RGB.
-    """
-    if generator.img_channels not in (1, 3):
-        raise ValueError(f"a sheet needs grey or RGB images: this generator has {generator.img_channels} channels")
-    codes = generator.sample_latents(2 * SHEET_COLUMNS, keyed_generator("sample-sheet", seed))
-    with torch.no_grad():
-        images = torch.cat([generator.decode(code).cpu() for code in codes.split(1)])
-    return png(images.split(SHEET_COLUMNS), zoom=2 if generator.img_resolution <= 128 else 1)
 
 
 # ---- text and JSON ---------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_mixup.generators.base import Generator, check_generator
 from latent_mixup.inversion.optimise import leave_inference_mode, optimise_codes, reconstruction_mse
@@ -24,6 +23,7 @@ from latent_mixup.losses.base import Loss, pixel_mse
 from latent_mixup.pictures import text_table
 from latent_mixup.quality import checks
 from latent_mixup.quality.checks import CheckResult, Errors
+from latent_mixup.runs import tqdm
 from latent_mixup.sampling import keyed_generator
 
 BETAS = (0.9, 0.999)  # better in 100 steps than invert's, which are for 1,000

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
-from tqdm import tqdm
+
+from latent_mixup.runs import tqdm
 
 Loader: TypeAlias = Iterable[Sequence[Tensor]]
 

@@ -192,11 +192,11 @@ class ConvTraining(Training):
         half = on_sphere(own + other)
         draw = keyed_generator("sheet-conv")
         rows = {
-            "real": images[:columns],
-            "decoded": generator.decode(own),
-            **{f"mix {lam}": mixes(generator, own, other, lam) for lam in (0.75, 0.5, 0.25)},
-            f"0.5 at t {SHEET_T}": generator.decode(generator.project(half, SHEET_T, generator=draw)),
-            "partner": generator.decode(other),
+            "real a": images[:columns],
+            "a decoded": generator.decode(own),
+            **{f"mix, lam {lam}": mixes(generator, own, other, lam) for lam in (0.75, 0.5, 0.25)},
+            f"lam 0.5, prior t {SHEET_T}": generator.decode(generator.project(half, SHEET_T, generator=draw)),
+            "b decoded": generator.decode(other),
             "samples": generator.decode(generator.sample_latents(columns, draw)),
         }
         return png([row.cpu() for row in rows.values()], list(rows))

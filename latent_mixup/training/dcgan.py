@@ -109,7 +109,7 @@ class DCGANTraining(Training):
         """64 samples, in eval mode, as they will be decoded later."""
         with eval_mode(self.network.network):
             latents = self.network.sample_latents(64, keyed_generator("sheet-dcgan"))
-            return png(self.network.decode(latents.to(self.network.device)).split(16))
+            return png(self.network.decode(latents.to(self.network.device)).split(16), ["samples", "", "", ""])
 
 
 def non_saturating(logits: Tensor, real: bool) -> Tensor:

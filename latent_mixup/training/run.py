@@ -280,11 +280,11 @@ def code_sheet(
     images = from_uint8(images_uint8[: min(32, len(images_uint8) // 2 * 2)])
     own, other = autoencoder.encode(images).chunk(2)
     rows = {
-        "real": images[: len(own)],
-        "decoded": autoencoder.decode(own),
+        "real a": images[: len(own)],
+        "a decoded": autoencoder.decode(own),
         **{caption: autoencoder.decode(change(own)) for caption, change in (changes or {}).items()},
-        **{f"mix {lam}": mixes(autoencoder, own, other, lam) for lam in (0.75, 0.5, 0.25)},
-        "partner": autoencoder.decode(other),
+        **{f"mix, lam {lam}": mixes(autoencoder, own, other, lam) for lam in (0.75, 0.5, 0.25)},
+        "b decoded": autoencoder.decode(other),
     }
     return png(list(rows.values()), list(rows))
 

@@ -8,7 +8,7 @@ from conftest import one_hot_bank, with_labels
 from PIL import Image
 
 from latent_mixup.bank import LatentBank
-from latent_mixup.demo.preview import LAMS, class_index, class_names, preview_sheet
+from latent_mixup.demo.preview import LAMS, class_index, preview_sheet
 from latent_mixup.pictures import HEADING_HEIGHT
 
 PAIRS = [("0", "2")]
@@ -76,7 +76,7 @@ def test_what_is_no_class_is_refused(wanted, message):
 def test_classes_that_do_not_name_all_are_numbers(linear_generator, toy_bank, classes):
     bank = LatentBank(toy_bank[:][0], toy_bank.labels)
     bank.metadata["classes"] = classes
-    assert class_names(bank) == ["0", "1", "2"]
+    assert bank.class_names == ["0", "1", "2"]
     assert preview_sheet(linear_generator, bank, PAIRS)
 
 

@@ -555,3 +555,22 @@ class OtherGenerator(CompactGenerator):
 def test_a_class_reads_its_own_folders_only(folder):
     with pytest.raises(files.FormatError, match="'architecture' needs one of OtherGenerator, found 'CompactGenerator'"):
         OtherGenerator.from_pretrained(folder)
+
+
+# ---- a look ----------------------------------------------------------------------------------------
+
+
+def test_samples_are_shown_without_touching_the_random_state(linear_generator):
+    before = torch.get_rng_state()
+    picture = linear_generator.show()
+    assert torch.get_rng_state().equal(before)
+    torch.rand(1)
+    assert linear_generator.show().tobytes() == picture.tobytes() != linear_generator.show(seed=1).tobytes()
+    assert linear_generator._repr_png_().startswith(b"\x89PNG")
+
+
+def test_images_that_are_no_picture_are_not_shown():
+    generator = wrap(lambda z: z.view(-1, 2, 2, 2), latent_shape=(8,))
+    assert generator._repr_png_() is None
+    with pytest.raises(ValueError, match="this generator has 2 channels"):
+        generator.show()

@@ -17,6 +17,7 @@ from latent_mixup import load_generator
 from latent_mixup.cli import generators as cli_generators
 from latent_mixup.cli import main
 from latent_mixup.generators import DCGAN, CompactGenerator, wrap
+from latent_mixup.pictures import CAPTION_WIDTH, sample_sheet
 from latent_mixup.quality import code_check
 from latent_mixup.quality.checks import CheckResult, Errors
 from latent_mixup.quality.info import (
@@ -27,7 +28,6 @@ from latent_mixup.quality.info import (
     info_record,
     info_text,
     multiply_adds,
-    sample_sheet,
 )
 from latent_mixup.quality.self_test import DRAWS, SelfTest
 
@@ -144,7 +144,7 @@ def test_sheet_has_two_rows(tmp_path):
     path = tmp_path / "sheet.png"
     path.write_bytes(sample_sheet(foreign.tiny()))
     with Image.open(path) as picture:
-        assert picture.size == (8 * 34 + 2, 2 * 34 + 2)
+        assert picture.size == (CAPTION_WIDTH + 8 * 34 + 2, 2 * 34 + 2)
     assert sample_sheet(foreign.tiny()) == path.read_bytes() != sample_sheet(foreign.tiny(), seed=1)
 
 

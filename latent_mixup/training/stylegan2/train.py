@@ -332,7 +332,7 @@ def training_sheet(generator: StyleGAN2, columns: int = 20) -> bytes:
         "samples": generator.decode(own),
         "psi 0.7": generator.decode(mean + 0.7 * (own - mean)),
         "psi 0.5": generator.decode(mean + 0.5 * (own - mean)),
-        **{f"mix {lam}": mixes(generator, own, other, lam) for lam in (1.0, 0.75, 0.5, 0.25, 0.0)},
+        **{f"mix, lam {lam}": mixes(generator, own, other, lam) for lam in (1.0, 0.75, 0.5, 0.25, 0.0)},
     }
     return png(list(rows.values()), list(rows))
 
