@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ class ConvGenerator(Generator):
         """Codes ``[B, z_dim]`` of any length to images ``[B, C, R, R]`` in [-1, 1]."""
         if latents.shape[1:] != self.latent_shape:
             self.check_latents(latents)  # raises
-        return torch.tanh(self.decoder(on_sphere(latents.float()).to(self.decoder[0].weight.dtype))).float()
+        dtype = cast(Tensor, self.decoder[0].weight).dtype
+        return torch.tanh(self.decoder(on_sphere(latents.float()).to(dtype))).float()
 
     def encode(self, images: Tensor) -> Tensor:
         """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, z_dim]`` on the sphere."""
