@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from latent_mixup.augment import LatentMixupCollate, LatentMixupDataset, LatentMixupLoader, showing
 from latent_mixup.augment import loader as loader_module
 from latent_mixup.generators import wrap
-from latent_mixup.images import moments_of, normalized, to_uint8
+from latent_mixup.images import RangeMismatchWarning, moments_of, normalized, to_uint8
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata calls it
 
@@ -108,6 +108,14 @@ def test_the_range_of_the_images_does_not_show(toy_dataset, linear_generator, to
     assert (picture(normalized(images, moments_of(normalize)), normalize=normalize) - expected).abs().max() <= 1
     wide = torch.cat([images[:1] * 0 + 3, images[:1] * 0 - 3, images[2:]])
     assert picture(wide).float().std() < expected.float().std()
+
+
+def test_a_warning_is_left_to_the_training(toy_dataset, linear_generator, toy_bank):
+    batch = (toy_dataset.images + 1) / 2, toy_dataset.labels
+    loader = LatentMixupLoader([batch], linear_generator, toy_bank, dataset=toy_dataset, prob=0.5, prefetch=0)
+    loader.show()
+    with pytest.warns(RangeMismatchWarning):
+        next(iter(loader))
 
 
 def test_a_loader_in_other_forms_has_the_same_picture(toy_dataset, linear_generator, toy_bank):
