@@ -22,7 +22,7 @@ def adversarial(
     targets: Tensor,
     *,
     eps: float,
-    bounds: Bounds,
+    bounds: Bounds | None = None,
     norm: Norm = "linf",
     steps: int = 10,
     step_size: float | None = None,
@@ -42,7 +42,8 @@ def adversarial(
         images: Float ``[B, C, H, W]`` within ``bounds``, on the model's device.
         targets: Class indices ``[B]``, or soft targets ``[B, K]``, such as those of mixes.
         eps: Radius of the ball, in the units of ``images``: 8/255 of images in [0, 1] is 16/255 in [-1, 1].
-        bounds: The values of black and white in ``images``: ``(-1, 1)``, or two lists with a number per channel.
+        bounds: The values of black and white in ``images``, two numbers or two lists with a number per channel; None:
+            (-1, 1), for images with a value below 0.
         norm: ``"linf"``, the largest change of a number, or ``"l2"``, the Euclidean length of the change.
         steps: Gradient steps, from 1.
         step_size: Length of a step; None: ``2.5 * eps / steps``.
