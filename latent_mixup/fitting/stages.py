@@ -36,7 +36,7 @@ PRIOR_STEPS = 4_000  # at most; else as many as the others
 TRAINING_SHARE = 0.7  # of the minutes; the rest is for reading, inverting and checking
 TIMED_STEPS = 5
 INVERSION_BUDGET = 5e13  # multiply-adds: a quarter of an hour on two cores; see `inversion_steps_for`
-MIN_INVERSION = 5  # gradient steps an image: with fewer L-BFGS has learnt nothing yet
+MIN_INVERSION = 3  # gradient steps an image that are worth their price
 STEP = 3  # multiply-adds of a gradient step, in decodes
 NETWORKS: dict[int, dict[int, dict[str, int]]] = {  # channels => greatest size => arguments of the generator
     1: {32: {"z_dim": 128, "width": 24, "detail": 8}, 128: {"z_dim": 128, "width": 16, "detail": 8}},

@@ -61,7 +61,7 @@ class ConvGenerator(Generator):
     """
 
     # more steps leave less of what the encoder knows for an error that hardly shows
-    preferred_inversion: ClassVar[Mapping[str, Any]] = {"loss": "pixels", "steps": 10, "restarts": 0}
+    preferred_inversion: ClassVar[Mapping[str, Any]] = {"loss": "pixels", "steps": 4, "restarts": 0}
 
     def __init__(
         self,

@@ -239,7 +239,7 @@ def test_steps_follow_the_number_of_images(images, steps):
 
 
 def test_few_images_are_inverted_and_many_are_encoded():
-    assert stages.inversion_steps_for(50_000, 30_000_000) == 10
+    assert stages.inversion_steps_for(50_000, 30_000_000) == 4
     assert stages.inversion_steps_for(1_000_000, 30_000_000) == 0
 
 
