@@ -406,12 +406,12 @@ class Mixer:
         rank = sampling.default_rank() if self._rank is None else self._rank
         return (seed, self.epoch, rank, *parts)
 
-    def keys(self, numbers: list[int]) -> list[DrawKey]:
+    def keys(self, numbers: list[int], stacklevel: int = 5) -> list[DrawKey]:
         """Names of the draws of samples or batches: of these numbers where there is a seed, else new ones."""
         if self.settings.seed is None:
             return [self.key(seed) for seed in sampling.fresh_seeds(len(numbers))]
         if self.settings.prob and self._repeats.note(numbers):
-            warn_of_repeats(self.epoch, stacklevel=5)
+            warn_of_repeats(self.epoch, stacklevel=stacklevel)
         return [self.key(self.settings.seed, number) for number in numbers]
 
     def __str__(self) -> str:

@@ -152,7 +152,7 @@ class LatentMixupCollate(nn.Module):
         if not self.mixup_enabled:
             return self._mixer.unmixed(images, labels)
         number = 0 if self._mixer.settings.seed is None else _fingerprint(images, labels)
-        return self._mixer.blend(images, labels, *self._mixer.keys([number]))
+        return self._mixer.blend(images, labels, *self._mixer.keys([number], stacklevel=7))  # two are nn.Module's
 
 
 def _fingerprint(images: Any, labels: Any) -> int:

@@ -85,8 +85,9 @@ def test_a_batch_that_comes_twice_is_drawn_anew_or_it_is_said(collate, toy_datas
     anew, named = collate(seed=None), collate()
     assert not torch.equal(anew(*batch)[0], anew(*batch)[0])
     first = named(*batch)[0]
-    with pytest.warns(UserWarning, match="epoch 0 is drawn a second time.*call set_epoch"):
+    with pytest.warns(UserWarning, match="epoch 0 is drawn a second time.*call set_epoch") as caught:
         assert torch.equal(named(*batch)[0], first)
+    assert caught[0].filename == __file__
     named(*batch)  # once
     named.set_epoch(1)
     assert not torch.equal(named(*batch)[0], first)
