@@ -77,7 +77,7 @@ def test_labels_of_several_classes_are_kept_and_the_check_does_without(tmp_path)
     photos, said = Photos(), []
     photos.targets = [[1, index % 2, index % 3 == 0, 0] for index in range(len(photos))]
     photos.classes = ("a", "b", "c", "d")
-    generator, bank = lm.fit(photos, tmp_path / "run", multi_label=True, tell=said.append, **QUICK)
+    _, bank = lm.fit(photos, tmp_path / "run", multi_label=True, tell=said.append, **QUICK)
     assert bank.multi_label
     assert torch.equal(bank.labels, torch.tensor(photos.targets).float())
     assert json.loads((tmp_path / "run" / "quality.json").read_text()).get("probe") is None
