@@ -678,7 +678,8 @@ def _check_batch(images: object, labels: object, *, normalized: bool) -> None:
             f"a batch needs to be (images, labels), two tensors: got {type(images).__name__} "
             f"and {type(labels).__name__}; soft labels need to be tensors as well"
         )
-    check_dtype(images, normalized=normalized)
+    if not images.is_floating_point():
+        check_dtype(images, normalized=normalized)
     if images.ndim != 4:
         raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
     if len(images) != len(labels):
