@@ -21,7 +21,7 @@ from latent_mixup.classifiers import PaperCNN
 from latent_mixup.images import from_uint8
 from latent_mixup.policies import Teacher
 
-ATTACK = {"eps": 0.1, "bounds": (-1, 1)}  # L-inf, in images from -1 to 1
+EPS = 0.1  # L-inf, in images from -1 to 1
 
 
 def train_plain(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int) -> nn.Module:
@@ -51,7 +51,7 @@ def main(count: int, steps: int, fresh: bool, tested: int) -> tuple[float, float
             with torch.no_grad():
                 made = generator.decode(generator.sample_latents(32))
             batch, targets = torch.cat([batch, made]), torch.cat([targets, teacher(made)])
-        batch = lm.robustness.adversarial(model, batch, targets, steps=3, **ATTACK)  # the line that makes it robust
+        batch = lm.robustness.adversarial(model, batch, targets, eps=EPS, steps=3)  # the line that makes it robust
         loss = F.cross_entropy(model(batch), targets)
         optimizer.zero_grad()
         loss.backward()
@@ -62,7 +62,7 @@ def main(count: int, steps: int, fresh: bool, tested: int) -> tuple[float, float
 
     examined = DataLoader(TensorDataset(from_uint8(test.data[:tested]), test.targets[:tested]), 250)
     clean = lm.robustness.accuracy(averaged, examined)
-    robust = lm.robustness.pgd_accuracy(averaged, examined, steps=20, **ATTACK)
+    robust = lm.robustness.pgd_accuracy(averaged, examined, eps=EPS, steps=20)
     print(f"accuracy {clean:.3f}, under PGD {robust:.3f}")
     return clean, robust
 

@@ -267,7 +267,7 @@ def make_features(shop: Workshop, artefact: Artefact) -> Path:
     """Train the paper's feature extractor, on training images and their labels."""
     images = shop.images(artefact.data_set)
     features = train_features(from_uint8(images.pixels), images.labels, steps=shop.effort.feature_steps)
-    features.metadata |= {"name": artefact.name, "dataset": images.facts, "labels_seen": True}
+    features.metadata = {"name": artefact.name, "dataset": images.facts, "labels_seen": True}
     return shop.write(artefact, features, torch.float16)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup.classifiers import PaperCNN
+from latent_mixup.classifiers import PaperCNN, PaperFeatures
 from latent_mixup.sampling import keyed_generator
 from latent_mixup.training.captured import CapturedSteps
 from latent_mixup.training.run import first_weights
@@ -113,7 +113,7 @@ def train_classifier(
 
 def train_features(
     images: Tensor, labels: Tensor, *, steps: int, seed: int = 0, on_step: Callable[[], object] | None = None
-) -> nn.Sequential:
+) -> PaperFeatures:
     """A frozen feature network: the convolutions of a :class:`PaperCNN` trained on ``images``.
 
     Args:
