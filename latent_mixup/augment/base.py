@@ -298,7 +298,7 @@ class Decoder:
         """
         device, decode = self.device, self.compiled if self.compile else self.generator.decode
         with torch.no_grad(), torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            images = decode(*(each.to(device) for each in (latents, *targets))).float()
+            images = decode(*[each.to(device) for each in (latents, *targets)]).float()
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     @property

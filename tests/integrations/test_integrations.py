@@ -51,8 +51,8 @@ def example(name: str, needs: str | None = None) -> Namespace:
 @pytest.mark.parametrize(
     "name", ["torchvision_v2", "lightning_module", "hf_trainer", "accelerate_loop", "ddp_torchrun"]
 )
-def test_the_lines_of_the_readme_are_those_of_the_example(name):
-    page = (ROOT / "README.md").read_text().split(f"(examples/{name}.py)")[1]
+def test_the_lines_of_the_page_are_those_of_the_example(name):
+    page = (ROOT / "docs" / "integrations.md").read_text().split(f"(../examples/{name}.py)")[1]
     diff = re.findall(r"^```diff\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
     lines = re.findall(r"^\+ *(.*)$", diff, re.MULTILINE)
     assert lines

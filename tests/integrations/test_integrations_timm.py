@@ -102,8 +102,8 @@ def test_the_example(options, shares, capsys):
 
 
 def our_lines() -> tuple[str, str]:
-    """The README's lines: the one among the imports, and the one before the loss."""
-    page = (ROOT / "README.md").read_text().split("**timm's train.py**")[1]
+    """The lines of docs/integrations.md: the one among the imports, and the one before the loss."""
+    page = (ROOT / "docs" / "integrations.md").read_text().split("**timm's train.py**")[1]
     first, second = re.findall(r"^\+(.*)$", page, re.MULTILINE)[:2]
     return first, second
 
@@ -146,7 +146,7 @@ def test_its_own_mixing_is_neither_smoothed_twice_nor_dropped(bundled, timm_load
 
 
 def with_our_lines(script: str) -> str:
-    """timm's train.py with the README's lines at the places that the README names."""
+    """timm's train.py with these lines at the places that the page names."""
     imported, line = our_lines()
     (place,) = re.findall("^    # setup loss function.*$", script, re.MULTILINE)
     script = script.replace(place, f"{line}\n{place}")

@@ -397,6 +397,9 @@ def test_evaluate_takes_a_loader_and_numbers_of_numpy(net, data):
 
 WITH_BOUNDS: dict[str, Callable[..., Any]] = {
     "pgd": lambda net, x, y, **how: scores.pgd(net, x, y, eps=0.2, steps=2, **how).perturbations,
+    "adversarial": lambda net, x, y, **how: scores.adversarial(
+        net, x, y, eps=0.2, steps=2, generator=torch.Generator().manual_seed(0), **how
+    ),
     "pgd_accuracy": lambda net, x, y, **how: scores.pgd_accuracy(net, [(x, y)], eps=0.2, steps=2, **how),
     "corrupt": lambda net, x, y, **how: scores.corrupt(x, "gaussian_noise", 2, **how),
     "corruption_accuracy": lambda net, x, y, **how: scores.corruption_accuracy(
