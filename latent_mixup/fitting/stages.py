@@ -281,6 +281,7 @@ def _about(dataset: Any, found: Look) -> str:
 def closing(out: Path, found: Look, bank: LatentBank, record: dict[str, Any], seconds: float) -> str:
     """What a run says at its end: the check, where the files are, and the lines to paste."""
     labelled = bool((bank.labels >= 0).any())
+    advised = record.get("verdict", {"go": True})["go"]
     multi_label = ", multi_label=True" if bank.multi_label else ""
     lines = [
         record.get("error") or check_text(record),
@@ -288,7 +289,7 @@ def closing(out: Path, found: Look, bank: LatentBank, record: dict[str, Any], se
         f"{out / PAGE_FILE}: real images, decoded ones, mixes, samples; {out / QUALITY_FILE}: the numbers above",
         f"this call took {seconds / 60:.1f} minutes",
         "",
-        "To train on mixes, paste into your script:",
+        f"To train on mixes{'' if advised else ' all the same'}, paste into your script:",
         "",
         "    import latent_mixup as lm",
         f'    generator, bank = lm.load("{out}")',
