@@ -196,7 +196,7 @@ class Kept(L.Callback):
 
 
 def test_two_processes_see_different_images_and_mixes_and_agree(callback, loader, tmp_path, linear_generator, toy_bank):
-    trainer = trainer_with(callback(prob=0.5, seed=0), Kept(tmp_path), strategy="ddp_fork", devices=2, max_epochs=1)
+    trainer = trainer_with(callback(prob=0.5, seed=0), Kept(tmp_path), strategy="ddp_spawn", devices=2, max_epochs=1)
     module = Watched()
     trainer.fit(module, loader())
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
