@@ -23,9 +23,7 @@ def main(epochs: int = 3, max_batches: int | None = None) -> float:
     model = PaperCNN()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
-    generator = lm.load_generator("fashion-mnist")
-    bank = lm.LatentBank.from_pretrained("fashion-mnist")
-    batches = lm.LatentMixupLoader(train, generator, bank, prob=0.5)  # the line that changes
+    batches = lm.LatentMixupLoader(train, "fashion-mnist", prob=0.5)  # the line that changes
 
     for epoch in range(epochs):
         model.train()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from latent_mixup.cli import main
@@ -39,3 +43,17 @@ def json_of(*arguments: str | Path) -> dict[str, Any]:
     record = json.loads(result.stdout)
     assert isinstance(record, dict)
     return record
+
+
+@contextmanager
+def in_folder_with(module: str, text: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Inside, the current folder holds a module of the user's; Python does not look there by itself."""
+    here.mkdir()
+    (here / f"{module}.py").write_text(text)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    before = {*sys.modules}
+    yield here
+    for name in {*sys.modules} - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(here)):
+            del sys.modules[name]

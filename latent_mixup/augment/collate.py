@@ -7,17 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, batch_labels, is_pair, with_shared_keywords
 from latent_mixup.augment.batches import Fields, collated, is_batch
-from latent_mixup.augment.showing import show_mixes
+from latent_mixup.augment.showing import ShowsMixes
 from latent_mixup.augment.sources import Named, check_dataset, pair_of, rows_to_mix
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.labels import hard_labels
-from latent_mixup.pictures import notebook_png
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,7 +25,7 @@ NUM_REMEMBERED = 2**16  # batches of an epoch, of which repeated ones are notice
 
 
 @with_shared_keywords
-class LatentMixupCollate(nn.Module):
+class LatentMixupCollate(ShowsMixes, nn.Module):
     """A ``collate_fn`` over any data set of ``(image, label)``, dicts or named tuples.
 
     It is also a call after the loader, as torchvision's ``v2.MixUp`` is: ``images, targets = mixup(images, labels)``,
@@ -99,18 +97,6 @@ class LatentMixupCollate(nn.Module):
         generator.to(fn(torch.empty(0, device=generator.device)).device)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
-
-    def show(self) -> Image.Image:
-        """A picture of sixteen mixes of its bank's rows, with their classes, as notebooks show it.
-
-        Raises:
-            ValueError: The images are neither grey nor RGB.
-        """
-        return show_mixes(self._mixer)
-
-    def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: :meth:`show`."""
-        return notebook_png(self.show)
 
     def set_epoch(self, epoch: int) -> None:
         """Name the epoch for draws with a ``seed``; reaches worker processes, persistent ones included."""

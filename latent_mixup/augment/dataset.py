@@ -8,7 +8,6 @@ from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, get_worker_info
 
@@ -23,13 +22,12 @@ from latent_mixup.augment.base import (
     with_shared_keywords,
 )
 from latent_mixup.augment.batches import OwnSamples
-from latent_mixup.augment.showing import show_mixes
+from latent_mixup.augment.showing import ShowsMixes
 from latent_mixup.augment.sources import Named, check_dataset, pair_of, parts_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, check_size
 from latent_mixup.labels import MISSING, random_states_kept
-from latent_mixup.pictures import notebook_png
 from latent_mixup.policies import BankView, Draw
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ MAX_FRAMES = 12  # above a sample: the data sets around this one, and the loader
 
 
 @with_shared_keywords
-class LatentMixupDataset(Dataset[Any]):
+class LatentMixupDataset(ShowsMixes, Dataset[Any]):
     """Wrap a data set: sample i is decoded from its own code, mixed with that of a drawn partner.
 
     Partners are drawn among the samples of ``dataset``; where this data set is asked through a ``Subset``, as
@@ -121,18 +119,6 @@ class LatentMixupDataset(Dataset[Any]):
 
     def __repr__(self) -> str:
         return f"LatentMixupDataset({self._mixer})"
-
-    def show(self) -> Image.Image:
-        """A picture of sixteen mixes of its bank's rows, with their classes, as notebooks show it.
-
-        Raises:
-            ValueError: The images are neither grey nor RGB.
-        """
-        return show_mixes(self._mixer)
-
-    def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: :meth:`show`."""
-        return notebook_png(self.show)
 
     def __len__(self) -> int:
         return self._length

@@ -15,7 +15,7 @@ from latent_mixup.augment.base import Mixer, Target
 from latent_mixup.augment.sources import parts_of
 from latent_mixup.functional import mix_targets
 from latent_mixup.images import from_uint8
-from latent_mixup.pictures import opened, png
+from latent_mixup.pictures import notebook_png, opened, png
 from latent_mixup.sampling import keyed_generator
 
 COLUMNS, ROWS = 8, 2
@@ -25,13 +25,29 @@ NAME_LENGTH = 30
 LEAST_WEIGHT = 0.005  # of a class that is named: no more than 0.00 would be shown
 
 
-def show_mixes(mixer: Mixer) -> Image.Image:
-    """Sixteen mixes from a stream of their own; torch's random state, which a ``transform`` may use, stays."""
-    with torch.random.fork_rng(devices=[]):
-        draw = mixer.policy.draw(COLUMNS * ROWS, mixer.view, keyed_generator("show-mixes"), epoch=mixer.epoch)
-        images, pair = mixer.decode(draw)
-    targets = mix_targets(*pair, mixer.num_classes, mixer.settings.label_smoothing)
-    return show_batch(mixer, images, targets, "mixes")
+class ShowsMixes:
+    """A wrapper that shows itself: mixes of its bank's rows."""
+
+    _mixer: Mixer
+
+    def show(self) -> Image.Image:
+        """A picture of sixteen mixes of its bank's rows, with their classes, as notebooks show it.
+
+        They are drawn from a stream of their own; torch's random state, which a ``transform`` may use, stays.
+
+        Raises:
+            ValueError: The images are neither grey nor RGB.
+        """
+        mixer, settings = self._mixer, self._mixer.settings
+        with torch.random.fork_rng(devices=[]):
+            draw = mixer.policy.draw(COLUMNS * ROWS, mixer.view, keyed_generator("show-mixes"), epoch=mixer.epoch)
+            images, pair = mixer.decode(draw)
+        targets = mix_targets(*pair, mixer.num_classes, settings.label_smoothing)
+        return show_batch(mixer, images, targets, "mixes")
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: :meth:`show`."""
+        return notebook_png(self.show)
 
 
 def show_batch(mixer: Mixer, images: Tensor, targets: Target, caption: str) -> Image.Image:

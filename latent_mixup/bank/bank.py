@@ -61,8 +61,8 @@ class LatentBank(hub.Published):
         status: ``[N]``, 0 ok, 1 failed, 2 skipped.
         metadata: JSON values. Known keys: ``num_classes``; ``multi_label``; ``latent_space``; ``generator``, a dict
             with ``name``, ``digest`` and, for a generator from the Hub, ``repo`` and ``commit``; ``dataset``, as
-            :func:`fingerprint` gives it; ``inversion``; ``versions``; ``hub``, the ``repo`` and ``commit`` of a bank
-            from the Hub.
+            :func:`fingerprint` gives it, with ``found_by="image"`` where rows are found by their looks;
+            ``inversion``; ``versions``; ``hub``, the ``repo`` and ``commit`` of a bank from the Hub.
 
     Raises:
         ValueError: There is no row, or a column does not fit.

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from commands import error_of, json_of, output_of
+from commands import error_of, in_folder_with, json_of, output_of
 from PIL import Image
 from safetensors.torch import save_model
 from torch import nn
@@ -37,13 +37,8 @@ NONE = ("--deepfool-images", 0, "--pgd-images", 0, "--corruption-images", 0)
 @pytest.fixture
 def classifier(tmp_path, monkeypatch):
     """The current folder holds ``tiny_classifier.py``."""
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / "tiny_classifier.py").write_text(CLASSIFIER)
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield here
-    sys.modules.pop("tiny_classifier", None)
+    with in_folder_with("tiny_classifier", CLASSIFIER, tmp_path / "here", monkeypatch) as here:
+        yield here
 
 
 def test_a_model_of_ones_own_is_scored_as_in_python(classifier, data_root):

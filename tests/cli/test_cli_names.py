@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from commands import error_of, output_of
+from commands import error_of, in_folder_with, output_of
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -46,16 +46,8 @@ ready = make()
 @pytest.fixture
 def decoder(tmp_path, monkeypatch):
     """The current folder holds ``tiny_decoder.py``; Python does not look there by itself."""
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / "tiny_decoder.py").write_text(DECODER)
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    before = {*sys.modules}
-    yield here
-    for name in {*sys.modules} - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(here)):
-            del sys.modules[name]
+    with in_folder_with("tiny_decoder", DECODER, tmp_path / "here", monkeypatch) as here:
+        yield here
 
 
 def draw(generator, count=12):
