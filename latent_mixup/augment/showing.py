@@ -42,7 +42,7 @@ class ShowsMixes:
         with torch.random.fork_rng(devices=[]):
             draw = mixer.policy.draw(COLUMNS * ROWS, mixer.view, keyed_generator("show-mixes"), epoch=mixer.epoch)
             images, pair = mixer.decode(draw)
-        targets = mix_targets(*pair, mixer.num_classes, settings.label_smoothing)
+        targets = mix_targets(*pair, mixer.num_classes, settings.label_smoothing, multi_label=settings.multi_label)
         return show_batch(mixer, images, targets, "mixes")
 
     def _repr_png_(self) -> bytes | None:
@@ -60,7 +60,7 @@ def show_batch(mixer: Mixer, images: Tensor, targets: Target, caption: str) -> I
         caption: To the left of the images.
     """
     if not isinstance(targets, Tensor):
-        targets = mix_targets(*targets, mixer.num_classes)
+        targets = mix_targets(*targets, mixer.num_classes, multi_label=mixer.settings.multi_label)
     columns = min(COLUMNS, len(images))
     count = min(COLUMNS * ROWS, len(images) // columns * columns)
     rows = _signed(mixer, images[:count]).split(columns)

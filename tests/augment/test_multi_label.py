@@ -194,3 +194,12 @@ def test_a_teacher_of_one_class_and_a_pool_are_refused(wrap, bank, linear_genera
         wrap(policy=Policy(labels=Teacher(model)))
     with pytest.raises(ValueError, match="a pool holds labels that sum to 1"):
         lm.render(linear_generator, bank, tmp_path / "pool", n=4)
+
+
+@pytest.mark.parametrize("target_format", ["soft", "pair"])
+def test_every_wrapper_shows_itself(data, linear_generator, bank, target_format):
+    settings = {"multi_label": True, "target_format": target_format}
+    loader = LatentMixupLoader(DataLoader(data, 8), linear_generator, bank, **settings)
+    collate = LatentMixupCollate(linear_generator, bank, dataset=data, **settings)
+    pictures = [each.show() for each in (LatentMixupDataset(data, linear_generator, bank, **settings), collate, loader)]
+    assert all(picture.width >= 8 * 96 for picture in pictures)
