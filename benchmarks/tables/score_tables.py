@@ -15,6 +15,7 @@ from tables.rows import (
     TITLES,
     UNCHANGED,
     aggregated,
+    by_seed,
     difference,
     made_with,
     markdown,
@@ -140,7 +141,7 @@ def best_table(dataset: str, preset: str = "fixed") -> str:
         by_method.setdefault(trial["method"], []).append(trial)
     body, made = [], []
     for method in (*INSTEAD, f"{BEST}_low_pass_of_real"):
-        of_best, of_other = ({s: [run[s] for run in by_method[name]] for s in SCORES} for name in (BEST, method))
+        of_best, of_other = ({s: by_seed(by_method[name], s) for s in SCORES} for name in (BEST, method))
         cells = [_difference(difference(of_best[score], of_other[score]), DIGITS[score]) for score in SCORES]
         body.append([NAMES[method], *cells, str(len(by_method[method]))])
         made.append(made_with([*by_method[BEST], *by_method[method]]))
