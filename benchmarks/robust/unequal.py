@@ -1,6 +1,6 @@
 """Unequal classes, 100 : 1: does mixing codes within a class help the rare ones more than what needs no generator?
 
-1,000 images of the commonest class, each further class has fewer, down to 10; which class is how common is drawn with each
+1,000 images of the commonest class, each further class has fewer, down to 10; which is which is drawn with each
 seed. Every method takes the same steps and chooses one of two settings on validation images:
 
     python benchmarks/robust/unequal.py fashion-mnist --data-root data --choose
