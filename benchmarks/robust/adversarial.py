@@ -52,6 +52,8 @@ METHODS = {  # options: the weight decay; how often a batch is cut and mixed; th
     "cutmix_taught": SHARES,
     "mixes": SHARES,
     "projected": SHARES,
+    "prior_cutmix": SHARES,
+    "unlabelled_cutmix": SHARES,
     "prior_of_few": SHARES,
     "pixel_mixes": SHARES,
     "decodes": SHARES,
@@ -84,7 +86,9 @@ class Trial:
         few, labels = self.shop.few(self.seed)
         targets, share = F.one_hot(labels, NUM_CLASSES).float(), self.option if self.option in SHARES else 0.0
         has_pool = self.method not in ("real", "cutmix", "cutmix_taught")
-        pool, teacher = self.shop.fresh(self.method, self.seed) if has_pool else None, self.shop.teacher(self.seed)
+        kind, teacher = self.method.removesuffix("_cutmix"), self.shop.teacher(self.seed)
+        pool = self.shop.fresh(kind, self.seed) if has_pool else None
+        how_often_cut = self.option if self.method == "cutmix" else float(kind != self.method)
         num_fresh = int(BATCH * share) if has_pool or self.method == "cutmix_taught" else 0
         pad, steps = self.shop.images.setting.pad, STEPS[self.shop.images.name]
         with seeded(self.seed):
@@ -99,7 +103,7 @@ class Trial:
                 draw = keyed_generator("robust-batch", self.seed, step)
                 rows = torch.randint(len(few), (BATCH - num_fresh,), generator=draw)
                 batch, wanted = moved(few[rows], pad, draw), targets[rows]
-                if self.method == "cutmix" and torch.rand((), generator=draw) < self.option:
+                if torch.rand((), generator=draw) < how_often_cut:
                     batch, wanted = cut(batch, labels[rows])
                 if pool is not None:
                     made = moved(from_uint8(pool[torch.randint(len(pool), (num_fresh,), generator=draw)]), pad, draw)

@@ -15,6 +15,7 @@ FRESH = {
     "cutmix": "CutMix of them",
     "cutmix_taught": "CutMix, the teacher's labels",
     "prior": "**samples of the prior**",
+    "prior_cutmix": "**samples of the prior, CutMix of the labelled**",
     "prior_of_few": "samples of a generator that saw the labelled images alone",
     "mixes": "mixes of their codes",
     "projected": "the same, brought back to the prior",
@@ -23,6 +24,7 @@ FRESH = {
     "gaussian_codes": "a Gaussian on codes, decoded (control)",
     "decodes": "decoded real images (control)",
     "unlabelled": "unlabelled real images (control)",
+    "unlabelled_cutmix": "the same, CutMix of the labelled (control)",
 }
 UNDER = {"accuracy": "accuracy", "pgd": "PGD-50", "autoattack": "AutoAttack"}
 Runs = dict[str, list[dict[str, Any]]]
