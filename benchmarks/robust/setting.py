@@ -213,8 +213,8 @@ class Workshop:
             rest = torch.ones(len(self.images.train), dtype=torch.bool)
             rest[self.images.labelled(seed, count)] = False
             return self.images.train[rest]
-        number, make = KINDS[kind]
-        own = "" if number is None else f"-{seed}-{count or self.images.setting.labelled}"
+        by_seed, make = KINDS[kind]
+        own = f"-{seed}-{count or self.images.setting.labelled}" if by_seed else ""
         return self._made(f"{kind}{own}", lambda: {"images": make(self, seed, count)})["images"]
 
     def of_images(self, kind: str, images: Tensor, seed: int) -> Tensor:
@@ -244,27 +244,26 @@ def decoded(generator: Generator, codes: Tensor) -> Tensor:
         return torch.cat([to_uint8(generator.decode(part)) for part in codes.split(256)])
 
 
-def _prior(shop: Workshop, _seed: int, _count: int | None) -> Tensor:
-    generator, draw = shop.generator(), keyed_generator("robust-prior")
+def _samples(generator: Generator, *key: int) -> Tensor:
+    draw = keyed_generator("robust-prior", *key)
     return decoded(generator, torch.cat([generator.sample_latents(500, draw) for _ in range(POOL // 500)]))
 
 
-def _prior_of_few(shop: Workshop, seed: int, _count: int | None) -> Tensor:
-    generator, draw = shop.fitted(seed), keyed_generator("robust-prior", seed)
-    return decoded(generator, torch.cat([generator.sample_latents(500, draw) for _ in range(POOL // 500)]))
+def _standard_normal() -> torch.Generator:
+    return keyed_generator("robust-gaussian")
 
 
 def _gaussian(shop: Workshop, _seed: int, _count: int | None) -> Tensor:
     rows = torch.randperm(len(shop.images.train), generator=keyed_generator("robust-linear"))[:FITTED]
     linear = Linear.fit(from_uint8(shop.images.train[rows]), math.prod(shop.generator().latent_shape))
-    return decoded(linear, linear.sample_latents(POOL, keyed_generator("robust-gaussian")))
+    return decoded(linear, linear.sample_latents(POOL, _standard_normal()))
 
 
 def _gaussian_codes(shop: Workshop, _seed: int, _count: int | None) -> Tensor:
     """A Gaussian with mean and covariance of the bundled bank's codes."""
     codes = LatentBank.from_pretrained(shop.images.name)[:][0].double()
     values, vectors = torch.linalg.eigh(codes.T.cov())
-    noise = torch.randn(POOL, len(values), generator=keyed_generator("robust-gaussian"), dtype=torch.float64)
+    noise = torch.randn(POOL, len(values), generator=_standard_normal(), dtype=torch.float64)
     return decoded(shop.generator(), (codes.mean(0) + (noise * values.clamp(min=0).sqrt()) @ vectors.T).float())
 
 
@@ -277,11 +276,11 @@ def _mixes(kind: str) -> Make:
     return lambda shop, seed, count: shop.of_images(kind, shop.few(seed, count)[0], seed)
 
 
-KINDS: dict[str, tuple[bool | None, Make]] = {  # whether it depends on the seed (None: not)
-    "prior": (None, _prior),
-    "prior_of_few": (True, _prior_of_few),
-    "gaussian": (None, _gaussian),
-    "gaussian_codes": (None, _gaussian_codes),
-    "decodes": (None, _decodes),
+KINDS: dict[str, tuple[bool, Make]] = {  # whether it depends on the seed
+    "prior": (False, lambda shop, _seed, _count: _samples(shop.generator())),
+    "prior_of_few": (True, lambda shop, seed, _count: _samples(shop.fitted(seed), seed)),
+    "gaussian": (False, _gaussian),
+    "gaussian_codes": (False, _gaussian_codes),
+    "decodes": (False, _decodes),
     **{kind: (True, _mixes(kind)) for kind in (*MIXED, "pixel_mixes")},
 }

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
-from robust import adversarial, distil, runs, setting, unequal
+from robust import adversarial, distil, evidence, runs, setting, unequal
 from tables import robust_tables
 
 from latent_mixup.bundled import BundledImages
@@ -153,3 +153,8 @@ def test_the_tables(tmp_path, monkeypatch):
     )
     assert "| +0.020 [+0.020, +0.020] |" in robust_tables.unequal_table("fashion-mnist").splitlines()[3]
     assert math.isclose(robust_tables._value([{"a": 1.0}, {"a": 2.0}], "a"), 1.5)
+
+
+def test_what_advise_rests_on_is_drawn_from_the_results():
+    found = CliRunner().invoke(evidence.main, ["--check"])
+    assert found.exit_code == 0, found.output
