@@ -174,7 +174,7 @@ def _show(values: Tensor) -> str:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How the images of one data set become float32 ``[C, R, R]`` in [-1, 1], each of them the same way.
+    """How the images of one data set become float32 ``[C, H, W]`` in [-1, 1], each of them the same way.
 
     8-bit integers end at 255, images in uint16 at ``2**bits - 1``. A float ``x`` becomes ``x * std + mean`` in [0, 1]:
     mean 0 and std 1 for images in [0, 1], 0.5 and 0.5 for [-1, 1].
@@ -212,13 +212,13 @@ class ImageFormat:
         return moments | ({} if self.bits == 16 else {"bits": self.bits})
 
     def convert(self, image: object, size: tuple[int, int, int], *, resize: bool = False) -> Tensor:
-        """One image as float32 ``[C, R, R]`` in [-1, 1], on the CPU.
+        """One image as float32 ``[C, H, W]`` in [-1, 1], on the CPU.
 
         A grey image is repeated for an RGB generator. For a grey generator, three equal channels become one.
 
         Args:
             image: See :func:`pixel_values`.
-            size: ``(C, R, R)`` of the generator.
+            size: ``(C, H, W)`` of the generator.
             resize: Bring an image of another size to this one: :func:`resized`.
 
         Raises:
@@ -233,7 +233,7 @@ class ImageFormat:
         if images.abs().max() > (INSIDE if values.is_floating_point() else 1) or not images.isfinite().all():
             low, high = _finite_ends(values)
             raise ValueError(f"an image has values from {low:.6g} to {high:.6g}: {self._expected(values)}")
-        return _of_channels(images if fits else resized(images, size[1]), size)
+        return _of_channels(images if fits else resized(images, size[1:]), size)
 
     def _signed(self, values: Tensor) -> Tensor:
         """Pixel values ``[C, H, W]`` to float32, in [-1, 1] if they follow this format."""
@@ -257,19 +257,28 @@ class ImageFormat:
         return f"this data set's are in [{known}]; clamp them there where a resize went beyond, x.clamp({known})"
 
 
-def resized(image: Tensor, size: int) -> Tensor:
-    """One image ``[C, H, W]``, its shorter side scaled to ``size`` pixels (bilinear, antialiased), and its middle.
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """One image ``[C, H, W]``, scaled to cover ``size``, height and width (bilinear, antialiased), and its middle.
 
     Example:
-        >>> resized(torch.zeros(3, 60, 40), 28).shape
+        >>> resized(torch.zeros(3, 60, 40), (28, 28)).shape
         torch.Size([3, 28, 28])
     """
-    height, width = image.shape[1:]
-    share = size / min(height, width)
-    whole = (max(size, round(height * share)), max(size, round(width * share)))
+    whole = covering(image.shape[1:], size)
     scaled = F.interpolate(image[None], size=whole, mode="bilinear", antialias=True)[0]
-    top, left = (whole[0] - size) // 2, (whole[1] - size) // 2
-    return scaled[:, top : top + size, left : left + size]
+    top, left = ((side - wanted) // 2 for side, wanted in zip(whole, size, strict=True))
+    return scaled[:, top : top + size[0], left : left + size[1]]
+
+
+def covering(sides: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image of these ``sides``, scaled so that it just covers another ``size``.
+
+    Example:
+        >>> covering((60, 40), (28, 28))
+        (42, 28)
+    """
+    share = max(size[0] / sides[0], size[1] / sides[1])
+    return max(size[0], round(sides[0] * share)), max(size[1], round(sides[1] * share))
 
 
 def moments_of(normalize: tuple[Moments, Moments]) -> ImageFormat:
@@ -461,10 +470,14 @@ def _pil_array(image: Image.Image) -> NDArray[Any]:
 
 def _another_size(values: Tensor, size: tuple[int, int, int]) -> str:
     """The message for ``[C, H, W]`` values of another size, with a transform that mends it."""
-    height, width = values.shape[1:]
-    mend = f"v2.Resize({size[1:]})" if height == width else f"v2.Resize({size[1]}) and v2.CenterCrop({size[1]})"
-    missing = size[1] - height
-    if height == width and missing % 2 == 0 and 0 < missing <= size[1] // 4:
+    (height, width), (wanted_height, wanted_width) = values.shape[1:], size[1:]
+    mend = f"v2.Resize({size[1:]})"
+    if height * wanted_width != width * wanted_height:
+        square = wanted_height == wanted_width
+        steps = (wanted_height, wanted_height) if square else (covering((height, width), size[1:]), size[1:])
+        mend = f"v2.Resize({steps[0]}) and v2.CenterCrop({steps[1]})"
+    missing = wanted_height - height
+    if missing == wanted_width - width and missing % 2 == 0 and 0 < missing <= min(size[1:]) // 4:
         mend += f", or v2.Pad({missing // 2})"
     return (
         f"images need the generator's size {list(size)}: got {list(values.shape)}; "
@@ -473,7 +486,7 @@ def _another_size(values: Tensor, size: tuple[int, int, int]) -> str:
 
 
 def _of_channels(images: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """One image ``[C, R, R]`` in the generator's channels, if that does not change the picture."""
+    """One image ``[C, H, W]`` in the generator's channels, if that does not change the picture."""
     if len(images) == size[0]:
         return images
     if len(images) == 1:

@@ -290,7 +290,7 @@ class Decoder:
             generator.to(memory_format=torch.channels_last)
 
     def __call__(self, latents: Tensor, *targets: Tensor) -> Tensor:
-        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, R, R]``, float32 in [-1, 1].
+        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, H, W]``, float32 in [-1, 1].
 
         Args:
             latents: The codes.

@@ -64,7 +64,7 @@ class Samples:
     """The readable ones of some samples, and the errors of the others.
 
     Attributes:
-        images: ``[B, C, R, R]`` float32 in [-1, 1], on the generator's device.
+        images: ``[B, C, H, W]`` float32 in [-1, 1], on the generator's device.
         labels: ``[B]`` int64, -1 where there is none; or soft, ``[B, num_classes]`` float32.
         index: Index of each in the data set, ``[B]`` int64.
         errors: Index to one line, for each image that is set aside.
@@ -180,7 +180,7 @@ def read_samples(
     Raises:
         ValueError: A label is not a class, or of another kind than the format says; with its index.
     """
-    size = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+    size = generator.image_shape
     images, labels, read = [], [], []
     errors: dict[int, str] = {}
     for index in indices:

@@ -397,7 +397,7 @@ def test_the_cost_grows_with_the_steps_that_are_taken():
         ("dit", {"classes": 5}, "classes needs integers from 0 to 4, which the model knows: got 5"),
         ("classed", {}, "classes is needed: this UNet2DModel knows 5 classes"),
         ("dit", {"img_resolution": 64}, "takes codes of 4 x 4: got 8 x 8"),
-        ("plain", {"img_resolution": 24}, "takes codes whose height is a multiple of 2: got 3 x 3"),
+        ("plain", {"img_resolution": 24}, "takes codes whose height and width are multiples of 2: got 3 x 3"),
     ],
 )
 def test_settings_that_cannot_be(kind, settings, message):
