@@ -559,7 +559,7 @@ class Mixer:
         if len(decoded) < MIN_IMAGES:
             some = torch.linspace(0, self.view.num_rows - 1, MIN_IMAGES, dtype=torch.float64, device="cpu").long()
             rows = some if self.view.rows is None else self.view.rows[some]
-            decoded = self.decode(Draw.alone(rows, self.policy.num_sources))[0].to(real)
+            decoded = in_kind(self.decode(Draw.alone(rows, self.policy.num_sources))[0], real)
         message = range_mismatch(real, decoded)
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=3)

@@ -278,8 +278,8 @@ def check_square(img_resolution: object, architecture: str) -> None:
     """Raise ``ValueError`` for ``(height, width)``, of an architecture whose images are square."""
     if isinstance(img_resolution, tuple | list):
         raise ValueError(
-            f"{architecture} makes square images, so img_resolution needs one number: got {img_resolution!r:.100}; bring "
-            "the images of the data set to a square, e.g. v2.Resize(64) and v2.CenterCrop(64)"
+            f"{architecture} makes square images, so img_resolution needs one number: got {img_resolution!r:.100}; "
+            "bring the images of the data set to a square, e.g. v2.Resize(64) and v2.CenterCrop(64)"
         )
 
 

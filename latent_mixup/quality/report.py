@@ -133,7 +133,7 @@ def _look(source: BankImages, encoder: Encoder | None, rows: Tensor) -> Look:
 
 
 def _thumbnails(images: Tensor, size: int = 192) -> Tensor:
-    """``[B, C, H, W]`` in [-1, 1] to uint8 ``[B, h, w, 3]``, the longer side about ``size``; small ones in whole zooms."""
+    """``[B, C, H, W]`` in [-1, 1] to uint8 ``[B, h, w, 3]``, the longer side about ``size``; small ones zoomed in."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"the page shows images of 1 or 3 channels: got {images.shape[1]}")
     longer = max(images.shape[2:])
