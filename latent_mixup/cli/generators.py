@@ -115,25 +115,13 @@ def _checked_codes(generator: Generator, dataset: Any, count: int, seed: int) ->
     return check_codes(bank, examined, generator, others=others, limit=max(count, MIN_ROWS), seed=seed)
 
 
-def _pixels(ctx: click.Context, param: click.Parameter, value: Any) -> int | tuple[int, int] | None:
-    """``64`` as a number, ``96x160`` as height and width."""
-    if value is None:
-        return None
-    numbers = str(value).lower().split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise click.BadParameter(
-            f"{value!r} is no size in pixels: expected 64, or height and width, 96x160", ctx, param
-        )
-    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
-
-
 @click.command("convert")
 @click.argument("path")
 @click.argument("out", type=shared.FOLDER)
 @click.option(
     "--resolution",
     metavar="PIXELS",
-    callback=_pixels,
+    callback=shared.pixels,
     help="Size of your images, 64 or 96x160 (height x width); for an autoencoder.",
 )
 @click.option("--channels", type=click.Choice(["1", "3"]), help="1 for grey images; for an autoencoder; default: 3.")
