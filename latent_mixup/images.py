@@ -449,7 +449,7 @@ def batch_values(images: object, img_channels: int = 3) -> Tensor:
         SampleError: One of them is not an image, or they differ in size.
     """
     if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] in (1, 3, img_channels):
-        return images if images.dtype != torch.bool else _numbers(images)
+        return _numbers(images)
     if isinstance(images, list | tuple):
         return stacked_images([pixel_values(image, img_channels) for image in images])
     return _channels_first(_numbers(_values(images)), img_channels, 1)

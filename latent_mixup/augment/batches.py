@@ -204,7 +204,7 @@ def batch_of(given: Any, settings: MixSettings, img_channels: int) -> Any:
     if isinstance(image, Tensor) and not isinstance(label, tuple | list):
         try:
             return default_collate([*given])
-        except (TypeError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError):
             pass  # below it is found which sample is to blame
     own = OwnSamples(given, settings, img_channels)
     read = [own.read(index) for index in range(len(given))]
@@ -220,14 +220,16 @@ def is_batch(given: Any, image_key: Key | None) -> bool:
     if all(isinstance(each, tuple | list | Mapping) for each in given):
         place = image_key if isinstance(image_key, int) else 0
         images = given[place] if place < len(given) else None
-        return isinstance(images, tuple | list) and bool(images) and all(map(_is_image, images))
-    if all(map(_is_image, given)) and len({getattr(each, "ndim", 0) for each in given}) == 1:
+        return isinstance(images, tuple | list) and _are_images(images)
+    if _are_images(given):
         return False  # samples without a label
     return any(isinstance(each, Tensor | np.ndarray) for each in given)
 
 
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Image.Image) or getattr(value, "ndim", 0) in (2, 3)
+def _are_images(values: Sequence[Any]) -> bool:
+    """Whether a list is one of images, as many axes each; PIL images have none."""
+    axes = {0 if isinstance(value, Image.Image) else getattr(value, "ndim", -1) for value in values}
+    return len(axes) == 1 and axes <= {0, 2, 3}
 
 
 def read_batch(images: Any, labels: Any, settings: MixSettings, img_channels: int) -> tuple[Tensor, Tensor]:
