@@ -209,9 +209,10 @@ def network_facts(
     )
 
 
-def image_size(channels: int, resolution: int) -> str:
-    """The size of images, for a card."""
-    return f"{resolution} x {resolution}, " + {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+def image_size(image_shape: tuple[int, int, int]) -> str:
+    """The size of images ``[C, H, W]``, for a card."""
+    channels, height, width = image_shape
+    return f"{height} x {width}, " + {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
 # --------------------------------------------------------------------------------------------------

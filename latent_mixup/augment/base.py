@@ -32,7 +32,7 @@ from latent_mixup.images import (
     range_mismatch,
     to_uint8,
 )
-from latent_mixup.labels import Key, as_tensor, check_labels
+from latent_mixup.labels import Key, SampleError, check_labels
 from latent_mixup.policies import BankView, Beta, Draw, Policy, named
 from latent_mixup.policies.policy import LabelPair
 from latent_mixup.sampling import Mode
@@ -290,7 +290,7 @@ class Decoder:
             generator.to(memory_format=torch.channels_last)
 
     def __call__(self, latents: Tensor, *targets: Tensor) -> Tensor:
-        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, R, R]``, float32 in [-1, 1].
+        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, H, W]``, float32 in [-1, 1].
 
         Args:
             latents: The codes.
@@ -495,8 +495,8 @@ class Mixer:
             Images, with shape, dtype and device of ``images``; targets on the device of ``labels``.
 
         Raises:
-            TypeError: ``images`` or ``labels`` is not a tensor of the right kind.
-            ValueError: Sizes do not agree, or a label lies outside ``num_classes``.
+            SampleError: ``images`` or ``labels`` is not a tensor of the right kind, sizes do not agree, or a label lies
+                outside ``num_classes``.
         """
         return self.blend_all([(images, labels, key)])[0]
 
@@ -571,7 +571,7 @@ class Mixer:
         if len(decoded) < MIN_IMAGES:
             some = torch.linspace(0, self.view.num_rows - 1, MIN_IMAGES, dtype=torch.float64, device="cpu").long()
             rows = some if self.view.rows is None else self.view.rows[some]
-            decoded = self.decode_alone(rows).to(real)
+            decoded = in_kind(self.decode_alone(rows), real)
         message = range_mismatch(real, decoded)
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=3)
@@ -663,47 +663,29 @@ def is_pair(batch: Any, settings: MixSettings) -> bool:
     return type(batch) in (tuple, list) and len(batch) == 2 and (settings.image_key, settings.label_key) == (None, None)
 
 
-def batch_labels(labels: Any, *, multi_label: bool = False) -> Any:
-    """Labels of a batch as ``[B]`` integers or soft ``[B, num_classes]``.
-
-    A list or an array becomes a tensor; integers ``[B, 1]`` become ``[B]`` (unless ``multi_label``), one-hot rows of
-    integers or bools floats.
-    What is none of these stays, for the check that names it; so does a list of tensors, since ``default_collate`` makes
-    one for each class, not for each image, of soft labels in lists.
-    """
-    if isinstance(labels, Tensor) and (labels.ndim != 2 or labels.is_floating_point()):
-        return labels
-    if isinstance(labels, list | tuple) and any(isinstance(label, Tensor) and label.ndim for label in labels):
-        return labels
-    try:
-        values = labels if isinstance(labels, Tensor) else as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        return labels
-    if values.ndim != 2 or values.is_floating_point():
-        return values
-    return values[:, 0] if values.shape[1] == 1 and not multi_label else values.float()
-
-
 def _check_batch(images: object, labels: object, *, normalized: bool) -> None:
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise TypeError(
+        raise SampleError(
             f"a batch needs to be (images, labels), two tensors: got {type(images).__name__} "
             f"and {type(labels).__name__}; soft labels need to be tensors as well"
         )
     if not images.is_floating_point():
         check_dtype(images, normalized=normalized)
     if images.ndim != 4:
-        raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
+        raise SampleError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
     if len(images) != len(labels):
-        raise ValueError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
+        raise SampleError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
 
 
 def check_dtype(images: Tensor, *, normalized: bool) -> None:
-    """Raise ``TypeError`` unless images are float, or uint8 and not ``normalized``."""
+    """Raise ``SampleError`` unless images are float, or uint8 and not ``normalized``."""
     if not (images.is_floating_point() or images.dtype == torch.uint8):
-        raise TypeError(f"images need a float dtype, or uint8: got {images.dtype}")
+        raise SampleError(
+            f"images need a float dtype, or uint8: got {images.dtype}; convert them in the data set, e.g. "
+            "v2.ToDtype(torch.float32, scale=True)"
+        )
     if normalized and not images.is_floating_point():
-        raise TypeError(
+        raise SampleError(
             f"normalize= says that images were normalised, and these are {images.dtype}: leave it out, and normalise "
             "batches after they are mixed"
         )

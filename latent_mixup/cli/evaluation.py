@@ -31,7 +31,10 @@ LOOKED_AT = 16  # images that tell how their values become [0, 1]
 )
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Default: the images' own; torchvision: 3.")
 @click.option(
-    "--size", type=click.IntRange(1), help="Resize and crop images to this height and width. Default: as they are."
+    "--size",
+    metavar="PIXELS",
+    callback=shared.pixels,
+    help="Resize and crop images to this size, 64 or 96x160 (height x width). Default: as they are.",
 )
 @click.option(
     "--mean",
@@ -60,7 +63,7 @@ def evaluate_command(
     weights: Path | None,
     num_classes: int | None,
     channels: str | None,
-    size: int | None,
+    size: int | tuple[int, int] | None,
     mean: str | None,
     std: str | None,
     data_root: Path | None,
@@ -228,7 +231,7 @@ def _num_classes(dataset: Any) -> int:
     return count
 
 
-def _read(dataset: Any, order: list[int], channels: int, size: int | None) -> tuple[Tensor, Tensor]:
+def _read(dataset: Any, order: list[int], channels: int, size: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
     """Images ``[N, C, H, W]`` in [0, 1] and labels ``[N]``.
 
     Raises:
@@ -236,13 +239,14 @@ def _read(dataset: Any, order: list[int], channels: int, size: int | None) -> tu
     """
     import torch
 
+    from latent_mixup.generators.base import sides
     from latent_mixup.images import detect_format, image_key_of, pixel_values, to_unit
     from latent_mixup.labels import label_of, part_of
 
     first = [dataset[index] for index in order[:LOOKED_AT]]
     seen = [part_of(sample, image_key_of(sample)) for sample in first]
     form, shape = detect_format(seen), pixel_values(seen[0]).shape[1:]
-    wanted = (channels, size, size) if size else (channels, *shape)
+    wanted = (channels, *(sides(size) if size else shape))
     images, labels = [], []
     for index in order:
         sample = dataset[index]

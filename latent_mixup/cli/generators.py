@@ -118,11 +118,18 @@ def _checked_codes(generator: Generator, dataset: Any, count: int, seed: int) ->
 @click.command("convert")
 @click.argument("path")
 @click.argument("out", type=shared.FOLDER)
-@click.option("--resolution", type=click.IntRange(1), help="Height and width of your images; for an autoencoder.")
+@click.option(
+    "--resolution",
+    metavar="PIXELS",
+    callback=shared.pixels,
+    help="Size of your images, 64 or 96x160 (height x width); for an autoencoder.",
+)
 @click.option("--channels", type=click.Choice(["1", "3"]), help="1 for grey images; for an autoencoder; default: 3.")
 @click.option("--subfolder", help="Folder of the autoencoder inside PATH; vae in a whole pipeline.")
 @shared.one_sentence
-def convert_command(path: str, out: Path, resolution: int | None, channels: str | None, subfolder: str | None) -> None:
+def convert_command(
+    path: str, out: Path, resolution: int | tuple[int, int] | None, channels: str | None, subfolder: str | None
+) -> None:
     """Convert other people's files to a generator or bank folder; nothing in them is executed.
 
     PATH is a StyleGAN2 network (.pkl of stylegan2-ada-pytorch, stylegan3 or TensorFlow's StyleGAN2; .pt of

@@ -91,6 +91,18 @@ device_option = click.option(
 )
 
 
+def pixels(context: click.Context, option: click.Parameter, value: Any) -> int | tuple[int, int] | None:
+    """``64`` as a number, ``96x160`` as height and width."""
+    if value is None:
+        return None
+    numbers = str(value).lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise click.BadParameter(
+            f"{value!r} is no size in pixels: expected 64, or height and width, 96x160", context, option
+        )
+    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+
+
 def _use_threads(_context: click.Context, _option: click.Parameter, threads: int | None) -> None:
     if threads:
         import torch

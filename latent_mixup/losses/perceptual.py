@@ -66,8 +66,8 @@ class LPIPS(nn.Module):
         weights: Weights of the backbone, under torchvision's names (``features.0.weight``): a state dict, the path of
             one (``.pth`` or ``.safetensors``), or a Hub repository ``org/repo[@revision]`` with a
             ``model.safetensors``. None: torchvision's file in torch's cache. ``"random"``: untrained, for tests.
-        resize: Height and width to resize images to first, bilinear with antialiasing; for images that are too small,
-            or to save time on large ones.
+        resize: Shorter side that images are resized to first, bilinear with antialiasing; for images that are too
+            small, or to save time on large ones.
         repeat_channels: Accept images of one channel as well, as grey RGB images. The features know photographs.
         download: With ``weights=None``: download torchvision's file if it is not in torch's cache (vgg16: 528 MB),
             and check its SHA-256.
@@ -169,7 +169,8 @@ class LPIPS(nn.Module):
                 f"LPIPS compares float images in [-1, 1]: got {images.dtype}; images.from_uint8 makes them"
             )
         if self.resize is not None:
-            images = F.interpolate(images, size=(self.resize, self.resize), mode="bilinear", antialias=True)
+            size = [round(side * self.resize / min(images.shape[2:])) for side in images.shape[2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
         hidden = (images - self.shift) / self.scale  # one channel becomes three here
         found = []
         for number, layer in enumerate(self.features):

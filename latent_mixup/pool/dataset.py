@@ -130,11 +130,11 @@ class RenderedMixupDataset(Dataset[Any]):
 
     @property
     def images_uint8(self) -> Tensor:
-        """The pool's images as they were rendered, ``[N, C, R, R]`` uint8, mmapped; without refreshed ones."""
+        """The pool's images as they were rendered, ``[N, C, H, W]`` uint8, mmapped; without refreshed ones."""
         return self._pool.images
 
     def images(self, entries: Tensor) -> Tensor:
-        """Images of some entries of the pool in this epoch: ``[B, C, R, R]`` uint8."""
+        """Images of some entries of the pool in this epoch: ``[B, C, H, W]`` uint8."""
         images = self._pool.images[entries]
         return images if self._refreshed is None else self._refreshed.images(entries, images, self.epoch)
 

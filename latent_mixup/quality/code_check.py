@@ -6,6 +6,7 @@ samples and mixes look like the data; and does PCA with as many numbers do as we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ KINDS = ("reconstructions", "prior", "mixes_between", "mixes_within", "mixes", "
 
 @dataclass(frozen=True)
 class _Images:
-    """Images ``[N, C, R, R]`` uint8 on the CPU and their classes, ``[N]`` int64, -1 for none."""
+    """Images ``[N, C, H, W]`` uint8 on the CPU and their classes, ``[N]`` int64, -1 for none."""
 
     pixels: Tensor
     labels: Tensor
@@ -225,7 +226,7 @@ def _first(rows: Tensor, order: Tensor, limit: int) -> Tensor:
 
 
 def _read(dataset: Any, indices: Tensor, generator: Generator, format: SampleFormat) -> Tensor:
-    """Images of some samples, ``[N, C, R, R]`` uint8 on the CPU; raises where one cannot be read."""
+    """Images of some samples, ``[N, C, H, W]`` uint8 on the CPU; raises where one cannot be read."""
     found = []
     for part in indices.split(BATCH):
         samples = read_samples(dataset, part.tolist(), generator, format)
@@ -357,8 +358,8 @@ def _fitted_pca(others: Tensor, numbers: int, pixels: Tensor) -> _Maker:
 
 def _trained_judge(other: _Images, labelled: bool, seed: int, progress: bool) -> tuple[FeatureCNN, dict[str, Any]]:
     """The judge and what the record says of it."""
-    resolution = other.pixels.shape[-1]
-    steps = round(max(LEAST_JUDGE_STEPS, JUDGE_STEPS * min(1, (JUDGE_SIZE / resolution) ** 2)))
+    share = JUDGE_SIZE**2 / math.prod(other.pixels.shape[2:])
+    steps = round(max(LEAST_JUDGE_STEPS, JUDGE_STEPS * min(1, share)))
     shown = other if labelled else _rotated(other.pixels)
     with Progress(steps, "judge", "steps", show=progress) as bar, torch.enable_grad():
         model, accuracy = train_judge(shown.pixels, shown.labels, steps=steps, seed=seed, on_step=bar.advance)
@@ -366,8 +367,11 @@ def _trained_judge(other: _Images, labelled: bool, seed: int, progress: bool) ->
 
 
 def _rotated(pixels: Tensor) -> _Images:
-    """Every image in its four rotations, one after the other, labelled by the number of quarter turns."""
-    turned = torch.stack([pixels.rot90(turns, (2, 3)) for turns in range(4)], 1)
+    """Every image, or its square middle, in its four rotations, labelled by the number of quarter turns."""
+    side = min(pixels.shape[2:])
+    top, left = ((each - side) // 2 for each in pixels.shape[2:])
+    square = pixels[..., top : top + side, left : left + side]
+    turned = torch.stack([square.rot90(turns, (2, 3)) for turns in range(4)], 1)
     return _Images(turned.flatten(0, 1), torch.arange(4, device="cpu").repeat(len(pixels)))
 
 

@@ -139,7 +139,7 @@ def test_a_sample_without_a_label_is_named(toy_dataset, linear_generator, unlabe
     labelled = bank.source_index.tolist()
     _, targets = pull(dataset, sampler=labelled)
     assert targets.shape == (48, 3)
-    with pytest.raises(ValueError, match=r"sample 7 has no label, and no code to mix: .*SubsetRandomSampler"):
+    with pytest.raises(ValueError, match=r"sample 7: label -1 .* there is no label.*SubsetRandomSampler"):
         dataset[7]
 
 

@@ -462,7 +462,7 @@ def test_bad_input(wrap, toy_dataset):
         wrap(autocast=torch.float32)
     with pytest.raises(ValueError, match="alpha needs to be above 0"):
         wrap(alpha=0)
-    with pytest.raises(TypeError, match="two tensors: got int"):
+    with pytest.raises(TypeError, match="an image needs to be a PIL image, an array or a tensor: got 1"):
         list(wrap([{"image": 1, "label": 2}]))
     images_only = [[toy_dataset.images]]
     with pytest.raises(TypeError, match="a batch needs images and labels: got a list of Tensor; no labels"):

@@ -171,7 +171,9 @@ def test_class_indices_are_no_such_labels(toy_dataset, linear_generator, toy_ban
         LatentMixupDataset(toy_dataset, linear_generator, toy_bank, multi_label=True)
     bank = one_hot_bank(toy_bank).subset(slice(None))
     collate = LatentMixupCollate(linear_generator, bank, multi_label=True)
-    with pytest.raises(ValueError, match=r"multi-label labels need shape \[B, 3\]: got torch.int64 \[50\]"):
+    with pytest.raises(
+        ValueError, match=r"a label needs to be \[num_classes\] numbers in \[0, 1\]: got torch.int64 \[50\]"
+    ):
         collate(toy_dataset.images, toy_dataset.labels)
 
 
