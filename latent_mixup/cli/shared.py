@@ -90,8 +90,8 @@ generator_option = click.option(
 )
 
 
-def _chosen_device(_context: click.Context, _option: click.Parameter, device: str) -> str:
-    if device != "auto":
+def _chosen_device(context: click.Context, _option: click.Parameter, device: str) -> str:
+    if device != "auto" or context.resilient_parsing:  # a shell completes a word
         return device
     from latent_mixup.networks import best_device
 
@@ -99,7 +99,10 @@ def _chosen_device(_context: click.Context, _option: click.Parameter, device: st
 
 
 device_option = click.option(
-    "--device", default="auto", callback=_chosen_device, help="Where to compute: auto (cuda, else cpu), cpu, cuda, mps."
+    "--device",
+    default="auto",
+    callback=_chosen_device,
+    help="Where to compute: auto (cuda, else cpu), cpu, cuda, mps, xpu.",
 )
 
 
