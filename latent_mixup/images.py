@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from latent_mixup.labels import MISSING, Key, describe_sample
+from latent_mixup.labels import MISSING, Key, describe_sample, names_of
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "images", "jpg", "jpeg", "png", "webp")  # in samples that are mappings
 MIN_IMAGES = 8  # fewer say too little about a range
@@ -510,7 +510,7 @@ def image_key_of(sample: Any, key: Key | None = None) -> Key | None:
     if key is not None or not isinstance(sample, Mapping):
         return 0 if key is None else key
     if (found := next((name for name in IMAGE_KEYS if name in sample), None)) is None:
-        raise ValueError(f"no image among {list(sample)}: pass image_key=")
+        raise ValueError(f"no image among {names_of(sample)}: pass image_key=")
     return found
 
 
