@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from latent_mixup.labels import MISSING, Key, SampleError, describe_sample
+from latent_mixup.labels import MISSING, Key, SampleError, describe_sample, names_of
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "images", "jpg", "jpeg", "png", "webp")  # in samples that are mappings
 MIN_IMAGES = 8  # fewer say too little about a range
@@ -575,7 +575,7 @@ def image_key_of(sample: Any, key: Key | None = None) -> Key | None:
     if key is not None or not isinstance(sample, Mapping):
         return 0 if key is None else key
     if (found := next((name for name in IMAGE_KEYS if name in sample), None)) is None:
-        raise SampleError(f"no image among {list(sample)}: pass image_key=")
+        raise SampleError(f"no image among {names_of(sample)}: pass image_key=")
     return found
 
 
@@ -613,17 +613,19 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
         return open_image(self.paths[index]), MISSING if self.targets is None else self.targets[index]
 
 
-def open_csv(path: str | Path) -> ImageFiles:
-    """The data set of a CSV file of ``path,label`` lines.
+def open_csv(path: str | Path, *, image_key: str = "path", label_key: str | None = "label") -> ImageFiles:
+    """The data set of a CSV file of ``path,label`` lines, or of one with a heading and more columns.
 
     Args:
         path: The file, in UTF-8. Its paths start at its own folder. Labels are class indices, where all are numbers, or
             names, numbered in their sorted order as in torchvision's ``ImageFolder``; an empty one is missing. A first
-            line ``path,label`` is a heading.
+            line that has the two columns is a heading; without one they are the first and only two.
+        image_key: The heading of the column of paths, in any case.
+        label_key: That of the column of labels; None: there are none.
 
     Raises:
         FileNotFoundError: It, or an image that it names, is not there.
-        ValueError: It has no lines, or one that is not ``path,label``, or a negative label.
+        ValueError: It has no lines, no such columns, a line of another length, or a negative label.
 
     Example:
         >>> open_csv("photos.csv")[0]  # doctest: +SKIP
@@ -633,25 +635,37 @@ def open_csv(path: str | Path) -> ImageFiles:
     with file.open(newline="", encoding="utf-8-sig") as text:
         reader = csv.reader(text)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    if rows and [cell.lower() for cell in rows[0][1]] == ["path", "label"]:
+    wanted = [image_key] if label_key is None else [image_key, label_key]
+    heading = [cell.lower() for cell in rows[0][1]] if rows else []
+    if {name.lower() for name in wanted} <= {*heading}:
+        places = [heading.index(name.lower()) for name in wanted]
         del rows[0]
+    elif rows and wanted != ["path", "label"]:
+        raise ValueError(
+            f"{file} needs a heading with {' and '.join(wanted)}: its first line is {','.join(rows[0][1])}"
+        )
+    else:
+        heading, places = ["path", "label"], [0, 1]
     if not rows:
         raise ValueError(f"{file} has no lines: expected one path,label for each image")
+    found = list[tuple[str, str]]()
     for line, row in rows:
-        if len(row) != 2 or row[1].startswith("-"):
+        chosen = [row[place] for place in places] if len(row) == len(heading) else []
+        if not chosen or chosen[-1].startswith("-"):
             raise ValueError(
-                f"{file}, line {line}: expected path,label with a class index or name, got {','.join(row)}"
+                f"{file}, line {line}: expected {','.join(heading)} with a class index or name, got {','.join(row)}"
             )
-        if not (file.parent / row[0]).is_file():
-            raise FileNotFoundError(f"{file}, line {line}: there is no image {file.parent / row[0]}")
-    labels = [label for _, (_, label) in rows]
+        if not (file.parent / chosen[0]).is_file():
+            raise FileNotFoundError(f"{file}, line {line}: there is no image {file.parent / chosen[0]}")
+        found.append((chosen[0], "" if label_key is None else chosen[1]))
+    labels = [label for _, label in found]
     present, names = {label for label in labels if label}, None
     number = {label: int(label) for label in present if label.isdecimal()}
     if len(number) < len(present):
         names = sorted(present)
         number = {name: index for index, name in enumerate(names)}
     targets = [number.get(label, MISSING) for label in labels]
-    return ImageFiles([file.parent / name for _, (name, _) in rows], targets if present else None, names)
+    return ImageFiles([file.parent / name for name, _ in found], targets if present else None, names)
 
 
 def open_folder(path: str | Path) -> Any:

@@ -328,9 +328,11 @@ def label_of(sample: Any, index: int, key: str | int | None = None, *, multi_lab
     if isinstance(sample, Tensor | np.ndarray | Image.Image):
         return read_label(None)
     try:
-        if not isinstance(sample, tuple | list | Mapping) or not len(sample):
+        if not isinstance(sample, tuple | list | Mapping) or not len(names_of(sample)):
             raise TypeError("expected an image")
-        is_there = key in sample if isinstance(sample, Mapping) else isinstance(key, int) and key < len(sample)
+        is_there = (
+            key in names_of(sample) if isinstance(sample, Mapping) else isinstance(key, int) and key < len(sample)
+        )
         place = key if is_there else label_key_of(sample)
         return read_label(None if place is None else part_of(sample, place), multi_label=multi_label)
     except (TypeError, ValueError) as cause:
@@ -351,12 +353,12 @@ def label_key_of(sample: Any, key: Key | None = None) -> Key | None:
         return key
     if isinstance(sample, tuple | list):
         return 1 if len(sample) > 1 else None
-    if not isinstance(sample, Mapping) or len(sample) == 1:
+    if not isinstance(sample, Mapping) or len(names_of(sample)) == 1:
         return None
     if (found := next((name for name in LABEL_KEYS if name in sample), None)) is None:
         raise SampleError(
-            f"no label among {list(sample)}: expected one of the names {', '.join(LABEL_KEYS)}; pass label_key=, or "
-            "leave the image alone in the data set if there are no labels, such as by select_columns"
+            f"no label among {names_of(sample)}: expected one of the names {', '.join(LABEL_KEYS)}; pass label_key=, "
+            "or leave the image alone in the data set if there are no labels, such as by select_columns"
         )
     return found
 
@@ -371,14 +373,19 @@ def part_of(sample: Any, key: Key | None) -> Any:
         return sample
     try:
         return sample[key]
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:  # the last of a TensorDict
         raise SampleError(f"no {key!r} in the sample: got {describe_sample(sample)}") from error
+
+
+def names_of(sample: Any) -> list[Key]:
+    """The keys of a sample's parts. A TensorDict is a mapping whose length and iterator are those of its rows."""
+    return [*sample.keys()] if isinstance(sample, Mapping) else [*range(len(sample))]
 
 
 def describe_sample(sample: Any) -> str:
     """A sample as an error message shows it: its type, and the names or types of its parts."""
     if isinstance(sample, Mapping):
-        return f"a {type(sample).__name__} of {list(sample)!r:.100}"
+        return f"a {type(sample).__name__} of {names_of(sample)!r:.100}"
     if isinstance(sample, tuple | list):
         return f"a {type(sample).__name__} of {', '.join(type(part).__name__ for part in sample)[:100]}"
     return f"a {type(sample).__name__}"

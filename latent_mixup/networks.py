@@ -59,7 +59,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def best_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``. MPS has to be asked for: it has no float64."""
+    """``"cuda"`` where there is one, else ``"cpu"``. Others have to be asked for: MPS and some XPUs have no float64."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

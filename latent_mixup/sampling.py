@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias
 
 import torch
@@ -14,6 +15,13 @@ Mode: TypeAlias = Literal["elem", "batch"]
 
 NUM_PROPOSALS = 16  # each is accepted with probability > 0.95: all refused once in 1e20 draws
 FIRST_PROPOSALS = 4  # are looked at first: all refused once in 1e5 draws
+
+
+def states_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Torch's random states of the CPU and of a device are as they were afterwards; MPS's own is not kept."""
+    if device.type in ("cpu", "mps"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def keyed_generator(purpose: str, *key: int) -> torch.Generator:

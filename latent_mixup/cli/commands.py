@@ -8,7 +8,7 @@ import click
 
 from latent_mixup.cli.config import config_option
 from latent_mixup.cli.evaluation import evaluate_command
-from latent_mixup.cli.first_look import demo, preview
+from latent_mixup.cli.first_look import demo, list_command, preview
 from latent_mixup.cli.fit import fit_command
 from latent_mixup.cli.generators import convert_command, info_command
 from latent_mixup.cli.inversion import invert_command, report_command
@@ -21,6 +21,7 @@ from latent_mixup.cli.training import train_encoder_command, train_generator
 COMMANDS = [
     demo,
     preview,
+    list_command,
     fit_command,
     invert_command,
     refine_command,

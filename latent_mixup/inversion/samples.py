@@ -23,7 +23,7 @@ from latent_mixup.images import (
     image_key_of,
     pixel_values,
 )
-from latent_mixup.labels import Key, SampleError, label_key_of, part_of, read_label
+from latent_mixup.labels import Key, SampleError, label_key_of, names_of, part_of, read_label
 
 NUM_PROBES = 16
 MAX_TEXT = 300  # characters of an image's error
@@ -247,7 +247,7 @@ def check_arguments(dataset: Any, generator: Any) -> None:
         )
     check_generator(generator)
     if isinstance(dataset, Mapping):
-        raise ValueError(f"one data set is needed: got a dict of {list(dataset)!r:.100}, choose one of them")
+        raise ValueError(f"one data set is needed: got a dict of {list(dataset.keys())!r:.100}, choose one of them")
     if isinstance(dataset, str | Path):
         raise TypeError(
             f"a data set is needed: got {type(dataset).__name__} {str(dataset)!r:.100}; open it first, such as "
@@ -270,7 +270,7 @@ def check_arguments(dataset: Any, generator: Any) -> None:
 def _structure(sample: Any) -> tuple[Any, ...] | int | None:
     """The keys of a mapping, or the number of parts; None for an image alone."""
     if isinstance(sample, Mapping):
-        return tuple(sample)
+        return tuple(names_of(sample))
     return len(sample) if isinstance(sample, tuple | list) else None
 
 

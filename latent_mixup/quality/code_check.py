@@ -6,6 +6,7 @@ samples and mixes look like the data; and does PCA with as many numbers do as we
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def _examined(
     if others is None:
         return real, _Images(_read(dataset, samples[rest], generator, format), labels[rest]), ours, labelled
     needed = real.labels if labelled else None
-    return real, _other_images(others, generator, needed, limit, seed, bank.multi_label), ours, labelled
+    return real, _other_images(others, generator, format, needed, limit, seed), ours, labelled
 
 
 def _samples_of(bank: LatentBank, dataset: Any, generator: Generator) -> Tensor:
@@ -237,11 +238,11 @@ def _read(dataset: Any, indices: Tensor, generator: Generator, format: SampleFor
 
 
 def _other_images(
-    others: Any, generator: Generator, needed: Tensor | None, limit: int, seed: int, multi_label: bool
+    others: Any, generator: Generator, like: SampleFormat, needed: Tensor | None, limit: int, seed: int
 ) -> _Images:
     """At most ``limit`` images of a data set; of those with a class of ``needed``, where it is given."""
     check_arguments(others, generator)
-    format, _ = probe(others, generator, multi_label=multi_label)
+    format = _format_of_others(others, generator, like)
     order = torch.randperm(len(others), generator=keyed_generator("check-others", seed), device="cpu")[:limit]
     parts = [read_samples(others, part.tolist(), generator, format) for part in order.split(BATCH)]
     images = torch.cat([to_uint8(part.images).cpu() for part in parts])
@@ -257,6 +258,15 @@ def _other_images(
     if len(read.labels) < MIN_ROWS:
         raise ValueError(f"others needs {MIN_ROWS} readable images or more: got {len(read.labels)}; leave it out")
     return read
+
+
+def _format_of_others(others: Any, generator: Generator, like: SampleFormat) -> SampleFormat:
+    """The form of samples, with image and label where the bank's data set has them if these are names."""
+    if isinstance(like.image_key, str):
+        with contextlib.suppress(ValueError):  # they are elsewhere
+            keys = {"image_key": like.image_key, "label_key": like.label_key}
+            return probe(others, generator, multi_label=like.multi_label, **keys)[0]
+    return probe(others, generator, multi_label=like.multi_label)[0]
 
 
 def _drawn_partners(labels: Tensor | None, count: int, seed: int) -> dict[str, Tensor]:

@@ -93,6 +93,7 @@ def test_a_rank_is_a_shard_on_its_own_device(monkeypatch):
     assert part_of(None, "cuda") == Part((0, 1), "cuda", True)  # somebody else's variables
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert part_of(None, "cuda") == Part((5, 8), "cuda:1", False)
+    assert part_of(None, "xpu") == Part((5, 8), "xpu:1", False)
     assert part_of(None, "cpu") == Part((5, 8), "cpu", False)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert part_of(None, "cpu") == Part((5, 8), "cpu", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +32,20 @@ def test_every_command_has_both(command):
     }
 
 
-def test_help_imports_nothing_heavy():
-    code = "import sys; from latent_mixup.cli import main; main(['evaluate', '--help'], standalone_mode=False); "
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["evaluate", "--help"], {}),
+        ([], {"_X_COMPLETE": "bash_complete", "COMP_WORDS": "latent-mixup evaluate --wei", "COMP_CWORD": "2"}),
+    ],
+    ids=["help", "completion"],
+)
+def test_help_and_completion_import_nothing_heavy(words, asked):
+    code = "import contextlib, sys; from latent_mixup.cli import main\nwith contextlib.suppress(SystemExit):\n"
+    code += f"    main({words}, complete_var='_X_COMPLETE')\n"
     code += "print({'torch', 'torchvision', 'timm', 'datasets', 'PIL', 'numpy'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **asked})
     assert done.stdout.splitlines()[-1] == "set()"
 
 
