@@ -44,8 +44,9 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
     Partners are drawn among the samples of ``dataset``; where this data set is asked through a ``Subset``, as
     ``random_split`` gives, among the samples of the ``Subset``. With a ``seed`` the draws of sample i depend on seed,
     epoch, rank and i alone: call ``set_epoch`` before each epoch. A sample without a code in the bank comes through as
-    it is. A sample does not know its batch, so ``mode`` is ``"elem"`` here; targets have no batch dimension. For speed,
-    and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
+    it is. A sample does not know its batch, so ``mode`` is ``"elem"`` here, and ``prob`` the probability of a sample to
+    become a mix; ``balance`` is ``"batch"`` by nature, and the class of a sample that of its row. Targets have no batch
+    dimension. For speed, and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
 
     Args:
         dataset: ``dataset[i] -> (image, label)``, with further fields, or a dict of both; all but image and label come
@@ -91,6 +92,11 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
             raise ValueError(
                 f"a Teacher with min_confidence={teacher.min_confidence} leaves other samples as they are, and a bank "
                 "alone has none: pass dataset="
+            )
+        if settings.balance == "classes":
+            raise ValueError(
+                'balance="classes" draws own rows, and here sample i is mixed from its own code: draw samples evenly, '
+                "sampler=torch.utils.data.WeightedRandomSampler(...), or use LatentMixupLoader or LatentMixupCollate"
             )
         generator, bank = pair_of(generator, bank)
         if dataset is not None:

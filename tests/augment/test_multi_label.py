@@ -178,7 +178,8 @@ def test_class_indices_are_no_such_labels(toy_dataset, linear_generator, toy_ban
 
 
 @pytest.mark.parametrize(
-    "partners", [OtherClass(), SameClass(), ClassPairs([[1.0] * 5] * 5), Nearest(), Farthest(4, SameClass())]
+    "partners",
+    [OtherClass(), SameClass(), SameClass(nearest=2), ClassPairs([[1.0] * 5] * 5), Nearest(), Farthest(4, SameClass())],
 )
 def test_partners_by_class_are_refused(wrap, partners):
     with pytest.raises(ValueError, match=r"needs one class a row: this bank is multi-label.*among=Anyone"):

@@ -667,6 +667,7 @@ def test_modes_of_the_caller_do_not_matter(make, images):
         ({"refresh": 0.5, "generator": "fashion-mnist", "bank": "fashion-mnist"}, ValueError, "pool"),
         ({"verify": True, "prob": "0.5"}, (TypeError, ValueError), "prob"),
         ({"prob": 0.5}, ValueError, r"prob=0.5 needs dataset="),
+        ({"prob": {0: 0.5}}, TypeError, "prob needs to be a number: a pool draws its entries whatever the class"),
         ({"num_classes": 2}, ValueError, "label 2 is outside num_classes=2"),
         ({"normalize": 0.5}, ValueError, r"normalize needs to be \(mean, std\): got 0.5"),
         ({"normalize": ((0.1, 0.2), (1, 1))}, ValueError, r"mean and std need one number, .*: got \(0.1, 0.2\)"),
