@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -72,10 +73,10 @@ def list_command() -> None:
     from latent_mixup import list_pretrained, load
     from latent_mixup.pictures import text_table
 
-    found = []
+    found: list[dict[str, Any]] = []
     for name in list_pretrained():
         generator, bank = load(name)
-        shape = [generator.img_channels, generator.img_resolution, generator.img_resolution]
+        shape = list(generator.image_shape)
         classes = bank.metadata.get("classes")
         found.append({"name": name, "img_shape": shape, "codes": len(bank), "classes": classes})
     rows = [["name", "images", "codes"]]
