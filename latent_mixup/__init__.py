@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from latent_mixup.augment.collate import LatentMixupCollate
     from latent_mixup.augment.dataset import LatentMixupDataset
     from latent_mixup.augment.loader import LatentMixupLoader
+    from latent_mixup.augment.sources import SplitWarning
     from latent_mixup.bank import LatentBank, list_pretrained, load
     from latent_mixup.fitting.stages import fit
     from latent_mixup.functional import mixup_criterion
     from latent_mixup.generators import load_generator
+    from latent_mixup.images import RangeMismatchWarning
     from latent_mixup.inversion.engine import invert
     from latent_mixup.inversion.refine import refine
     from latent_mixup.pool.dataset import RenderedMixupDataset
@@ -25,7 +27,9 @@ __all__ = [
     "LatentMixupCollate",
     "LatentMixupDataset",
     "LatentMixupLoader",
+    "RangeMismatchWarning",
     "RenderedMixupDataset",
+    "SplitWarning",
     "fit",
     "functional",
     "generators",
@@ -41,6 +45,8 @@ __all__ = [
     "robustness",
 ]
 
+_MODULES = ["bundled", "encoders", "images", "integrations", "losses", "policies", "quality", "training"]  # on demand
+
 
 def __getattr__(name: str) -> Any:
     """A public name or a module, imported when it is first asked for: the command line starts without torch."""
@@ -49,7 +55,9 @@ def __getattr__(name: str) -> Any:
         "LatentMixupCollate": "augment",
         "LatentMixupDataset": "augment",
         "LatentMixupLoader": "augment",
+        "RangeMismatchWarning": "images",
         "RenderedMixupDataset": "pool",
+        "SplitWarning": "augment",
         "fit": "fitting",
         "invert": "inversion",
         "list_pretrained": "bank",
@@ -71,5 +79,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names."""
-    return __all__
+    """The public names and modules."""
+    return [*__all__, *_MODULES]

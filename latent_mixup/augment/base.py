@@ -182,7 +182,10 @@ class MixSettings:
 
     def __init__(self, **shared: Unpack[MixKeywords]) -> None:
         for name in shared.keys() - DEFAULTS.keys():
-            near = "".join(f": did you mean {each!r}?" for each in difflib.get_close_matches(name, DEFAULTS, 1))
+            close = {"p": ["prob"]}.get(
+                name, difflib.get_close_matches(name, DEFAULTS, 1)
+            )  # p: torchvision's and kornia's
+            near = "".join(f": did you mean {each!r}?" for each in close)
             raise TypeError(f"there is no keyword {name!r}{near or ': expected ' + ', '.join(DEFAULTS)}")
         given: MixKeywords = {**DEFAULTS, **shared}
         self.changed = {name: value for name, value in shared.items() if value is not DEFAULTS[name]}  # type: ignore[literal-required]

@@ -93,9 +93,16 @@ generator_option = click.option(
 def _chosen_device(context: click.Context, _option: click.Parameter, device: str) -> str:
     if device != "auto" or context.resilient_parsing:  # a shell completes a word
         return device
+    import torch
+
     from latent_mixup.networks import best_device
 
-    return best_device()
+    chosen = best_device()
+    if torch.accelerator.is_available():
+        there = str(torch.accelerator.current_accelerator())
+        other = "" if there == chosen else f"; this machine has {there} as well, --device {there}"
+        click.echo(f"device: {chosen}{other}", err=True)
+    return chosen
 
 
 device_option = click.option(

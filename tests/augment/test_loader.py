@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Subset
 from torchvision.transforms import v2
 
 from latent_mixup.augment import LatentMixupCollate, LatentMixupLoader
@@ -96,6 +96,23 @@ def test_any_iterable_will_do(wrap, toy_dataset):
     assert [len(images) for images, _ in loader] == [5, 45]
     with pytest.raises(AttributeError, match="dataset"):
         _ = loader.dataset
+
+
+class Batches(IterableDataset):
+    """A stream that gives batches, as WebDataset's loader is one."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_a_stream_of_batches_is_a_loader(wrap, toy_dataset):
+    batches = [(toy_dataset.images[:5], toy_dataset.labels[:5]), (toy_dataset.images[5:], toy_dataset.labels[5:])]
+    expected, found = pull(wrap(batches)), pull(wrap(Batches(batches)))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 def test_at_most_prefetch_batches_are_read_ahead(wrap, toy_dataset):

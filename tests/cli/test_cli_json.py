@@ -93,3 +93,12 @@ def test_every_command_prints_one_object(command, place, small, request):
         request.getfixturevalue("monkeypatch").setenv("HF_TOKEN", WRITER)
     (place / "network.pkl").write_bytes(foreign.release_pickle(foreign.tiny()))
     assert json_of(command, *arguments)
+
+
+def test_the_list_is_that_of_python():
+    found = json_of("list")["pretrained"]
+    assert [each["name"] for each in found] == lm.list_pretrained()
+    for each in found:
+        generator, bank = lm.load(each["name"])
+        assert each["img_shape"][1:] == [generator.img_resolution] * 2
+        assert each["codes"] == len(bank)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from commands import call, json_of, output_of
 
@@ -56,6 +57,23 @@ def test_a_shell_completes_commands_and_options():
     ):
         asked = {"_LATENT_MIXUP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         assert completed in CliRunner().invoke(main, env=asked, prog_name="latent-mixup").output.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("best", "there", "said"),
+    [
+        ("cuda", "cuda", "device: cuda\n"),
+        ("cpu", "mps", "device: cpu; this machine has mps as well, --device mps\n"),
+        ("cpu", None, ""),
+    ],
+)
+def test_auto_says_what_it_took_where_there_is_a_choice(tmp_path, monkeypatch, best, there, said):
+    monkeypatch.setattr("latent_mixup.networks.best_device", lambda: best)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(there))
+    command = ["info", "nothing", "--config", str(write(tmp_path / "run.toml", 'device = "auto"'))]
+    for asked, wanted in ((command, said), ([*command, "--device", "cpu"], "")):
+        assert CliRunner().invoke(main, asked).stderr.partition("Error")[0] == wanted
 
 
 # ---- JSON --------------------------------------------------------------------------------------------

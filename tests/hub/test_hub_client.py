@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
-from loopback_hub import WRITER, environment
+from loopback_hub import WRITER, answers, environment
 
 from latent_mixup import files, hub
 from latent_mixup.bank import LatentBank
@@ -321,6 +321,35 @@ def test_a_push_to_a_branch_and_a_pull_request_leave_main_alone(hub_server, writ
     assert request.pr_url == f"{hub_server.url}/org/new/discussions/1"
     for revision, seed in (("main", 0), ("dev/1", 1), ("refs/pr/1", 2), (request.oid, 2)):
         assert load_generator(f"org/new@{revision}").digest() == make_generator(seed=seed).digest()
+
+
+def test_a_tag_names_the_commit_and_does_not_move(hub_server, writer):
+    first = make_generator().push_to_hub("org/new", tag="v1")
+    with pytest.raises(hub.HubError, match="it has a tag 'v1', which does not move, choose another one"):
+        make_generator(seed=1).push_to_hub("org/new", tag="v1")
+    second = make_generator(seed=1).push_to_hub("org/new", tag="v2")
+    assert hub_server.repo("model", "org/new").refs == {"main": second.oid, "v1": first.oid, "v2": second.oid}
+    assert load_generator("org/new@v1").digest() == make_generator().digest()
+    with pytest.raises(ValueError, match="leave out tag='v3' until the pull request is merged"):
+        make_generator().push_to_hub("org/new", create_pr=True, tag="v3")
+
+
+def test_a_push_that_was_stopped_sends_what_the_hub_has_not(hub_server, writer, tmp_path):
+    make_bank().save_pretrained(tmp_path, max_shard_bytes=48)
+    shards = {files.sha256(path) for path in tmp_path.glob("*.safetensors")}
+    assert len(shards) == 3
+    store, (last, *_) = hub_server.elsewhere, sorted(shards)
+    store.play(f"PUT /stored/{last}", answers(403), times=1)
+    with pytest.raises(hub.HubError):
+        hub.push_folder(tmp_path, "org/bank", "bank")
+    repo = hub_server.repo("dataset", "org/bank")
+    assert "bank.index.json" not in repo.commits[repo.refs["main"]]
+    there = {*store.stored}
+    store.requests.clear()
+    hub.push_folder(tmp_path, "org/bank", "bank")
+    sent = [request.path.rpartition("/")[2] for request in store.requests if request.method == "PUT"]
+    assert sorted(sent) == sorted(shards - there)
+    assert LatentBank.from_pretrained("org/bank", verify=True).digest() == make_bank().digest()
 
 
 def test_a_smaller_bank_takes_the_place_of_a_larger_one(hub_server, writer, bank_commit):
