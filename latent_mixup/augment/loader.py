@@ -359,8 +359,8 @@ class LatentMixupLoader:
         for given, key, _ in read:
             batch = batch_of(given, settings, channels)
             form = None if is_pair(batch, settings) else Fields.of(batch, settings)
-            own_images, own_labels = batch if form is None else form.pair
-            images, labels = read_batch(own_images, own_labels, settings, channels)
+            images, labels = batch if form is None else form.pair
+            images, labels = read_batch(images, labels, settings, channels)
             forms.append(form)
             batches.append((images.to(self.device, non_blocking=True), labels, key))
         if enabled:
