@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -119,14 +118,14 @@ def test_a_signal_ends_the_run_with_one_sentence(tmp_path, data_root, monkeypatc
 
         def __getitem__(self, index):
             if index == 20:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
             return images[index]
 
     with monkeypatch.context() as patch:
         patch.setattr(shared, "torchvision_dataset", lambda *_, train: Stopping())
         sentence = f"{says}1 of 3 chunks lie finished in {out}; run it again to go on\n"
         assert call(*command(data_root), "--out", out) == (code, sentence)
-        patch.setattr(os, "kill", lambda *_: None)
+        patch.setattr(signal, "raise_signal", lambda *_: None)
         output_of(*command(data_root), "--out", out)
         output_of(*command(data_root), "--out", tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")

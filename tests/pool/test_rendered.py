@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import textwrap
@@ -20,6 +19,7 @@ from click.testing import CliRunner
 from conftest import LabelledImages, LinearGenerator, one_hot_bank
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from systems import FORK, KILLED, link, pipe
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
@@ -180,9 +180,10 @@ def test_what_is_finished_is_not_done_again(make, small_chunks, tmp_path, monkey
 @pytest.mark.parametrize(("at", "chunks"), [(4, 2), (7, 4), (8, 4)])  # a chunk, the columns, the index
 def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path, at, chunks):
     script = f"""
-        import os, signal, sys
+        import os, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         import torch
+        from systems import KILL
         from conftest import LinearGenerator
         from latent_mixup import LatentBank
         import latent_mixup.pool.render
@@ -193,7 +194,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path, at
         def killing(*names):
             renamed.append(names)
             if len(renamed) == {at}:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), KILL)
             replace(*names)
         os.replace = killing
         rendering.render(LinearGenerator(), bank, sys.argv[2], n=60, progress=False)
@@ -204,7 +205,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path, at
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), tmp_path / "bank", out], capture_output=True, text=True
     )
-    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert found.returncode == KILLED, found.stderr
     assert len(list((out / "chunks").glob("chunk-*.safetensors"))) == chunks  # the settings were the first file
     assert not (out / INDEX_FILE).exists()
     expected = contents(make("whole", bank=bank))
@@ -497,10 +498,10 @@ def test_odd_files_are_not_opened(make, tmp_path, name, kind):
     if kind == "folder":
         (folder / name).mkdir()
     elif kind == "pipe":
-        os.mkfifo(folder / name)
+        pipe(folder / name)
     elif kind == "link":
         (tmp_path / "elsewhere").write_bytes(bytes(size))
-        (folder / name).symlink_to(tmp_path / "elsewhere")
+        link(folder / name, tmp_path / "elsewhere")
     else:
         (folder / name).write_bytes(bytes(size))
     if kind == "zeros" and name == IMAGES_FILE:
@@ -718,7 +719,7 @@ def test_a_resumed_run_has_the_same_entries(refreshed):
         assert all(map(torch.equal, pull(dataset), pull(other)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", [FORK, "spawn"])
 def test_refreshed_entries_reach_workers(refreshed, method):
     dataset = refreshed()
     loader = DataLoader(dataset, 8, num_workers=1, persistent_workers=True, multiprocessing_context=method)
