@@ -16,6 +16,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from re import escape
 
 import pytest
 import torch
@@ -548,7 +549,7 @@ def test_a_path_that_cannot_be_fails_before_any_step(linear_generator, toy_datas
     dataset = watched(toy_dataset)
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(OSError, match=rf"cannot write into {out}: .*; choose another out="):
+        with pytest.raises(OSError, match=rf"cannot write into {escape(str(out))}: .*; choose another out="):
             invert(dataset, linear_generator, **QUICK, out=out)
     assert len(dataset.reads) == 2 * NUM_PROBES
     assert (tmp_path / "file").read_text() == "mine"

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from re import escape
 
 import pytest
 import torch
@@ -464,7 +465,7 @@ def test_each_field_of_the_index_is_checked(make, field, value, message):
     if value is ...:
         del held[last]
     (folder / INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(PoolFormatError, match=f"{folder}.*{message}"):
+    with pytest.raises(PoolFormatError, match=rf"{escape(str(folder))}.*{message}"):
         lm.RenderedMixupDataset(folder)
 
 
@@ -485,7 +486,7 @@ def test_numbers_that_no_mix_has_are_refused(make, column, change, message):
     for entry, value in change.items():
         columns[column][entry] = value
     save_file(columns, folder / COLUMNS_FILE)
-    with pytest.raises(PoolFormatError, match=f"{folder / COLUMNS_FILE}: {message}.*render it again"):
+    with pytest.raises(PoolFormatError, match=rf"{escape(str(folder / COLUMNS_FILE))}: {message}.*render it again"):
         lm.RenderedMixupDataset(folder)
 
 
@@ -506,7 +507,7 @@ def test_odd_files_are_not_opened(make, tmp_path, name, kind):
         (folder / name).write_bytes(bytes(size))
     if kind == "zeros" and name == IMAGES_FILE:
         lm.RenderedMixupDataset(folder)  # black images; verify=True tells
-    with pytest.raises((PoolFormatError, FileNotFoundError), match=str(folder / name)):
+    with pytest.raises((PoolFormatError, FileNotFoundError), match=escape(str(folder / name))):
         lm.RenderedMixupDataset(folder, verify=kind == "zeros")
 
 
