@@ -325,6 +325,7 @@ def ends_before(call: int, write) -> bool:
         try:
             write()
         except Killed:
+            patch.undo()  # the lock is free again, as the system frees that of a killed process
             return True
     return False
 
