@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -74,6 +75,12 @@ def test_auto_says_what_it_took_where_there_is_a_choice(tmp_path, monkeypatch, b
     command = ["info", "nothing", "--config", str(write(tmp_path / "run.toml", 'device = "auto"'))]
     for asked, wanted in ((command, said), ([*command, "--device", "cpu"], "")):
         assert CliRunner().invoke(main, asked).stderr.partition("Error")[0] == wanted
+
+
+def test_a_letter_that_the_terminal_lacks_ends_no_command(monkeypatch):
+    say = click.Command("say", callback=lambda: click.echo("Fréchet distance ±1"))
+    monkeypatch.setitem(main.commands, "say", say)
+    assert CliRunner(charset="ascii").invoke(main, ["say"]).output == "Fr?chet distance ?1\n"
 
 
 # ---- JSON --------------------------------------------------------------------------------------------
