@@ -355,7 +355,7 @@ def _read_tensors(path: Path, spec: Backbone) -> Mapping[str, Any]:
 
 def _refuse_unless_safe(path: Path) -> None:
     """Raise ``RuntimeError`` where a hostile file could harm this torch, although nothing in it is executed."""
-    if torch.__version__ < SAFE_SINCE:
+    if tuple(map(int, str(torch.__version__).split(".")[:2])) < SAFE_SINCE:
         raise RuntimeError(
             f"LPIPS reads {path.name} on torch {'.'.join(map(str, SAFE_SINCE))} or newer alone: got torch "
             f"{torch.__version__}, whose torch.load a hostile file can harm (CVE-2026-24747); upgrade torch, name a "
