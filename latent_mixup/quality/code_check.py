@@ -263,8 +263,9 @@ def _format_of_others(others: Any, generator: Generator, like: SampleFormat) -> 
     """The form of samples, with image and label where the bank's data set has them if these are names."""
     if isinstance(like.image_key, str):
         with contextlib.suppress(ValueError):  # they are elsewhere
-            keys = {"image_key": like.image_key, "label_key": like.label_key}
-            return probe(others, generator, multi_label=like.multi_label, **keys)[0]
+            return probe(
+                others, generator, image_key=like.image_key, label_key=like.label_key, multi_label=like.multi_label
+            )[0]
     return probe(others, generator, multi_label=like.multi_label)[0]
 
 
