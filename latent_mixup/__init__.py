@@ -45,8 +45,6 @@ __all__ = [
     "robustness",
 ]
 
-_MODULES = ["bundled", "encoders", "images", "integrations", "losses", "policies", "quality", "training"]  # on demand
-
 
 def __getattr__(name: str) -> Any:
     """A public name or a module, imported when it is first asked for: the command line starts without torch."""
@@ -79,5 +77,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names and modules."""
-    return [*__all__, *_MODULES]
+    """The public names, and modules that are imported on demand."""
+    modules = ["bundled", "encoders", "images", "integrations", "losses", "policies", "quality", "training"]
+    return [*__all__, *modules]

@@ -73,12 +73,11 @@ def list_command() -> None:
     from latent_mixup import list_pretrained, load
     from latent_mixup.pictures import text_table
 
-    found: list[dict[str, Any]] = []
+    found, rows = list[dict[str, Any]](), [["name", "images", "codes"]]
     for name in list_pretrained():
         generator, bank = load(name)
         shape = list(generator.image_shape)
         classes = bank.metadata.get("classes")
         found.append({"name": name, "img_shape": shape, "codes": len(bank), "classes": classes})
-    rows = [["name", "images", "codes"]]
-    rows += [[each["name"], " x ".join(map(str, each["img_shape"])), f"{each['codes']:,}"] for each in found]
+        rows.append([name, " x ".join(map(str, shape)), f"{len(bank):,}"])
     shared.answer(text_table(rows), {"pretrained": found})
