@@ -47,13 +47,15 @@ GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
 SLOPE = 0.2
 MAPPING_LR = 0.01
 CPU_BLOCK = 2**24  # bytes of the largest activation: glibc takes each block above 32 MB from the system, page by page
+WITH_AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # to ask torch 2.6 for it breaks the graph of a compiled decode
 MAX_LAYERS = 64  # more layers than this are a broken file, not a network
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off for a few lines: styles and the picture itself stay as exact as their weights."""
     kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    known = kind in WITH_AUTOCAST or torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
 
 
 def is_number(value: object) -> bool:

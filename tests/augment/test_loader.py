@@ -1,6 +1,7 @@
 import copy
 import pickle
 import threading
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -296,8 +297,12 @@ def test_the_side_stream_waits_and_is_waited_for(monkeypatch):
     """The order that makes work on two streams safe: nobody reads, or frees, what the other one is still at."""
     log = Queued.log
     log.clear()
-    monkeypatch.setattr(torch, "Stream", lambda device: Recorder("side", log))
-    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: Recorder("main", log))
+    streams = SimpleNamespace(
+        Stream=lambda device: Recorder("side", log),
+        stream=lambda stream: stream,
+        current_stream=lambda device: Recorder("main", log),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: streams)
     monkeypatch.setattr(ahead, "WITH_STREAMS", ("cpu",))
 
     def queued(role):

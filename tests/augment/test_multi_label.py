@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,8 @@ def test_each_class_is_mixed_for_itself_and_pairs_are_the_same_loss(wrap, prob):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_targets_are_those_of_timm(smoothing):
+    if "multi_label" not in inspect.signature(mixup_target).parameters:
+        pytest.skip("needs a timm with mixup of several labels")
     for lam in (0.0, 0.3, 1.0):
         found = mix_targets(LABELS, LABELS.flip(0), torch.full((50,), lam), 5, smoothing, multi_label=True)
         expected = mixup_target(LABELS, 5, lam, smoothing, multi_label=True)
