@@ -617,7 +617,7 @@ def open_folder(path: str | Path) -> Any:
     if not folder.is_dir():
         wrong = NotADirectoryError if folder.exists() else FileNotFoundError
         raise wrong(f"a folder of images is needed: {folder} is {'a file' if folder.exists() else 'not there'}")
-    inside = sorted(folder.iterdir())
+    inside = sorted(folder.iterdir(), key=lambda path: path.name)  # paths of Windows ignore case
     images = [each for each in inside if each.is_file() and _is_image(each)]
     folders = [each for each in inside if each.is_dir()]
     _refuse_hidden(folder, [*images, *folders])

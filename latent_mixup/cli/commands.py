@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import click
@@ -48,6 +50,8 @@ class _Main(click.Group):
 @click.version_option(package_name="latent-mixup")
 def main() -> None:
     """Train image classifiers on mixes of latent codes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a code page of Windows may lack a letter of a report
 
 
 for command in COMMANDS:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import LabelledImages, SoftImages, one_hot_bank, with_labels
 from reference import mix_one_by_one
+from systems import FORK
 from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 
 from latent_mixup.augment.dataset import LatentMixupDataset
@@ -166,7 +167,7 @@ def test_epochs_and_ranks_differ_and_repeat(wrap, monkeypatch):
     assert not torch.equal(pull(dataset)[1], first)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", [FORK, "spawn"])
 def test_set_epoch_reaches_persistent_workers(wrap, method):
     dataset = wrap()
     loader = DataLoader(dataset, 8, num_workers=1, persistent_workers=True, multiprocessing_context=method)

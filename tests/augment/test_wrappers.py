@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank, with_labels
 from speed.calls import count_calls
+from systems import WORKERS
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate, random_split
 
 import latent_mixup as lm
@@ -29,7 +30,7 @@ def wrap(request, toy_dataset, linear_generator, toy_bank):
     def make(data=None, bank=None, batch_size=8, workers=0, generator=None, **settings):
         data, bank, settings = data or toy_dataset, bank or toy_bank, {"seed": 0, **settings}
         generator = generator or linear_generator
-        options = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+        options = {"num_workers": workers, "multiprocessing_context": WORKERS if workers else None}
         if request.param == "dataset":
             return DataLoader(LatentMixupDataset(data, generator, bank, **settings), batch_size, **options)
         if request.param == "collate":

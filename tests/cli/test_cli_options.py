@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from commands import call, json_of, output_of
@@ -45,6 +46,12 @@ def test_a_shell_completes_commands_and_options():
     ):
         asked = {"_LATENT_MIXUP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         assert completed in CliRunner().invoke(main, env=asked, prog_name="latent-mixup").output.splitlines()
+
+
+def test_a_letter_that_the_terminal_lacks_ends_no_command(monkeypatch):
+    say = click.Command("say", callback=lambda: click.echo("Fréchet distance ±1"))
+    monkeypatch.setitem(main.commands, "say", say)
+    assert CliRunner(charset="ascii").invoke(main, ["say"]).output == "Fr?chet distance ?1\n"
 
 
 # ---- JSON --------------------------------------------------------------------------------------------

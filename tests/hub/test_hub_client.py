@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from loopback_hub import WRITER, environment
+from systems import link
 
 from latent_mixup import files, hub
 from latent_mixup.bank import LatentBank
@@ -435,7 +436,7 @@ def test_what_a_killed_save_left_under_another_name_is_pushed_under_its_own(hub_
 def test_a_link_out_of_the_folder_is_not_pushed(hub_server, tmp_path):
     make_generator().save_pretrained(tmp_path / "out")
     (tmp_path / "secret").write_text("secret")
-    (tmp_path / "out" / "LICENSE").symlink_to(tmp_path / "secret")
+    link(tmp_path / "out" / "LICENSE", tmp_path / "secret")
     with pytest.raises(files.FormatError, match=r"LICENSE is a link that leaves its folder"):
         hub.push_folder(tmp_path / "out", "org/new", "generator")
     assert hub_server.requests == []

@@ -139,7 +139,7 @@ def test_sigterm_ends_a_training_with_what_is_kept(tmp_path, monkeypatch):
 
     def stops(training):
         if training.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return advance(training)
 
     monkeypatch.setattr(kind.owner, "advance", stops)
