@@ -30,7 +30,7 @@ Weights: TypeAlias = str | Path | Mapping[str, Tensor]
 EPS = 1e-10  # of the squared length of a feature vector
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pixels in [-1, 1]
 HUB_FILE = "model.safetensors"
-SAFE_SINCE = (2, 10)  # version of torch; in older ones a hostile .pth corrupts memory (CVE-2026-24747)
+SAFE_SINCE = "2.10"  # version of torch; in older ones a hostile .pth corrupts memory (CVE-2026-24747)
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -356,7 +356,7 @@ def _refuse_unless_safe(path: Path) -> None:
     """Raise ``RuntimeError`` where a hostile file could harm this torch, although nothing in it is executed."""
     if torch.__version__ < SAFE_SINCE:
         raise RuntimeError(
-            f"LPIPS reads {path.name} on torch {'.'.join(map(str, SAFE_SINCE))} or newer alone: got torch "
+            f"LPIPS reads {path.name} on torch {SAFE_SINCE} or newer alone: got torch "
             f"{torch.__version__}, whose torch.load a hostile file can harm (CVE-2026-24747); upgrade torch, name a "
             f".safetensors file or a Hub repository with a {HUB_FILE} in LPIPS(weights=) (--lpips-weights), or pass "
             'loss="pixels" (--loss pixels)'

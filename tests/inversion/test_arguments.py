@@ -90,7 +90,7 @@ def test_a_loss_by_name_is_that_of_the_command_line():
 )  # fmt: skip
 def test_a_loss_that_cannot_be_says_what_to_pass(tmp_path, monkeypatch, loss, error, message):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(perceptual, "SAFE_SINCE", (0,))  # a torch that reads a .pth
+    monkeypatch.setattr(perceptual, "SAFE_SINCE", "0")  # a torch that reads a .pth
     with pytest.raises(error, match=message):
         invert(images(), LinearGenerator(), **{**QUICK, "loss": loss})
 
