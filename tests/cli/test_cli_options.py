@@ -80,7 +80,7 @@ def test_auto_says_what_it_took_where_there_is_a_choice(tmp_path, monkeypatch, b
 def test_a_letter_that_the_terminal_lacks_ends_no_command(monkeypatch):
     say = click.Command("say", callback=lambda: click.echo("Fréchet distance ±1"))
     monkeypatch.setitem(main.commands, "say", say)
-    assert CliRunner(charset="ascii").invoke(main, ["say"]).output == "Fr?chet distance ?1\n"
+    assert CliRunner(charset="cp1251").invoke(main, ["say"]).output == "Fr?chet distance ±1\n"
 
 
 # ---- JSON --------------------------------------------------------------------------------------------
