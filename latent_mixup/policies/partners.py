@@ -109,7 +109,7 @@ class BankView:
         """Places of rows of the bank among those that may be drawn; the opposite of :meth:`at`."""
         if self.rows is None:
             return rows
-        places = torch.searchsorted(self.rows, rows).clamp_max(len(self) - 1)
+        places = torch.searchsorted(self.rows, rows.contiguous()).clamp_max(len(self) - 1)
         if (missing := rows[self.rows[places] != rows]).numel():
             raise ValueError(f"neighbours are known of the rows that may be drawn alone: row {int(missing[0])} may not")
         return places
