@@ -515,11 +515,6 @@ class Mixer:
             RuntimeError: A worker process would have to decode on an accelerator.
             ValueError: A code is NaN or infinite, or the transform does not return equal-sized tensors.
         """
-        if torch.utils.data.get_worker_info() is not None and self.decoder.device.type != "cpu":
-            raise RuntimeError(
-                f"a DataLoader worker cannot decode on {self.decoder.device}: use LatentMixupLoader, which decodes in "
-                "the main process, or num_workers=0"
-            )
         images, labels = self._decoded(draw)
         pair = self.policy.label(labels, draw, self.num_classes, images)
         images = self.settings.finished(images)
@@ -534,6 +529,11 @@ class Mixer:
         return self.settings.finished(self._decoded(Draw.alone(rows, self.policy.num_sources))[0])
 
     def _decoded(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        if torch.utils.data.get_worker_info() is not None and self.decoder.device.type != "cpu":
+            raise RuntimeError(
+                f"a DataLoader worker cannot decode on {self.decoder.device}: use LatentMixupLoader, which decodes in "
+                "the main process, or num_workers=0"
+            )
         generator = self.decoder.generator
         return self.policy.decoded(draw, self.view, self.path, generator, self.num_classes, self.decoder)
 
