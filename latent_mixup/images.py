@@ -32,6 +32,7 @@ NEGATIVE_SHARE = 0.2  # of the contrast. Measured: bicubic resizes of binary noi
 MIN_CONTRAST = 0.05  # less is black, or was divided by 255 twice
 UNIT_LOW, UNIT_HIGH = (-0.01, 0.25), 0.5  # range of the darkest value of images in [0, 1], least brightest value
 BIT_DEPTHS = (10, 12, 14, 16)  # of images in uint16
+NOT_FINITE = "an image needs finite numbers: got NaN or infinity"
 DARK = 16  # of 255: 8-bit images that are darker were probably not scaled
 
 Moments: TypeAlias = float | Sequence[float] | Tensor
@@ -408,14 +409,8 @@ def _reach(ends: list[Ends]) -> Ends:
 def _finite_ends(values: Tensor) -> Ends:
     low, high = (float(end) for end in (values if values.is_floating_point() else values.float()).aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise SampleError("an image needs finite numbers: got NaN or infinity")
+        raise SampleError(NOT_FINITE)
     return low, high
-
-
-def check_finite(images: Tensor) -> None:
-    """Raise ``SampleError`` where float images on the CPU have NaN or infinity; another device is not waited for."""
-    if images.is_floating_point() and images.device.type == "cpu" and images.numel():
-        _finite_ends(images)
 
 
 def pixel_values(image: object, img_channels: int = 3) -> Tensor:

@@ -118,7 +118,7 @@ def test_soft_targets_leave_the_input_alone():
     [
         (torch.tensor([0, 4]), r"label 4 is outside num_classes=4"),
         (torch.tensor([-1, 0]), r"label -1 is outside num_classes=4: it says that there is no label"),
-        (torch.tensor([-2, 0]), r"label -2 is outside num_classes=4: labels need to be in \[0, 4\)"),
+        (torch.tensor([-2, 0]), r"a class needs an integer from 0, or -1 for none: got -2"),
         (torch.tensor([[0, 1]]), r"integers \[B\] or soft labels \[B, 4\]: got torch.int64 \[1, 2\]"),
         (torch.rand(2, 5), r"shape \[B, 4\]: got torch.float32 \[2, 5\]"),
         (torch.rand(2), r"shape \[B, 4\]: got torch.float32 \[2\]"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import operator
 import sys
 import textwrap
@@ -26,6 +27,7 @@ from latent_mixup.functional import mix_targets, path_named, soft_targets
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import (
     MIN_IMAGES,
+    NOT_FINITE,
     Moments,
     RangeMismatchWarning,
     check_size,
@@ -716,6 +718,29 @@ def _with_rows(targets: Target, slots: Tensor, rows: Target) -> Target:
 def is_pair(batch: Any, settings: MixSettings) -> bool:
     """Whether a batch is ``(images, labels)`` and nothing else, in this order."""
     return type(batch) in (tuple, list) and len(batch) == 2 and (settings.image_key, settings.label_key) == (None, None)
+
+
+def is_plain(batch: Any, settings: MixSettings, img_channels: int) -> bool:
+    """Whether a batch is images ``[B, C, H, W]`` and classes ``[B]``, two tensors, as nearly all are."""
+    if type(batch) not in (tuple, list) or len(batch) != 2 or settings.multi_label:
+        return False
+    images, labels = batch
+    return (
+        isinstance(images, Tensor)
+        and isinstance(labels, Tensor)
+        and (images.ndim, labels.ndim, labels.dtype) == (4, 1, torch.int64)
+        and images.shape[1] in (1, 3, img_channels)
+        and (images.is_floating_point() or images.dtype == torch.uint8)
+        and (settings.image_key, settings.label_key) == (None, None)
+    )
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise ``SampleError`` where float images on the CPU have NaN or infinity; another device is not waited for."""
+    if images.is_floating_point() and images.device.type == "cpu" and images.numel():
+        low, high = images.aminmax()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise SampleError(NOT_FINITE)
 
 
 def _check_batch(images: object, labels: object, *, normalized: bool) -> None:

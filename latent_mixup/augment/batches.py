@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from latent_mixup.augment.base import MixSettings, check_dtype, in_kind, is_pair, wrapped
-from latent_mixup.images import batch_values, check_finite, check_size, image_key_of, pixel_values, stacked_images
+from latent_mixup.augment.base import MixSettings, check_dtype, check_finite, in_kind, is_pair, wrapped
+from latent_mixup.images import batch_values, check_size, image_key_of, pixel_values, stacked_images
 from latent_mixup.labels import (
     Key,
     SampleError,

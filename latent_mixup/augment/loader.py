@@ -20,7 +20,9 @@ from latent_mixup.augment.base import (
     Mixer,
     MixKeywords,
     MixSettings,
+    check_finite,
     is_pair,
+    is_plain,
     to_device,
     warn_of_repeats,
     with_shared_keywords,
@@ -357,10 +359,15 @@ class LatentMixupLoader:
         forms: list[Fields | None] = []
         batches = []
         for given, key, _ in read:
-            batch = batch_of(given, settings, channels)
-            form = None if is_pair(batch, settings) else Fields.of(batch, settings)
-            images, labels = batch if form is None else form.pair
-            images, labels = read_batch(images, labels, settings, channels)
+            form: Fields | None = None
+            if is_plain(given, settings, channels):
+                images, labels = given
+                check_finite(images)
+            else:
+                batch = batch_of(given, settings, channels)
+                form = None if is_pair(batch, settings) else Fields.of(batch, settings)
+                images, labels = batch if form is None else form.pair
+                images, labels = read_batch(images, labels, settings, channels)
             forms.append(form)
             batches.append((images.to(self.device, non_blocking=True), labels, key))
         if enabled:

@@ -35,6 +35,7 @@ RUNS = {
     "report": f"bank --generator fashion-mnist {DATA} --columns 2 --out report",
     "evaluate": "tiny:model fashion-mnist --data-root ../data --deepfool-images 2 --pgd-images 2 --pgd-steps 1 "
     "--corruption-images 2",
+    "advise": "fashion-mnist --aim accuracy",
     "info": "fashion-mnist --no-self-test --sheet samples.png",
     "convert": "network.pkl converted",
     "train-generator": f"{DATA} --steps 2 --out generator",

@@ -70,7 +70,7 @@ def test_mixes_are_those_of_pixel_mixup_exactly(channels, size, mode):
     bank = lm.invert(dataset, generator, progress=False)
     mixer = lm.LatentMixupCollate(generator, bank, dataset=dataset, seed=3, mode=mode)._mixer
     draw = mixer.draw(16, mixer.key(3, 0))
-    images, (labels_a, labels_b, lam) = mixer.decode(draw)
+    images, (labels_a, labels_b, lam), _ = mixer.decode(draw)
     assert mixed(dataset, draw.sources, lam).equal(images)
     assert labels_a.equal(dataset.labels[draw.sources[:, 0]])
     assert labels_b.equal(dataset.labels[draw.sources[:, 1]])
