@@ -330,8 +330,16 @@ class Decoder:
         Args:
             latents: The codes.
             targets: Soft targets ``[k, num_classes]``, for a generator that takes them.
+
+        Raises:
+            RuntimeError: A worker process would have to decode on an accelerator.
         """
         device, decode = self.device, self.compiled if self.compile else self.generator.decode
+        if device.type != "cpu" and torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError(
+                f"a DataLoader worker cannot decode on {device}: use LatentMixupLoader, which decodes in the main "
+                "process, or num_workers=0"
+            )
         with torch.no_grad(), torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
             images = decode(*[each.to(device) for each in (latents, *targets)]).float()
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
@@ -411,6 +419,7 @@ class Mixer:
         self.policy.check(self.view, generator)
         self.path = path_named(self.policy.path or generator.preferred_path)
         self._soft = self.policy.soft or bank.labels.is_floating_point()
+        self._selects = self.policy.selects
         self._rank = settings.rank
         # Shared with worker processes, persistent ones included: [epoch, whether the range was checked, on or off].
         self._shared = torch.tensor([0, 0, 1], dtype=torch.int64, device="cpu").share_memory_()
@@ -517,10 +526,11 @@ class Mixer:
             RuntimeError: A worker process would have to decode on an accelerator.
             ValueError: A code is NaN or infinite, or the transform does not return equal-sized tensors.
         """
-        images, labels = self._decoded(draw)
+        generator, num_classes = self.decoder.generator, self.num_classes
+        images, labels = self.policy.decoded(draw, self.view, self.path, generator, num_classes, self.decoder)
         pair = self.policy.label(labels, draw, self.num_classes, images)
         images = self.settings.finished(images)
-        kept = self.policy.kept(images, pair, self.num_classes)
+        kept = self.policy.kept(images, pair, num_classes) if self._selects else None
         if kept is None:
             return images, pair, None
         own, other, lam = (part[kept.to(part.device)] for part in pair)
@@ -528,16 +538,9 @@ class Mixer:
 
     def decode_alone(self, rows: Tensor) -> Tensor:
         """Bank rows ``[k]`` unmixed, as the classifier would get them, ``[k, C, H, W]``."""
-        return self.settings.finished(self._decoded(Draw.alone(rows, self.policy.num_sources))[0])
-
-    def _decoded(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        if torch.utils.data.get_worker_info() is not None and self.decoder.device.type != "cpu":
-            raise RuntimeError(
-                f"a DataLoader worker cannot decode on {self.decoder.device}: use LatentMixupLoader, which decodes in "
-                "the main process, or num_workers=0"
-            )
-        generator = self.decoder.generator
-        return self.policy.decoded(draw, self.view, self.path, generator, self.num_classes, self.decoder)
+        draw, generator = Draw.alone(rows, self.policy.num_sources), self.decoder.generator
+        images, _ = self.policy.decoded(draw, self.view, self.path, generator, self.num_classes, self.decoder)
+        return self.settings.finished(images)
 
     def blend(self, images: Tensor, labels: Tensor, key: DrawKey) -> tuple[Tensor, Target]:
         """Replace a share ``prob`` of a batch, or of each class in it, by decoded mixes drawn from the bank.

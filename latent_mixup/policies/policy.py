@@ -103,6 +103,11 @@ class Policy(Setting):
         return self.choose is not None
 
     @property
+    def selects(self) -> bool:
+        """Whether :meth:`kept` may leave mixes out."""
+        return self.choose is not None or (isinstance(self.labels, Teacher) and self.labels.min_confidence > 0)
+
+    @property
     def by_batch(self) -> bool:
         """Whether all mixes of a batch have one ``lam``."""
         weights = self.weights.weights if isinstance(self.weights, Scheduled) else self.weights
@@ -239,7 +244,8 @@ class Policy(Setting):
         Raises:
             ValueError: A code is NaN or infinite.
         """
-        codes, labels = (part.unflatten(0, draw.sources.shape) for part in bank.bank[draw.sources.flatten()])
+        codes, labels = bank.bank[draw.sources.flatten()]
+        codes, labels = codes.unflatten(0, draw.sources.shape), labels.unflatten(0, draw.sources.shape)
         mixed = self.mix(codes, draw, bank, path)
         if draw.seeds is not None:
             fresh = (draw.seeds >= 0).nonzero()[:, 0]
@@ -249,7 +255,7 @@ class Policy(Setting):
             mixed = mixed.to(latents).index_copy(0, fresh.to(latents.device), latents)
         if not mixed.isfinite().all():
             raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
-        return self.projected(mixed, draw, generator), labels
+        return mixed if draw.times is None else self.projected(mixed, draw, generator), labels
 
     def mix(self, codes: Tensor, draw: Draw, bank: BankView, path: Path) -> Tensor:
         """The codes of mixes.
@@ -305,7 +311,8 @@ class Policy(Setting):
         """
         latents, labels = self.latents(draw, bank, path, generator, num_classes)
         given = [self.soft_label(labels, draw, num_classes)] if generator.takes_targets else []
-        return self.finish(decode(latents, *given), draw), labels
+        images = decode(latents, *given)
+        return images if self.low_pass is None else self.finish(images, draw), labels
 
     def finish(self, images: Tensor, draw: Draw) -> Tensor:
         """Decoded images ``[k, C, H, W]`` in [-1, 1] after the low-pass."""
