@@ -1,0 +1,144 @@
+"""``{mixes}``: a policy as code, and a picture of the mixes that this code makes of the digits that ship."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from torch import Tensor
+
+import latent_mixup as lm
+from latent_mixup import policies
+from latent_mixup.bundled import BundledImages
+from latent_mixup.classifiers import PaperCNN
+from latent_mixup.functional import mix_targets, path_named
+from latent_mixup.generators import Generator
+from latent_mixup.images import from_uint8
+from latent_mixup.pictures import png
+from latent_mixup.policies import BankView, Draw, Policy
+from latent_mixup.training import shuffled_batches, train_classifier
+
+DATA, DIGITS = "mnist", (2, 3, 4, 6, 7, 9)  # the samples' own classes, one a column
+SEED, ZOOM = 3, 3
+LAYERS, LAYER_DIM, LAYER_ZOOM = 8, 16, 5  # codes that stand for those of W+: no generator that ships has them
+FOLDER = "_mixes"
+
+
+@cache
+def shipped() -> tuple[Generator, lm.LatentBank, BankView, Tensor]:
+    """Generator, bank, the bank as a policy sees it, and a row of each digit."""
+    generator, bank = lm.load(DATA)
+    rows = torch.stack([(bank.labels == digit).nonzero()[8, 0] for digit in DIGITS])
+    return generator, bank, BankView(bank), rows
+
+
+@cache
+def trained() -> PaperCNN:
+    """A classifier of the digits, for policies that ask one."""
+    torch.manual_seed(SEED)
+    model, data = PaperCNN(), BundledImages(DATA)
+    train_classifier(model, shuffled_batches(from_uint8(data.data), data.targets, 64, 80, seed=SEED))
+    return model
+
+
+def policy_of(code: str) -> Policy:
+    """The ``policy`` that a piece of code makes."""
+    names: dict[str, Any] = {**vars(policies), "torch": torch}
+    if "model" in code:
+        names["model"] = trained()
+    exec(compile(code, "a policy of the gallery", "exec"), names)
+    policy: Policy = names["policy"]
+    return policy
+
+
+@torch.no_grad()
+def mix_picture(policy: Policy, epochs: Sequence[int]) -> bytes:
+    """Samples, their partners and the mixes with their labels, a column a sample; a row of mixes for each epoch."""
+    generator, bank, view, rows = shipped()
+    draws = [policy.draw(len(rows), view, stream(), epoch=epoch, rows=rows) for epoch in epochs]
+    mixed = bool((draws[-1].lam < 1).any())
+    pictures: list[Tensor] = []
+    notes: list[str] = []
+    for place in range(policy.num_sources if mixed else 1):
+        codes, labels = bank[draws[0].sources[:, place]]
+        pictures.append(generator.decode(codes))
+        notes += [f"{'partner' if place else 'own'}: {label}" for label in labels.tolist()]
+    plain = replace(policy, noise=None, truncation=None, project=0.0, low_pass=None)
+    if plain != policy and mixed:
+        pictures.append(trained_on(plain, draws[0])[0])
+        notes += ["the mix alone"] * len(rows)
+    for epoch, draw in zip(epochs, draws, strict=True):
+        images, targets = trained_on(policy, draw)
+        pictures.append(images)
+        notes += [f"epoch {epoch}:\n{said(target)}" if len(epochs) > 1 else said(target) for target in targets]
+    return png(pictures, notes=notes, zoom=ZOOM)
+
+
+def trained_on(policy: Policy, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Images as a classifier gets them, and their soft labels, ``[k, num_classes]``."""
+    generator, bank, view, _ = shipped()
+    codes, labels = bank[draw.sources.flatten()]
+    codes, labels = codes.unflatten(0, draw.sources.shape), labels.view(draw.sources.shape)
+    draw = replace(draw, noise=draw.noise if policy.noise else None, times=draw.times if policy.project else None)
+    latents = policy.mix(codes, draw, view, path_named(policy.path or generator.preferred_path))
+    images = policy.finish(generator.decode(policy.projected(latents, draw, generator)), draw)
+    return images, mix_targets(*policy.label(labels, draw, bank.num_classes, images), bank.num_classes)
+
+
+def said(target: Tensor) -> str:
+    """The label of a mix in words: its two or three largest classes."""
+    weights, classes = target.sort(descending=True, stable=True)
+    pairs = [f"{c}: {w:.2f}" for w, c in zip(weights.tolist(), classes.tolist(), strict=True) if w >= 0.05]
+    return "\n".join(pairs[:3])
+
+
+def layer_picture(policy: Policy) -> bytes:
+    """The weight of the sample's own code in each layer of W+, the first on top; white: 1; a column a mix."""
+    codes = torch.randn(len(DIGITS), LAYERS, LAYER_DIM, generator=stream())
+    draw = policy.draw(len(codes), BankView(lm.LatentBank(codes, torch.tensor(DIGITS))), stream())
+    assert draw.shares is not None
+    own = 2 * draw.shares[:, 0].expand(-1, LAYERS, LAYER_DIM) - 1
+    notes = [f"label {share:.2f}" for share in draw.label_weights[:, 0].tolist()]
+    return png([own[:, None]], notes=notes, zoom=LAYER_ZOOM)
+
+
+def stream() -> torch.Generator:
+    """The same draws for every picture."""
+    return torch.Generator().manual_seed(SEED)
+
+
+class Mixes(SphinxDirective):
+    """Code that makes a ``policy``, and the picture of what the policy does."""
+
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {"epochs": directives.positive_int_list, "layers": directives.flag}
+
+    def run(self) -> list[nodes.Node]:
+        """The code as it stands, then the picture."""
+        code = "\n".join(self.content)
+        policy = policy_of(code)
+        picture = layer_picture(policy) if "layers" in self.options else mix_picture(policy, self.options.get("epochs", [0]))
+        name = hashlib.sha256(picture).hexdigest()[:16] + ".png"
+        path = Path(self.env.srcdir, FOLDER, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture)
+        block = nodes.literal_block(code, code, language="python")
+        image = nodes.image(uri=f"/{FOLDER}/{name}", alt=f"Mixes made by {' '.join(code.split())}", classes=["mixes"])
+        self.set_source_info(block)
+        self.set_source_info(image)
+        return [block, image]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directive."""
+    app.add_directive("mixes", Mixes)
+    return {"version": "1", "parallel_read_safe": True}
