@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import latent_mixup
 
-sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS / "extensions"))
+shutil.copytree(DOCS.parent / "examples" / "notebooks", DOCS / "notebooks", dirs_exist_ok=True)
 
 project = "latent-mixup"
 author = "The latent-mixup developers"
@@ -27,6 +30,7 @@ autodoc_mock_imports = ["lightning", "transformers"]  # a base class each; impor
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False  # signatures have them
 napoleon_attr_annotations = False  # signatures have them
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True

@@ -114,13 +114,14 @@ def by_last_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
 ) -> nodes.reference | None:
     """The link of a name that is not found where it stands, if the site describes one thing of that name alone."""
-    last = node.get("reftarget", "").rsplit(".")[-1]
-    if node.get("refdomain") != "py" or last in OTHERS_HAVE:
+    target: str = node.get("reftarget", "")
+    last = target.rsplit(".")[-1]
+    if node.get("refdomain") != "py" or last in OTHERS_HAVE or not (target == last or target.startswith("latent_mixup")):
         return None
     described = {*homes().values()}
     found = [
         entry
-        for name, entry in env.domains.python_domain.objects.items()
+        for name, entry in env.get_domain("py").objects.items()
         if name.rsplit(".")[-1] == last and not entry.aliased and (name in described or entry.docname == OTHER_NAMES)
     ]
     if len(found) != 1:

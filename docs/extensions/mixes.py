@@ -28,7 +28,7 @@ from latent_mixup.policies import BankView, Draw, Policy
 from latent_mixup.training import shuffled_batches, train_classifier
 
 DATA, DIGITS = "mnist", (2, 3, 4, 6, 7, 9)  # the samples' own classes, one a column
-SEED, ZOOM = 3, 3
+SEED, ZOOM = 21, 3
 LAYERS, LAYER_DIM, LAYER_ZOOM = 8, 16, 5  # codes that stand for those of W+: no generator that ships has them
 FOLDER = "_mixes"
 
@@ -116,11 +116,16 @@ def stream() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
+def numbers(text: str) -> list[int]:
+    """An option with numbers, such as ``0 5 10``."""
+    return [int(word) for word in text.split()]
+
+
 class Mixes(SphinxDirective):
     """Code that makes a ``policy``, and the picture of what the policy does."""
 
     has_content = True
-    option_spec: ClassVar[dict[str, Any]] = {"epochs": directives.positive_int_list, "layers": directives.flag}
+    option_spec: ClassVar[dict[str, Any]] = {"epochs": numbers, "layers": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         """The code as it stands, then the picture."""
