@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from record import read
+from scipy.stats import t as student_t
 
 PAPER = Path(__file__).parent / "paper.json"
 DATASETS = ("mnist", "fashion-mnist", "cifar10")
@@ -17,7 +18,6 @@ PRESETS = ("fixed", "paper_code", "policies", "reduced", "reduced_augmented", "f
 TITLES = {"accuracy": "accuracy", "deepfool_score": "DeepFool score", "blurred_accuracy": "blurred accuracy"}
 SCORES = tuple(TITLES)
 REFERENCES = ("standard", "manifold_mixup")  # what every method's difference is taken from
-RESAMPLES = 10_000
 BEST = "latent_mixup_best"
 UNCHANGED = "policy_paper"  # what the other policies are compared with
 NAMES = {
@@ -120,7 +120,7 @@ def aggregated(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for reference in REFERENCES:
                 others = groups.get((dataset, preset, reference, epochs, train_images, None), [])
                 if method != reference and others:
-                    row[f"{score}_minus_{reference}"] = difference(values, [run[score] for run in others])
+                    row[f"{score}_minus_{reference}"] = difference(by_seed(found, score), by_seed(others, score))
         row["paper"] = printed(dataset, preset, method)
         rows.append(row)
     order = list(NAMES)
@@ -160,23 +160,27 @@ def with_notes(header: list[str], body: list[list[str]], made: Sequence[str]) ->
     return markdown(header, marked) + below
 
 
-def difference(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """Mean of ``values`` minus mean of ``others``, with a 95 % bootstrap interval over the seeds.
+def difference(values: Mapping[int, float], others: Mapping[int, float]) -> dict[str, Any]:
+    """Mean of ``values`` minus mean of ``others``, both by seed, with a 95 % t-interval of the seeds' differences.
 
-    Both lists of seeds are resampled with replacement, each by itself; the interval is between percentiles. Three seeds
-    make it too narrow. None if a list has one value.
+    What is left of a seed's luck after it is taken from both is what the interval is made of. Only seeds that both have
+    count; without any, it is the difference of the means. The interval is None for fewer than two.
+
+    Reference: Student, "The probable error of a mean" (1908), section 9, for pairs.
     """
-    found: dict[str, Any] = {"mean": statistics.fmean(values) - statistics.fmean(others), "interval": None}
-    if min(len(values), len(others)) > 1:
-        draw = torch.Generator().manual_seed(0)
-        means = []
-        for kind in (values, others):
-            numbers = torch.tensor(kind, dtype=torch.float64)
-            rows = torch.randint(len(numbers), (RESAMPLES, len(numbers)), generator=draw)
-            means.append(numbers[rows].mean(1))
-        limits = (means[0] - means[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-        found["interval"] = limits.tolist()
-    return found
+    pairs = [values[seed] - others[seed] for seed in values.keys() & others.keys()]
+    if not pairs:
+        return {"mean": statistics.fmean(values.values()) - statistics.fmean(others.values()), "interval": None}
+    mean, interval = statistics.fmean(pairs), None
+    if len(pairs) > 1:
+        half = float(student_t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+        interval = [mean - half, mean + half]
+    return {"mean": mean, "interval": interval}
+
+
+def by_seed(runs: Sequence[dict[str, Any]], score: str) -> dict[int, float]:
+    """A score of each run, by its seed."""
+    return {run["seed"]: run[score] for run in runs}
 
 
 def printed(dataset: str, preset: str, method: str) -> dict[str, float] | None:

@@ -15,6 +15,7 @@ from tables.rows import (
     TITLES,
     UNCHANGED,
     aggregated,
+    by_seed,
     difference,
     made_with,
     markdown,
@@ -100,7 +101,7 @@ def differences_table(dataset: str, preset: str) -> str:
             for reference in REFERENCES:
                 for score in SCORES:
                     found = row.get(f"{score}_minus_{reference}")
-                    cells.append(_difference(found, DIGITS[score]) if found else "")
+                    cells.append(difference_text(found, DIGITS[score]) if found else "")
             body.append(cells)
             made.append(row["made_with"])
     titles = [
@@ -140,8 +141,8 @@ def best_table(dataset: str, preset: str = "fixed") -> str:
         by_method.setdefault(trial["method"], []).append(trial)
     body, made = [], []
     for method in (*INSTEAD, f"{BEST}_low_pass_of_real"):
-        of_best, of_other = ({s: [run[s] for run in by_method[name]] for s in SCORES} for name in (BEST, method))
-        cells = [_difference(difference(of_best[score], of_other[score]), DIGITS[score]) for score in SCORES]
+        of_best, of_other = ({s: by_seed(by_method[name], s) for s in SCORES} for name in (BEST, method))
+        cells = [difference_text(difference(of_best[score], of_other[score]), DIGITS[score]) for score in SCORES]
         body.append([NAMES[method], *cells, str(len(by_method[method]))])
         made.append(made_with([*by_method[BEST], *by_method[method]]))
     return with_notes([f"{NAMES[BEST]}, minus", *TITLES.values(), "seeds"], body, made)
@@ -190,7 +191,8 @@ def _value(mean: float, deviation: float | None, digits: int) -> str:
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
-def _difference(found: dict[str, Any], digits: int) -> str:
+def difference_text(found: dict[str, Any], digits: int) -> str:
+    """A difference and its interval."""
     text = f"{found['mean']:+.{digits}f}"
     if found["interval"] is None:
         return text

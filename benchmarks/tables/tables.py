@@ -28,6 +28,7 @@ from tables.code_tables import (
     knowledge_table,
     stylegan2_table,
 )
+from tables.robust_tables import adversarial_table, distil_table, unequal_table
 from tables.rows import DATASETS, PRESETS, aggregated, records
 from tables.score_tables import (
     best_table,
@@ -66,6 +67,11 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"best-{dataset}": partial(best_table, dataset) for dataset in ("mnist", "fashion-mnist")},
     "best-cifar10": partial(best_table, "cifar10", "reduced"),
     **{f"codes-{dataset}": partial(codes_table, dataset) for dataset in ("fashion-mnist", "cifar10")},
+    **{
+        f"{question}-{dataset}": partial(draw, dataset)
+        for dataset in ("fashion-mnist", "cifar10")
+        for question, draw in (("adversarial", adversarial_table), ("distil", distil_table), ("unequal", unequal_table))
+    },
     "method-time": method_time_table,
     "policies": partial(policies_table, "fashion-mnist"),
     "demo": demo_table,

@@ -447,14 +447,15 @@ class Mixer:
         view = view or self.view
         return self.policy.draw_batch(batch_size, self.settings.prob, view, draws_of(key), epoch=key[1], rows=rows)
 
-    def decode(self, draw: Draw) -> tuple[Tensor, LabelPair]:
+    def decode(self, draw: Draw) -> tuple[Tensor, LabelPair, Tensor | None]:
         """Mix and decode bank rows, without gradients.
 
         Args:
             draw: At least one mix.
 
         Returns:
-            Images after transform and normalisation, ``[k, C, H, W]`` on the generator's device; and their labels.
+            Images after transform and normalisation, ``[k, C, H, W]`` on the generator's device; their labels; and
+            which of the draws they are, int64 ``[k]``: None for all. There may be none.
 
         Raises:
             RuntimeError: A worker process would have to decode on an accelerator.
@@ -465,17 +466,22 @@ class Mixer:
                 f"a DataLoader worker cannot decode on {self.decoder.device}: use LatentMixupLoader, which decodes in "
                 "the main process, or num_workers=0"
             )
-        rows = draw.sources.T
-        codes, labels = self.bank[rows.flatten()]
-        codes, labels = codes.unflatten(0, rows.shape).transpose(0, 1), labels.unflatten(0, rows.shape).transpose(0, 1)
-        latents = self.policy.mix(codes, draw, self.view, self.path)
-        if not latents.isfinite().all():
-            raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
-        latents = self.policy.projected(latents, draw, self.decoder.generator)
-        given = [self.policy.soft_label(labels, draw, self.num_classes)] if self.decoder.generator.takes_targets else []
-        images = self.policy.finish(self.decoder(latents, *given), draw)
+        images, labels = self._decoded(draw)
         pair = self.policy.label(labels, draw, self.num_classes, images)
-        return self.settings.finished(images), pair
+        images = self.settings.finished(images)
+        kept = self.policy.kept(images, pair, self.num_classes)
+        if kept is None:
+            return images, pair, None
+        own, other, lam = (part[kept.to(part.device)] for part in pair)
+        return images[kept.to(images.device)], (own, other, lam), kept
+
+    def decode_alone(self, rows: Tensor) -> Tensor:
+        """Bank rows ``[k]`` unmixed, as the classifier would get them, ``[k, C, H, W]``."""
+        return self.settings.finished(self._decoded(Draw.alone(rows, self.policy.num_sources))[0])
+
+    def _decoded(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        generator = self.decoder.generator
+        return self.policy.decoded(draw, self.view, self.path, generator, self.num_classes, self.decoder)
 
     def blend(self, images: Tensor, labels: Tensor, key: DrawKey) -> tuple[Tensor, Target]:
         """Replace a share ``prob`` of a batch by decoded mixes drawn from the bank.
@@ -506,7 +512,13 @@ class Mixer:
         sizes = [len(draw.slots) for draw in draws]
         if not any(sizes):
             return [self.unmixed(images, labels) for images, labels, _ in batches]
-        decoded, pair = self.decode(Draw.cat(draws) if len(draws) > 1 else draws[0])
+        decoded, pair, kept = self.decode(Draw.cat(draws) if len(draws) > 1 else draws[0])
+        if kept is not None:
+            kept = kept.to(draws[0].slots.device)
+            owner = torch.arange(len(draws)).repeat_interleave(torch.tensor(sizes))[kept]
+            first = torch.tensor([0, *sizes]).cumsum(0)
+            draws = [draw.take(kept[owner == number] - first[number]) for number, draw in enumerate(draws)]
+            sizes = [len(draw) for draw in draws]
         targets: list[Target]
         if self.settings.target_format == "soft":
             smoothing, multi_label = self.settings.label_smoothing, self.settings.multi_label
@@ -559,7 +571,7 @@ class Mixer:
         if len(decoded) < MIN_IMAGES:
             some = torch.linspace(0, self.view.num_rows - 1, MIN_IMAGES, dtype=torch.float64, device="cpu").long()
             rows = some if self.view.rows is None else self.view.rows[some]
-            decoded = self.decode(Draw.alone(rows, self.policy.num_sources))[0].to(real)
+            decoded = self.decode_alone(rows).to(real)
         message = range_mismatch(real, decoded)
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=3)

@@ -28,7 +28,7 @@ from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, check_size
 from latent_mixup.labels import MISSING, random_states_kept
-from latent_mixup.policies import BankView, Draw
+from latent_mixup.policies import BankView, Draw, Teacher
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -85,6 +85,12 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
             raise ValueError(
                 'mode="batch" needs a batch, and a data set gives one sample at a time: '
                 "use LatentMixupLoader or LatentMixupCollate"
+            )
+        teacher = settings.policy.labels
+        if dataset is None and isinstance(teacher, Teacher) and teacher.min_confidence:
+            raise ValueError(
+                f"a Teacher with min_confidence={teacher.min_confidence} leaves other samples as they are, and a bank "
+                "alone has none: pass dataset="
             )
         generator, bank = pair_of(generator, bank)
         if dataset is not None:
@@ -153,11 +159,13 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
         view = self._view()
         plans = [self._plan(index, key, view) for index, key in zip(wanted, self._mixer.keys(wanted), strict=True)]
         mixed = [(index, plan) for index, plan in zip(wanted, plans, strict=True) if plan is not None]
-        decoded = self._decode([plan for _, plan in mixed])
-        mixes = iter(self._placed([index for index, _ in mixed], *decoded) if mixed else [])
+        images, targets, used = self._decode([plan for _, plan in mixed])
+        mixed = [each for each, is_used in zip(mixed, used, strict=True) if is_used]
+        places = iter(used)
+        made = [plan is not None and next(places) for plan in plans]
+        mixes = iter(self._placed([index for index, _ in mixed], images, targets) if mixed else [])
         return [
-            self._real(index, decoded[0]) if plan is None else next(mixes)
-            for index, plan in zip(wanted, plans, strict=True)
+            next(mixes) if is_mix else self._real(index, images) for index, is_mix in zip(wanted, made, strict=True)
         ]
 
     def _index(self, index: int) -> int:
@@ -197,12 +205,16 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
             self._narrowed = outermost, view
         return self._narrowed[1]
 
-    def _decode(self, plans: Sequence[Draw]) -> tuple[Tensor | None, list[Any]]:
-        """Images ``[k, C, H, W]`` on the CPU, None of none; and their targets, one by one."""
+    def _decode(self, plans: Sequence[Draw]) -> tuple[Tensor | None, list[Any], list[bool]]:
+        """Images ``[k, C, H, W]`` on the CPU, None of none; their targets, one by one; and which plans they are of."""
         if not plans:
-            return None, []
-        images, pair = self._mixer.decode(Draw.cat(plans))
-        return images.cpu(), split_targets(self._mixer.settings.mixed_targets(*pair, self._mixer.num_classes))
+            return None, [], []
+        images, pair, kept = self._mixer.decode(Draw.cat(plans))
+        used = [kept is None] * len(plans)
+        for place in [] if kept is None else kept.tolist():
+            used[place * len(plans) // sum(map(len, plans))] = True
+        targets = self._mixer.settings.mixed_targets(*pair, self._mixer.num_classes)
+        return images.cpu(), split_targets(targets), used
 
     def _placed(self, indices: list[int], images: Tensor | None, targets: list[Any]) -> list[Any]:
         """Mixes as samples."""
@@ -231,7 +243,7 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
             return
         rows = self._rows_of(self._probes)
         with random_states_kept():  # a look that leaves no trace in the data set's augmentation
-            decoded = self._mixer.decode(Draw.alone(rows, self._mixer.policy.num_sources))[0].cpu()
+            decoded = self._mixer.decode_alone(rows).cpu()
             images = [self._own.read(index).image for index in self._probes.tolist()]
         for image in images:
             check_size(image[None], decoded)

@@ -140,6 +140,13 @@ class LatentMixupLoader:
         if decode_batches is not None and decode_batches < 1:
             raise ValueError(f"decode_batches needs to be at least 1: got {decode_batches}")
         settings = MixSettings(**shared)
+        if settings.policy.follows_training:
+            if prefetch or (decode_batches or 1) > 1:
+                raise ValueError(
+                    "the mixes of Hardest depend on the classifier as it is when a batch is asked for: leave out "
+                    f"prefetch={prefetch} and decode_batches={decode_batches}"
+                )
+            prefetch, decode_batches = 0, 1
         # With its index: another thread need not have the same current device.
         self.device = generator.device if device is None else torch.empty(0, device=device).device
         if prefetch and self.device.type in ONE_THREAD:

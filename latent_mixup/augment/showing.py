@@ -41,7 +41,9 @@ class ShowsMixes:
         mixer, settings = self._mixer, self._mixer.settings
         with torch.random.fork_rng(devices=[]):
             draw = mixer.policy.draw(COLUMNS * ROWS, mixer.view, keyed_generator("show-mixes"), epoch=mixer.epoch)
-            images, pair = mixer.decode(draw)
+            images, pair, _ = mixer.decode(draw)
+        if not len(images):
+            raise ValueError("the Teacher is sure of none of sixteen mixes: lower its min_confidence")
         targets = mix_targets(*pair, mixer.num_classes, settings.label_smoothing, multi_label=settings.multi_label)
         return show_batch(mixer, images, targets, "mixes")
 

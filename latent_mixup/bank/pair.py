@@ -53,6 +53,6 @@ def list_pretrained() -> list[str]:
 
     Example:
         >>> list_pretrained()
-        ['fashion-mnist', 'mnist']
+        ['cifar10', 'fashion-mnist', 'mnist']
     """
     return sorted({*hub.bundled_names("generator")} & {*hub.bundled_names("bank")})

@@ -13,7 +13,7 @@ from latent_mixup.cli.fit import fit_command
 from latent_mixup.cli.generators import convert_command, info_command
 from latent_mixup.cli.inversion import invert_command, report_command
 from latent_mixup.cli.publishing import push_command
-from latent_mixup.cli.quality import filter_command, refine_command
+from latent_mixup.cli.quality import advise_command, filter_command, refine_command
 from latent_mixup.cli.rendering import render_command
 from latent_mixup.cli.shared import TYPED, json_option
 from latent_mixup.cli.training import train_encoder_command, train_generator
@@ -27,6 +27,7 @@ COMMANDS = [
     filter_command,
     render_command,
     report_command,
+    advise_command,
     evaluate_command,
     info_command,
     convert_command,

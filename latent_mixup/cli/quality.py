@@ -1,4 +1,4 @@
-"""``refine`` and ``filter``: better codes for the worst rows of a bank, or a bank without them."""
+"""``refine`` and ``filter``: better codes for the worst rows of a bank, or a bank without them; ``advise``."""
 
 from __future__ import annotations
 
@@ -110,3 +110,25 @@ def class_counts(bank: LatentBank, kept: LatentBank) -> list[dict[str, Any]]:
         {"class": str(names[label] if label < len(names) else label), "before": before, "kept": after}
         for label, (before, after) in counts
     ]
+
+
+@click.command("advise")
+@click.argument("run")
+@click.option(
+    "--aim",
+    type=click.Choice(["robust", "small-model", "balance", "accuracy"]),
+    required=True,
+    help="Accuracy under attack, a small classifier without the images, rare classes, or clean accuracy.",
+)
+@shared.one_sentence
+def advise_command(run: str, aim: Any) -> None:
+    """Say what was measured for an aim, and the lines to paste, or not to.
+
+    RUN is a folder that fit made, a bundled name or a Hub id.
+    """
+    from dataclasses import asdict
+
+    from latent_mixup.quality.advice import advise
+
+    advice = advise(run, aim)
+    shared.answer(str(advice), asdict(advice))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from latent_mixup.cli import shared
+
+if TYPE_CHECKING:
+    from latent_mixup.generators import Generator
+    from latent_mixup.policies import Policy, Teacher
 
 
 @click.command("render")
@@ -22,6 +27,18 @@ from latent_mixup.cli import shared
 @click.option(
     "--policy", help="How a mix is made, in place of --alpha and --path: robust, paper, or a JSON file with a policy."
 )
+@click.option("--prior", is_flag=True, help="Fresh samples of the generator's prior in the place of mixes.")
+@click.option(
+    "--labels",
+    metavar="MODEL",
+    help="A classifier that labels the images: my_module:make, timm:NAME or torchvision:NAME, as for evaluate.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The classifier's state_dict as a .safetensors file.",
+)
+@click.option("--temperature", type=float, default=1.0, help="Divides the classifier's logits.")
 @click.option("--seed", type=int, default=0, help="Seed of all draws.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, help="Mixes decoded in one call.")
 @click.option("--autocast", type=click.Choice(["bfloat16", "float16"]), help="Decode in half precision.")
@@ -35,6 +52,10 @@ def render_command(
     out: Path,
     n: int,
     policy: str | None,
+    prior: bool,
+    labels: str | None,
+    weights: Path | None,
+    temperature: float,
     autocast: str | None,
     shard: str | None,
     device: str,
@@ -43,6 +64,9 @@ def render_command(
     """Decode mixes of the codes in BANK with GENERATOR once, into the folder OUT.
 
     Both are folders, bundled names or Hub ids; GENERATOR may be module:function of your own, as for invert.
+
+    With --prior the images are fresh samples, which no row of the bank is in; --labels MODEL has a classifier say what
+    they show.
 
     lm.RenderedMixupDataset(OUT) reads them as fast as stored images. A killed command resumes when it is run again.
     Several processes share the work by --shard, or when python -m torch.distributed.run --nproc_per_node=N -m
@@ -54,12 +78,19 @@ def render_command(
     from latent_mixup.pool.render import render
 
     part = shared.part_of(shard, device)
+    decoder, codes = shared.generator_named(generator, part.device), LatentBank.from_pretrained(bank)
+    followed = None if policy is None else _policy(policy)
+    if prior or labels is not None:
+        teacher = None if labels is None else _teacher(labels, weights, temperature, decoder, codes.num_classes)
+        followed = _with(followed, settings, prior, teacher)
+    elif weights is not None or temperature != 1:
+        raise ValueError("--weights and --temperature belong to a classifier: name it with --labels")
     complete = render(
-        shared.generator_named(generator, part.device),
-        LatentBank.from_pretrained(bank),
+        decoder,
+        codes,
         out,
         n=n,
-        policy=None if policy is None else _policy(policy),
+        policy=followed,
         autocast=None if autocast is None else getattr(torch, autocast),
         shard=part.shard,
         progress=part.shows,
@@ -72,6 +103,35 @@ def render_command(
     size = sum(path.stat().st_size for path in out.glob("pool.*"))
     record = {"out": str(out), "shard": part.shard, "finished": True, "mixes": n, "bytes": size}
     shared.answer(f"{out}: {n:,} mixes, {size / 1e6:,.0f} MB", record)
+
+
+def _with(policy: Any, settings: dict[str, Any], prior: bool, teacher: Teacher | None) -> Policy:
+    """The policy that the options say, with fresh samples or a classifier's labels; takes its parts from ``settings``.
+
+    Raises:
+        ValueError: They do not go together.
+    """
+    from latent_mixup.policies import Beta, Policy, Prior, named
+
+    plain = {"alpha": settings.pop("alpha"), "path": settings.pop("path")}
+    if prior:
+        if policy is not None or plain != {"alpha": 1.0, "path": None}:
+            raise ValueError("--prior mixes nothing: leave out --policy, --alpha and --path")
+        return Prior(labels=teacher)
+    if policy is None:
+        return Policy(Beta(plain["alpha"]), path=plain["path"], labels=teacher)
+    return replace(named(policy).policy if isinstance(policy, str) else policy, labels=teacher)
+
+
+def _teacher(text: str, weights: Path | None, temperature: float, generator: Generator, num_classes: int) -> Teacher:
+    """The classifier that the user typed, for images in [-1, 1]."""
+    from latent_mixup.cli.evaluation import classifier_named
+    from latent_mixup.policies import Teacher
+    from latent_mixup.robustness import Normalized
+
+    model, usual, _ = classifier_named(text, weights, num_classes, generator.img_channels)
+    mean, std = ([2 * value - 1 for value in usual["mean"]], [2 * value for value in usual["std"]])  # of [-1, 1]
+    return Teacher(Normalized(model.to(generator.device), mean, std), temperature)
 
 
 def _policy(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
@@ -75,7 +75,41 @@ class Generator(SavedNetwork, ABC):
         Returns:
             ``[n, *latent_shape]`` float32, on the generator's device.
         """
-        return self.noise(n, *self.latent_shape, generator=generator)
+        return self.from_noise(self.noise(n, *self.noise_shape, generator=generator))
+
+    def from_noise(self, noise: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The codes of the prior that standard normal numbers stand for.
+
+        Args:
+            noise: ``[n, *noise_shape]``, on the generator's device.
+            targets: Soft targets ``[n, num_classes]``, for a prior of each class; others do without.
+
+        Returns:
+            ``[n, *latent_shape]`` float32.
+        """
+        return noise
+
+    def latents_of(self, seeds: Sequence[int], targets: Tensor | None = None) -> Tensor:
+        """Codes of the prior, each drawn from a random stream of its own, so that it does not depend on the others.
+
+        Args:
+            seeds: Name of each stream, an integer of 64 bits.
+            targets: See :meth:`from_noise`.
+
+        Returns:
+            ``[len(seeds), *latent_shape]`` float32, on the generator's device.
+        """
+        streams = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        if type(self).sample_latents is not Generator.sample_latents and type(self).from_noise is Generator.from_noise:
+            return torch.cat([self.sample_latents(1, stream) for stream in streams])  # a class that knows no noise
+        return self.from_noise(
+            torch.stack([self.noise(*self.noise_shape, generator=each) for each in streams]), targets
+        )
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that one code of the prior is made of."""
+        return self.latent_shape
 
     def noise(self, *size: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal float32 numbers, drawn on the CPU (or where ``generator`` draws), on this device."""
@@ -157,6 +191,16 @@ class Generator(SavedNetwork, ABC):
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows for a generator of grey or RGB images."""
         return notebook_png(self.show)
+
+    @property
+    def samples_classes(self) -> bool:
+        """Whether a fresh code is one of a class, so that ``from_noise`` needs targets."""
+        return bool(getattr(self, "c_dim", 0))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether a fresh sample is of a class that is asked for: by its code, or in ``decode``."""
+        return self.samples_classes or self.takes_targets
 
     @property
     def coder(self) -> Generator:

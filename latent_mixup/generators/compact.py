@@ -91,9 +91,8 @@ class CompactGenerator(Generator):
         """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, z_dim]`` on the sphere."""
         return on_sphere(self.encoder(images.flatten(1).to(self.dtype)).float())
 
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Codes drawn from a Gaussian fitted to the encoded training images, on the sphere."""
-        noise = self.noise(n, *self.latent_shape, generator=generator)
+    def from_noise(self, noise: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Codes of a Gaussian fitted to the encoded training images, from noise ``[n, z_dim]``; on the sphere."""
         return on_sphere(self.latent_mean.float() + noise @ self.latent_factor.float().T)
 
     def mean_latent(self) -> Tensor:

@@ -105,10 +105,10 @@ class ConvGenerator(Generator):
         return self.latent_mean.float()
 
     @torch.no_grad()
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Codes drawn from the flow, ``[n, z_dim]`` float32, on the sphere."""
-        noise = self.noise(n, self.z_dim, generator=generator).to(self.dtype)
-        return on_sphere(self.flow.denoise(noise, noise.new_ones(n), FLOW_STEPS).float())
+    def from_noise(self, noise: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The codes that the flow makes of noise ``[n, z_dim]``; float32, on the sphere."""
+        noise = noise.to(self.dtype)
+        return on_sphere(self.flow.denoise(noise, noise.new_ones(len(noise)), FLOW_STEPS).float())
 
     @torch.no_grad()
     def project(

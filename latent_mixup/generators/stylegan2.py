@@ -485,8 +485,17 @@ class StyleGAN2(Generator):
         if labels is None and self.c_dim:
             source = "cpu" if generator is None else generator.device
             labels = torch.randint(self.c_dim, (n,), generator=generator, device=source)
-        ws: Tensor = self.mapping(z, labels if labels is None else labels.to(self.device))
+        return self.from_noise(z, labels)
+
+    def from_noise(self, noise: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Noise z ``[n, z_dim]``, and classes as in :meth:`sample_latents`, to codes; float32."""
+        ws: Tensor = self.mapping(noise, targets if targets is None else targets.to(self.device))
         return (ws[:, 0] if self.latent_space == "w" else ws).float()
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of z."""
+        return (self.z_dim,)
 
     def mean_latent(self) -> Tensor:
         """``w_avg``; in W+ once for each layer, ``[num_ws, w_dim]``."""

@@ -28,6 +28,8 @@ class Draw:
         times: Time in [0, 1] to which each code is noised before the generator brings it back to likely ones, ``[k]``;
             0 leaves it as it is; None: nothing.
         jitter: Standard normal noise for it, ``[k, *latent_shape]``.
+        seeds: Random stream of each fresh code of the prior, which takes the place of the mixed one, ``[k]`` int64;
+            -1: none; None: there are none.
     """
 
     slots: Tensor
@@ -39,6 +41,7 @@ class Draw:
     sigma: Tensor | None = None
     times: Tensor | None = None
     jitter: Tensor | None = None
+    seeds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -86,9 +89,15 @@ class Draw:
     def _filled(self, name: str, like: Tensor) -> Tensor:
         """A field; where it is None, the values of ``like``'s shape that change nothing."""
         value: Tensor | None = getattr(self, name)
+        if value is None and name == "seeds":
+            return torch.full_like(like[:1], -1).expand(len(self))
         if value is None and name == "shares":
             value = self.weights.view(*self.weights.shape, *[1] * (like.ndim - 2)).expand(-1, -1, *like.shape[2:])
         return like.new_zeros(len(self), *like.shape[1:]) if value is None else value
+
+    def take(self, places: Tensor) -> Draw:
+        """The mixes at some places, int64 or bool ``[k]``."""
+        return Draw(*[None if value is None else value[places] for value in vars(self).values()])  # type: ignore[arg-type]
 
     def split(self, sizes: Sequence[int]) -> list[Draw]:
         """The opposite of :meth:`cat`: draws of these sizes."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from latent_mixup import files
 from latent_mixup.classifiers import are_probabilities, logits_of_output
 from latent_mixup.networks import eval_mode
-from latent_mixup.policies.settings import Setting, checked
+from latent_mixup.policies.settings import Setting, Share, checked
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ class Teacher:
             :func:`latent_mixup.classifiers.logits_of_output`. On the generator's device; it is put in eval mode and
             frozen.
         temperature: Divides the logits; above 0.
+        min_confidence: Share of the likeliest class, in [0, 1], below which a mix is not used: the sample stays as it
+            is, and of a pool such entries are not drawn.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``temperature`` is not above 0.
+        ValueError: ``temperature`` is not above 0, or ``min_confidence`` is out of range.
 
     Reference: Hinton et al. 2015 (arXiv 1503.02531), equation 1.
 
@@ -77,14 +81,21 @@ class Teacher:
         torch.Size([5, 10])
     """
 
-    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, temperature: float = 1.0, min_confidence: float = 0.0) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Teacher needs a classifier, a torch.nn.Module: got {model!r:.80}")
         self.temperature = checked(float, temperature, "Teacher.temperature")
         if self.temperature <= 0:
             raise ValueError(f"temperature needs to be above 0: got {temperature}")
+        self.min_confidence: float = checked(Share, min_confidence, "Teacher.min_confidence")
         self.model = model.eval().requires_grad_(False)
         self._checked = False
+
+    def facts(self) -> dict[str, Any]:
+        """What decides its labels, as JSON: the settings, and the digest of its weights."""
+        digest = files.tensors_sha256(self.model.state_dict())
+        settings = {"temperature": self.temperature, "min_confidence": self.min_confidence}
+        return {"kind": "Teacher", "weights": digest, **settings}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, num_classes: int | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from latent_mixup.functional import Path, mix_latents
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.labels import label_rows
 from latent_mixup.policies.blending import Channels, Layers, Whole
+from latent_mixup.policies.choosing import Hardest
 from latent_mixup.policies.draws import Draw
 from latent_mixup.policies.labelling import Curve, Teacher
 from latent_mixup.policies.partners import Anyone, BankView, ClassPairs, Farthest, Nearest, OtherClass, SameClass
@@ -49,10 +50,12 @@ class Policy(Setting):
             :meth:`latent_mixup.generators.Generator.project`.
         low_pass: Low-pass of the decoded image; None: none.
         labels: Label of a mix; None: the weights of its code.
+        prior: Whether a mixed code is replaced by a fresh one, drawn from the generator's prior: see :func:`Prior`.
+        choose: Which of several mixes of a sample is kept; None: there is one.
 
     Raises:
-        ValueError: A field is of another type or out of range, or ``"slerp"`` would be between more than two codes or
-            weights that differ within a code.
+        ValueError: A field is of another type or out of range, ``"slerp"`` would be between more than two codes or
+            weights that differ within a code, or a fresh code would be mixed.
 
     Example:
         >>> Policy(weights=Beta(0.4), partners=OtherClass(), noise=Noise(0.3)).num_sources
@@ -69,9 +72,15 @@ class Policy(Setting):
     project: Share = 0.0
     low_pass: LowPass | None = None
     labels: Curve | Teacher | None = None
+    prior: bool = False
+    choose: Hardest | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prior and (self.unmixed != 1 or self.noise is not None or self.project):
+            raise ValueError(
+                "a fresh code of the prior is not mixed: say Prior(labels=...), which has no such settings"
+            )
         if self.path == "slerp" and not (self.num_sources == 2 and isinstance(self.blend, Whole)):
             raise ValueError(
                 'path="slerp" is between two codes with one weight: use path="lerp" with '
@@ -89,6 +98,11 @@ class Policy(Setting):
         return self.num_sources != 2 or isinstance(self.labels, Teacher)
 
     @property
+    def follows_training(self) -> bool:
+        """Whether mixes depend on a classifier that is being trained, so that none can be decoded ahead."""
+        return self.choose is not None
+
+    @property
     def by_batch(self) -> bool:
         """Whether all mixes of a batch have one ``lam``."""
         weights = self.weights.weights if isinstance(self.weights, Scheduled) else self.weights
@@ -101,6 +115,14 @@ class Policy(Setting):
                 f"Policy(project={self.project}) needs a generator with a learnt prior, as latent_mixup.fit makes it: "
                 f"{type(generator).__name__} has none"
             )
+        if self.prior and not isinstance(self.labels, Teacher) and generator is not None and not generator.has_classes:
+            raise ValueError(
+                f"a fresh sample of {type(generator).__name__}, which has no classes, needs a label: pass "
+                "Prior(labels=Teacher(classifier))"
+            )
+        if bank.bank.multi_label and (self.choose is not None or self.prior):
+            what = "Hardest" if self.choose is not None else "Prior"
+            raise ValueError(f"{what} needs labels that sum to 1: this bank is multi-label")
         if bank.bank.multi_label and isinstance(self.labels, Teacher):
             raise ValueError(
                 "a Teacher says one class of an image, by a softmax: leave it out where labels are multi-label"
@@ -126,9 +148,18 @@ class Policy(Setting):
             generator: Random stream; the same stream gives the same draws.
             epoch: Counted from 0, for :class:`Scheduled` weights.
             rows: The samples' own rows, ``[k]``; None: drawn uniformly.
+
+        Returns:
+            The draws of ``k`` mixes; with ``choose``, of all candidates, a sample's in a row: :meth:`kept` keeps one.
         """
         if not bank.num_rows:
             raise ValueError("a mix needs at least one row in the bank: got 0")
+        slots = torch.arange(k, device=generator.device)
+        if self.choose is not None:
+            if rows is None:
+                rows = bank.draw(k, 1, generator)[:, 0]
+            rows, slots = (each.repeat_interleave(self.choose.candidates) for each in (rows, slots))
+            k = len(slots)
         num_sources = self.weights.num_sources
         sources = torch.randint(bank.num_rows, (num_sources, k), generator=generator, device=generator.device).T
         if bank.rows is not None:
@@ -145,15 +176,18 @@ class Policy(Setting):
         shares, label_weights = None, weights
         if not isinstance(self.blend, Whole):
             shares, label_weights = self.blend.draw(weights, fresh, bank.bank.latent_shape, generator)
+        times, jitter = self._draw_projection(k, bank, generator) if self.project else (None, None)
         return Draw(
-            torch.arange(k, device=generator.device),
+            slots,
             sources,
             weights,
             self.labels(label_weights) if isinstance(self.labels, Curve) else label_weights,
             shares,
             None if self.noise is None else self.noise.draw(k, bank.bank.latent_shape, bank.spread, generator),
             None if self.low_pass is None else self.low_pass.draw(k, generator),
-            *(self._draw_projection(k, bank, generator) if self.project else (None, None)),
+            times,
+            jitter,
+            torch.randint(2**62, (k,), generator=generator, device=generator.device) if self.prior else None,
         )
 
     def _draw_projection(self, k: int, bank: BankView, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -184,7 +218,38 @@ class Policy(Setting):
         """
         slots = draw_slots(batch_size, prob, generator)
         own = None if rows is None else rows[slots]
-        return replace(self.draw(len(slots), bank, generator, epoch=epoch, rows=own), slots=slots)
+        draw = self.draw(len(slots), bank, generator, epoch=epoch, rows=own)
+        return replace(draw, slots=slots[draw.slots])
+
+    def latents(
+        self, draw: Draw, bank: BankView, path: Path, generator: Generator, num_classes: int
+    ) -> tuple[Tensor, Tensor]:
+        """The codes of mixes, noised, truncated and projected, or those of the prior, and the labels of their sources.
+
+        Args:
+            draw: The draws of the mixes.
+            bank: Where the sources come from.
+            path: Interpolation between two codes.
+            generator: Decodes them.
+            num_classes: Width of soft labels.
+
+        Returns:
+            Codes ``[k, *latent_shape]``; labels ``[k, n]`` int64 or soft, ``[k, n, num_classes]``.
+
+        Raises:
+            ValueError: A code is NaN or infinite.
+        """
+        codes, labels = (part.unflatten(0, draw.sources.shape) for part in bank.bank[draw.sources.flatten()])
+        mixed = self.mix(codes, draw, bank, path)
+        if draw.seeds is not None:
+            fresh = (draw.seeds >= 0).nonzero()[:, 0]
+            targets = self.soft_label(labels, draw, num_classes)[fresh] if generator.samples_classes else None
+            latents = generator.latents_of(draw.seeds[fresh].tolist(), targets)
+            latents = latents if self.truncation is None else self.truncation(latents, bank.mean)
+            mixed = mixed.to(latents).index_copy(0, fresh.to(latents.device), latents)
+        if not mixed.isfinite().all():
+            raise ValueError("a code in the bank is NaN or infinite: open it with verify=True, or invert it again")
+        return self.projected(mixed, draw, generator), labels
 
     def mix(self, codes: Tensor, draw: Draw, bank: BankView, path: Path) -> Tensor:
         """The codes of mixes.
@@ -213,6 +278,35 @@ class Policy(Setting):
             return codes
         return generator.project(codes.to(generator.device), draw.times, noise=draw.jitter)
 
+    def decoded(
+        self,
+        draw: Draw,
+        bank: BankView,
+        path: Path,
+        generator: Generator,
+        num_classes: int,
+        decode: Callable[..., Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Mixes decoded.
+
+        Args:
+            draw: The draws of the mixes.
+            bank: Where the sources come from.
+            path: Interpolation between two codes.
+            generator: The bank's.
+            num_classes: Width of soft labels.
+            decode: Its ``decode``, with whatever makes it faster around it.
+
+        Returns:
+            Images ``[k, C, R, R]`` in [-1, 1], on the generator's device; labels of the sources as of :meth:`latents`.
+
+        Raises:
+            ValueError: A code is NaN or infinite.
+        """
+        latents, labels = self.latents(draw, bank, path, generator, num_classes)
+        given = [self.soft_label(labels, draw, num_classes)] if generator.takes_targets else []
+        return self.finish(decode(latents, *given), draw), labels
+
     def finish(self, images: Tensor, draw: Draw) -> Tensor:
         """Decoded images ``[k, C, R, R]`` in [-1, 1] after the low-pass."""
         return images if self.low_pass is None or draw.sigma is None else self.low_pass(images, draw.sigma)
@@ -234,14 +328,55 @@ class Policy(Setting):
         soft = self.soft_label(labels, draw, num_classes)
         if isinstance(self.labels, Teacher):
             assert images is not None
-            is_one = draw.label_weights.amax(1).to(soft) == 1
-            soft = torch.where(is_one[:, None], soft, self.labels(images, num_classes).to(soft))
+            is_own = draw.label_weights.amax(1) == 1
+            if draw.seeds is not None:
+                is_own &= draw.seeds < 0
+            soft = torch.where(is_own.to(soft.device)[:, None], soft, self.labels(images, num_classes).to(soft))
         return soft, soft, torch.ones(len(draw), dtype=torch.float32, device=soft.device)
 
     def soft_label(self, labels: Tensor, draw: Draw, num_classes: int) -> Tensor:
         """Labels of mixes by those of their sources alone, ``[k, num_classes]``; ``labels`` as in :meth:`label`."""
         each = label_rows(labels.flatten(0, 1), num_classes).view(*draw.sources.shape, num_classes)
         return (draw.label_weights[..., None].to(each) * each).sum(1)
+
+    def kept(self, images: Tensor, pair: LabelPair, num_classes: int) -> Tensor | None:
+        """Which mixes are used: the hardest candidates, and of these the ones that a :class:`Teacher` is sure of.
+
+        Args:
+            images: As the wrapper gives them, ``[k, C, H, W]``.
+            pair: Their labels, as from :meth:`label`.
+            num_classes: Width of soft labels.
+
+        Returns:
+            Places, int64, ascending; None: all.
+        """
+        places = None
+        if self.choose is not None:
+            first, second, lam = pair
+            own, other = (label_rows(labels, num_classes) for labels in (first, second))
+            share = lam[:, None].to(own)
+            places = self.choose(images, share * own + (1 - share) * other)
+        if isinstance(self.labels, Teacher) and self.labels.min_confidence:
+            sure = pair[0].amax(1) >= self.labels.min_confidence
+            places = sure.nonzero()[:, 0] if places is None else places[sure.to(places.device)[places]]
+        return places
+
+
+def Prior(  # noqa: N802 - reads like the parts of a policy
+    *, labels: Teacher | None = None, truncation: Truncation | None = None, low_pass: LowPass | None = None
+) -> Policy:
+    """The policy that decodes fresh codes of the generator's prior in the place of mixes.
+
+    Args:
+        labels: Labels them. None: they are of the classes of the bank's rows, for a generator that has classes.
+        truncation: Truncation of a code; None: none.
+        low_pass: Low-pass of the decoded image; None: none.
+
+    Example:
+        >>> Prior(low_pass=LowPass(0, 1)).prior
+        True
+    """
+    return Policy(unmixed=1.0, prior=True, labels=labels, truncation=truncation, low_pass=low_pass)
 
 
 @dataclass(frozen=True)
@@ -283,19 +418,25 @@ def named(name: str) -> Named:
 def to_config(policy: Policy) -> dict[str, Any]:
     """A policy as JSON can hold it: each part with its ``kind`` and its settings, defaults included.
 
+    Of a :class:`Teacher` it has the digest of the weights, from which nothing can be made again.
+
     Raises:
-        ValueError: Its labels come from a :class:`Teacher`, a network.
+        ValueError: It chooses by a classifier that is being trained.
 
     Example:
         >>> to_config(Policy(noise=Noise(0.5)))["noise"]
         {'kind': 'Noise', 'scale': 0.5}
     """
     policy = checked(Policy, policy, "to_config")
+    if policy.choose is not None:
+        raise ValueError("Hardest asks a classifier that is being trained, which JSON cannot hold: pass it in Python")
+    plain = replace(policy, labels=None) if isinstance(policy.labels, Teacher) else policy
+    config = {name: value for name, value in as_json(plain).items() if name not in ("kind", "choose")}
     if isinstance(policy.labels, Teacher):
-        raise ValueError("a policy with a Teacher holds a network, which JSON cannot hold: pass it in Python")
-    config = {name: value for name, value in as_json(policy).items() if name != "kind"}
-    if not policy.project:
-        del config["project"]  # pools of 0.1.0 were made without it, and go on
+        config["labels"] = policy.labels.facts()
+    for name in ("project", "prior"):
+        if not config[name]:
+            del config[name]  # pools of 0.1.0 were made without it, and go on
     return config
 
 
@@ -309,4 +450,7 @@ def from_config(config: Mapping[str, Any]) -> Policy:
         >>> from_config({"weights": {"kind": "Beta", "alpha": 0.4}}).weights
         Beta(alpha=0.4, mode='elem')
     """
+    labels = config.get("labels") if isinstance(config, Mapping) else None
+    if isinstance(labels, Mapping) and labels.get("kind") == "Teacher":
+        raise ValueError("labels of a Teacher need its network, which JSON does not hold: pass the policy in Python")
     return from_json(Policy, config, "a policy")

@@ -258,6 +258,8 @@ def _entries_of(
     pool: Pool, dataset: object, generator: Generator | None, bank: LatentBank | None, refresh: float
 ) -> Tensor | None:
     """Entries of a pool that are mixes of a data set's own images, as far as it can be told, int64; None: all."""
+    if pool.index.made_with["policy"].get("prior"):  # no image of the bank is in a fresh one
+        return None
     if bank is None:
         if any(isinstance(part, Subset) for part in parts_of(dataset)):
             warnings.warn(

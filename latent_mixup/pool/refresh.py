@@ -140,6 +140,11 @@ class Refreshed:
 def _renderer_of(pool: Pool, generator: Generator, bank: LatentBank) -> Renderer:
     """How the pool was made; raises where it was not made with these two."""
     made_with = pool.index.made_with
+    labels = made_with["policy"].get("labels")
+    if isinstance(labels, dict) and labels.get("kind") == "Teacher":
+        raise ValueError(
+            f"{pool.folder} has the labels of a classifier, which is not in it: render another pool instead"
+        )
     try:
         policy = from_config(made_with["policy"])
     except ValueError as cause:
@@ -172,7 +177,7 @@ def _write_part(renderer: Renderer, path: Path, entries: range, turn: int, ended
             return
         found = []
         with own_stream(renderer.decoder.device):
-            for images in renderer.images(entries, turn):
+            for images, _ in renderer.images(entries, turn):
                 if is_over():
                     return
                 found.append(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import metadata
 from math import prod
@@ -23,7 +23,7 @@ from latent_mixup.files import FileEntry
 from latent_mixup.functional import path_named
 from latent_mixup.generators.base import Generator, PathName
 from latent_mixup.images import to_uint8
-from latent_mixup.policies import BankView, Draw, Policy, to_config
+from latent_mixup.policies import BankView, Draw, Policy, Teacher, to_config
 from latent_mixup.policies.settings import checked
 from latent_mixup.pool.files import COLUMNS_FILE, FORMAT_VERSION, IMAGES_FILE, INDEX_FILE, PoolIndex
 from latent_mixup.runs import Advance, ChunkFolder, Meter, Tensors, check_shard, differences, run_chunks
@@ -69,6 +69,11 @@ class Renderer:
             "bank": self.bank.digest(),
         }
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether labels need the images."""
+        return isinstance(self.policy.labels, Teacher)
+
     @cached_property
     def rows(self) -> BankView:
         """The bank as the policy sees it."""
@@ -89,29 +94,26 @@ class Renderer:
 
     def columns(self, entries: range, turn: int = 0) -> Tensors:
         """The tensors of a pool for some entries, without their images."""
+        policy = replace(self.policy, labels=None) if self.is_taught else self.policy
         blocks = [entries[start : start + POOL_BLOCK] for start in range(0, len(entries), POOL_BLOCK)]
         parts = []
         for draw in (self.draw(block, turn) for block in blocks):
-            labels_a, labels_b, lam = self.policy.label(self.bank.labels[draw.sources], draw, self.bank.num_classes)
+            labels_a, labels_b, lam = policy.label(self.bank.labels[draw.sources], draw, self.bank.num_classes)
             parts.append({"labels_a": labels_a, "labels_b": labels_b, "lam": lam, "sources": draw.sources})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def images(self, entries: range, turn: int = 0) -> Iterator[Tensor]:
-        """The images of some entries, uint8 ``[k, C, R, R]`` on the CPU, a batch at a time."""
+    def images(self, entries: range, turn: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The images of some entries, uint8 ``[k, C, R, R]`` on the CPU, a batch at a time; and a Teacher's labels."""
         path = path_named(self.path)
         starts = range(0, len(entries), self.batch_size)
         sizes = [min(self.batch_size, len(entries) - start) for start in starts]
         for draw in self.draw(entries, turn).split(sizes):
-            codes, labels = (part.unflatten(0, draw.sources.shape) for part in self.bank[draw.sources.flatten()])
-            latents = self.policy.mix(codes, draw, self.rows, path)
-            latents = self.policy.projected(latents, draw, self.decoder.generator)
-            taken = self.decoder.generator.takes_targets
-            given = [self.policy.soft_label(labels, draw, self.bank.num_classes)] if taken else []
-            images = self.policy.finish(self.decoder(latents, *given), draw)
-            for what, values in (("a code in the bank", latents), ("an image that the generator decodes", images)):
-                if not values.isfinite().all():
-                    raise ValueError(f"{what} is NaN or infinite: a pool of it is not written")
-            yield to_uint8(images).cpu().contiguous()
+            generator, num_classes = self.decoder.generator, self.bank.num_classes
+            images, labels = self.policy.decoded(draw, self.rows, path, generator, num_classes, self.decoder)
+            if not images.isfinite().all():
+                raise ValueError("an image that the generator decodes is NaN or infinite: a pool of it is not written")
+            taught = self.policy.label(labels, draw, num_classes, images)[0].cpu() if self.is_taught else None
+            yield to_uint8(images).cpu().contiguous(), taught
 
 
 def render(
@@ -145,7 +147,7 @@ def render(
         alpha: ``lam`` is drawn from Beta(alpha, alpha).
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
         policy: How a mix is made, in place of ``alpha`` and ``path``, or its name. A schedule counts as in its first
-            epoch.
+            epoch. The labels of a :class:`latent_mixup.policies.Teacher` are written beside the images.
         seed: Names all draws.
         batch_size: Mixes that are decoded in one call.
         autocast: Half precision for the decodes; see :class:`latent_mixup.LatentMixupLoader`.
@@ -173,11 +175,16 @@ def render(
         raise ValueError(f"a pool needs at least one image, and a batch as well: got n={n}, batch_size={batch_size}")
     bank.check(generator)
     bank.check_labelled()
+    if isinstance(followed.labels, Teacher) and followed.labels.min_confidence:
+        raise ValueError(
+            f"a pool holds all of its {n} images, however sure a Teacher is of them: leave out min_confidence="
+            f"{followed.labels.min_confidence}, or wrap a loader"
+        )
     if bank.multi_label:
         raise ValueError("a pool holds labels that sum to 1: wrap a loader to train on mixes of a multi-label bank")
     decoder = Decoder(generator, autocast=autocast, channels_last=channels_last, compile=compile)
     renderer = Renderer(decoder, bank, followed, seed, batch_size)
-    followed.check(renderer.rows)
+    followed.check(renderer.rows, generator)
     if followed.by_batch:
         warnings.warn(
             f'a pool knows no batches: mode="batch" gives each {POOL_BLOCK:,} mixes in a row one lam, use mode="elem"',
@@ -235,11 +242,12 @@ class PoolRun(ChunkFolder):
 
     def make(self, number: int, advance: Advance) -> Tensors:
         """Decode a chunk."""
-        found = []
-        for images in self.renderer.images(self.chunks[number]):
+        found, labels = [], []
+        for images, taught in self.renderer.images(self.chunks[number]):
             found.append(images)
+            labels += [] if taught is None else [taught]
             advance(len(images))
-        return {"images": torch.cat(found)}
+        return {"images": torch.cat(found), **({"labels": torch.cat(labels)} if labels else {})}
 
     def finish(self) -> bool:
         """Put the pool together where all chunks are there; whether it is complete."""
@@ -259,6 +267,10 @@ class PoolRun(ChunkFolder):
 
     def _put_together(self) -> None:
         columns = self.renderer.columns(range(self.n))
+        if self.renderer.is_taught:
+            columns["labels_a"] = torch.cat([self._labels(each) for each in range(len(self.chunks))])
+            columns["labels_b"] = columns["labels_a"].clone()
+            columns["lam"] = torch.ones_like(columns["lam"])
         with self.saying_what_is_done():
             files.write_indexed(
                 self.folder,
@@ -273,6 +285,12 @@ class PoolRun(ChunkFolder):
             for number in range(len(self.chunks)):
                 with files.open_tensors(self.path(number)) as opened:
                     file.write(opened.get_tensor("images").numpy().data)
+
+    def _labels(self, number: int) -> Tensor:
+        """A Teacher's labels of a chunk, ``[k, num_classes]``."""
+        with files.open_tensors(self.path(number)) as opened:
+            labels: Tensor = opened.get_tensor("labels")
+        return labels
 
     def _index(self, labels: Tensor, entries: tuple[FileEntry, ...]) -> bytes:
         return PoolIndex(

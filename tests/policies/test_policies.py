@@ -495,8 +495,10 @@ def test_a_teacher_labels_mixes_and_no_others(rows):
     assert torch.equal(found[alone], own[alone])
     torch.testing.assert_close(found[~alone], torch.softmax(net(images[~alone]) / 2, 1))
     assert not any(parameter.requires_grad for parameter in net.parameters())
-    with pytest.raises(ValueError, match="JSON cannot hold"):
-        to_config(policy)
+    config = json.loads(json.dumps(to_config(policy)))
+    assert config["labels"] == {**policy.labels.facts(), "temperature": 2.0, "min_confidence": 0.0}
+    with pytest.raises(ValueError, match="need its network"):
+        from_config(config)
 
 
 class Output:

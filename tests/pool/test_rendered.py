@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 import latent_mixup as lm
 from latent_mixup.augment.sources import SplitWarning
 from latent_mixup.bank import LatentBank
+from latent_mixup.classifiers import PaperCNN
 from latent_mixup.cli import main
 from latent_mixup.images import RangeMismatchWarning, from_uint8, to_uint8
 from latent_mixup.policies import NAMED, Beta, Channels, Dirichlet, Policy, from_config, to_config
@@ -303,6 +304,42 @@ def test_the_command(tmp_path):
     images, targets = pull(lm.RenderedMixupDataset(tmp_path / "pool", verify=True))
     assert images.shape == (6000, 1, 28, 28)
     assert targets.shape == (6000, 10)
+
+
+def test_the_command_with_fresh_samples_and_a_classifiers_labels(tmp_path):
+    def call(out, *arguments):
+        words = ["render", "fashion-mnist", "fashion-mnist", str(tmp_path / out), "--n", "40", *map(str, arguments)]
+        return CliRunner().invoke(main, words)
+
+    with torch.random.fork_rng(devices=[]):
+        net = PaperCNN().eval()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    weights = ("--weights", tmp_path / "net.safetensors")
+    labels = ("--labels", "latent_mixup.classifiers:PaperCNN", *weights, "--temperature", 2)
+    for out, more, policy in [
+        ("prior", ["--prior", *labels], {"prior": True, "unmixed": 1.0}),
+        ("mixes", ["--alpha", 0.5, *labels], {"weights": {"kind": "Beta", "alpha": 0.5, "mode": "elem"}}),
+        ("named", ["--policy", "robust", *labels], {"unmixed": 1.0}),
+    ]:
+        found = call(out, *more)
+        assert found.exit_code == 0, found.output
+        pool = lm.RenderedMixupDataset(tmp_path / out)
+        images, targets = pull(pool)
+        if out == "named":  # not mixed: each keeps its own label
+            assert set(targets.flatten().tolist()) == {0.0, 1.0}
+        else:
+            torch.testing.assert_close(targets, (net(images) / 2).softmax(1), atol=0.02, rtol=0)
+        made_with = Pool(tmp_path / out).index.made_with["policy"]
+        assert made_with["labels"]["kind"] == "Teacher"
+        assert policy.items() <= made_with.items()
+    for out, more, message in [
+        ("a", ["--prior"], "needs a label"),
+        ("b", ["--prior", "--alpha", 0.5, *labels], "--prior mixes nothing"),
+        ("c", ["--temperature", 2], "name it with --labels"),
+    ]:
+        found = call(out, *more)
+        assert found.exit_code == 1
+        assert message in found.output
 
 
 # ---- what is read ----------------------------------------------------------------------------------
