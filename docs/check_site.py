@@ -14,7 +14,15 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 ROOT = Path(__file__).parents[1]
-LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+}
 NOT_LOADED = {"canonical", "next", "prev", "index", "search", "author", "license"}  # kinds of <link>
 FAR = re.compile(r"(https?:)?//", re.IGNORECASE)
 FAR_IN_CSS = re.compile(r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")\s]+)", re.IGNORECASE)
@@ -82,5 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("site", type=Path, help="folder with the built pages")
     folder = parser.parse_args().site
     wrong = [*faults(folder), *missing_names(folder, public_names())]
-    print("\n".join(wrong) or f"{len(list(folder.rglob('*.html')))} pages, {len(public_names())} public names: all there")
+    print(
+        "\n".join(wrong) or f"{len(list(folder.rglob('*.html')))} pages, {len(public_names())} public names: all there"
+    )
     sys.exit(bool(wrong))

@@ -18,10 +18,11 @@ copyright = author  # no year: nobody would change it
 version = release = latent_mixup.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "myst_nb", "facade", "mathml", "mixes"]
+smartquotes = False  # -- is an option
 exclude_patterns = ["extensions", "_mixes"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["attrs_inline", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks come with their pictures, and tests run them
 
@@ -41,7 +42,7 @@ nitpick_ignore_regex = [
     ("py:.*", "Tensor|Path|inf"),
     # type variables; and records of one module that another one's signature mentions
     ("py:class", r"(latent_mixup\.[\w.]+\.)?[A-Z]"),
-    ("py:class", r"latent_mixup\.[\w.]+\.(Between|CheckResult|CodeFiles|Curvature|Errors|Look|TargetLoss|Training)"),
+    ("py:class", r"latent_mixup\.[\w.]+\.(CheckResult|CodeFiles|Curvature|Errors|Look|TargetLoss|Training)"),
 ]
 
 html_theme = "furo"

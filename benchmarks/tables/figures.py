@@ -93,7 +93,11 @@ def codes_figure(found: dict[str, dict[str, Any]]) -> Figure:
     drawn = figure(3.2)
     axes = drawn.subplots()
     for name, facts in found.items():
-        look = {**mark(f"{name.split('_')[0]}_mixup"), "marker": ""} if name.startswith(("gan", "vae")) else {"color": BLACK}
+        look = (
+            {**mark(f"{name.split('_')[0]}_mixup"), "marker": ""}
+            if name.startswith(("gan", "vae"))
+            else {"color": BLACK}
+        )
         axes.plot(facts["mse_percentiles"], range(101), label=f"{name}: mean {facts['mse_mean']:.4f}", **look)
     for threshold in (0.020, 0.025):
         axes.axvline(threshold, color=GREY, linestyle=":")

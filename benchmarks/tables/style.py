@@ -1,7 +1,7 @@
 """How every figure of the docs looks: one width, one size of letters, and for each method one colour and one marker.
 
-Figures are drawn 13 cm wide in letters of 8 points, so they can be read at half the width of a page. The colours are those
-of Okabe and Ito (2008), which people with any kind of colour blindness can tell apart; markers differ as well.
+Figures are drawn 13 cm wide in letters of 8 points, so they can be read at half the width of a page. The colours are
+those of Okabe and Ito (2008), which people with any kind of colour blindness can tell apart; markers differ as well.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""``.. facade:: MODULE``: every public name of a module, each described once on the site, where users import it from."""
+"""``.. facade:: MODULE``: the public names of a module, each described once, where users import it from."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from functools import cache
 from importlib import import_module
@@ -46,7 +47,9 @@ def public_names(module: ModuleType) -> list[str]:
 def homes() -> dict[int, str]:
     """Identity of what has a public name => the full name under which it is described."""
     modules = {home: import_module(home) for home in HOMES}
-    named = [(f"{home}.{name}", getattr(module, name)) for home, module in modules.items() for name in public_names(module)]
+    named = [
+        (f"{home}.{name}", getattr(module, name)) for home, module in modules.items() for name in public_names(module)
+    ]
     found = {id(module): home for home, module in modules.items()}
     for full_name, value in named:
         found.setdefault(id(value), full_name)
@@ -62,6 +65,7 @@ class Facade(SphinxDirective):
         """Autodoc for names at home here; a link for names that are described elsewhere."""
         place = self.arguments[0]
         module = import_module(place)
+        self.env.note_dependency(inspect.getfile(module))
         lines = [f".. py:module:: {place}", "", f"``{place}``", "", *inspect.getdoc(module).splitlines(), ""]  # type: ignore[union-attr]
         for name in sorted(public_names(module), key=lambda name: inspect.ismodule(getattr(module, name))):
             lines += described(place, name, getattr(module, name))
@@ -75,7 +79,7 @@ def described(place: str, name: str, value: Any) -> list[str]:
         return [f"* :py:mod:`{home}`"]
     kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
     if home != f"{place}.{name}":
-        return [f".. py:{kind}:: {name}", "   :no-index-entry:", "", f"   The same as :py:obj:`{home}`.", ""]
+        return [f".. py:data:: {name}", "   :no-index-entry:", "", f"   The same as :py:obj:`{home}`.", ""]
     if kind == "data":
         return [f".. py:data:: {name}", "", *(f"   {line}" for line in about_value(name)), ""]
     return [f".. auto{kind}:: {place}.{name}", ""]
@@ -104,10 +108,24 @@ def import_for_types(app: Sphinx) -> None:
         wrapper.__signature__ = signature.replace(parameters=typed)  # type: ignore[union-attr]
 
 
-def plain_first_line(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep Napoleon from reading ``Whether it is so: a reason`` below a property as a type and its description."""
+def without_types(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep Napoleon from reading ``Whether it is so: a reason`` as a type and its description."""
     if what in ("property", "attribute"):
         lines[:0] = ["..", ""]
+    for number, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            after = lines[number + 1]
+            indent = len(after) - len(after.lstrip())
+            lines[number + 1] = f"{after[:indent]}: {after[indent:]}"
+
+
+def shorter(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """A signature without the checks in its annotations, and without what Python calls a default that is made anew."""
+    if signature:
+        signature = re.sub(r"~?typing\.Annotated\[([\w.~]+), [^\[\]]*\]", r"\1", signature).replace("<factory>", "...")
+    return signature, returned
 
 
 def by_last_name(
@@ -116,7 +134,11 @@ def by_last_name(
     """The link of a name that is not found where it stands, if the site describes one thing of that name alone."""
     target: str = node.get("reftarget", "")
     last = target.rsplit(".")[-1]
-    if node.get("refdomain") != "py" or last in OTHERS_HAVE or not (target == last or target.startswith("latent_mixup")):
+    if (
+        node.get("refdomain") != "py"
+        or last in OTHERS_HAVE
+        or target.split(".")[0] in {*sys.modules} - {"latent_mixup"}
+    ):
         return None
     described = {*homes().values()}
     found = [
@@ -133,6 +155,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive and what autodoc needs for it."""
     app.add_directive("facade", Facade)
     app.connect("builder-inited", import_for_types)
-    app.connect("autodoc-process-docstring", plain_first_line, priority=400)
+    app.connect("autodoc-process-docstring", without_types, priority=400)  # before Napoleon
+    app.connect("autodoc-process-signature", shorter)
     app.connect("missing-reference", by_last_name)
     return {"version": "1", "parallel_read_safe": True}

@@ -64,34 +64,37 @@ def policy_of(code: str) -> Policy:
 def mix_picture(policy: Policy, epochs: Sequence[int]) -> bytes:
     """Samples, their partners and the mixes with their labels, a column a sample; a row of mixes for each epoch."""
     generator, bank, view, rows = shipped()
-    draws = [policy.draw(len(rows), view, stream(), epoch=epoch, rows=rows) for epoch in epochs]
-    mixed = bool((draws[-1].lam < 1).any())
+    made = [trained_on(policy, policy.draw(len(rows), view, stream(), epoch=epoch, rows=rows)) for epoch in epochs]
+    draw = made[-1][0]
+    mixed = bool((draw.lam < 1).any())
     pictures: list[Tensor] = []
     notes: list[str] = []
     for place in range(policy.num_sources if mixed else 1):
-        codes, labels = bank[draws[0].sources[:, place]]
+        codes, labels = bank[draw.sources[:, place]]
         pictures.append(generator.decode(codes))
         notes += [f"{'partner' if place else 'own'}: {label}" for label in labels.tolist()]
-    plain = replace(policy, noise=None, truncation=None, project=0.0, low_pass=None)
-    if plain != policy and mixed:
-        pictures.append(trained_on(plain, draws[0])[0])
+    plain = replace(policy, noise=None, truncation=None, project=0.0, low_pass=None, choose=None)
+    if mixed and replace(plain, choose=policy.choose) != policy:
+        pictures.append(trained_on(plain, replace(draw, noise=None, times=None))[1])
         notes += ["the mix alone"] * len(rows)
-    for epoch, draw in zip(epochs, draws, strict=True):
-        images, targets = trained_on(policy, draw)
+    for epoch, (_, images, targets) in zip(epochs, made, strict=True):
         pictures.append(images)
         notes += [f"epoch {epoch}:\n{said(target)}" if len(epochs) > 1 else said(target) for target in targets]
     return png(pictures, notes=notes, zoom=ZOOM)
 
 
-def trained_on(policy: Policy, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Images as a classifier gets them, and their soft labels, ``[k, num_classes]``."""
-    generator, bank, view, _ = shipped()
-    codes, labels = bank[draw.sources.flatten()]
-    codes, labels = codes.unflatten(0, draw.sources.shape), labels.view(draw.sources.shape)
-    draw = replace(draw, noise=draw.noise if policy.noise else None, times=draw.times if policy.project else None)
-    latents = policy.mix(codes, draw, view, path_named(policy.path or generator.preferred_path))
-    images = policy.finish(generator.decode(policy.projected(latents, draw, generator)), draw)
-    return images, mix_targets(*policy.label(labels, draw, bank.num_classes, images), bank.num_classes)
+def trained_on(policy: Policy, draw: Draw) -> tuple[Draw, Tensor, Tensor]:
+    """The mixes that are used, their images as a classifier gets them, and their soft labels, ``[k, num_classes]``."""
+    generator, bank, view, rows = shipped()
+    path = path_named(policy.path or generator.preferred_path)
+    images, labels = policy.decoded(draw, view, path, generator, bank.num_classes, generator.decode)
+    pair = policy.label(labels, draw, bank.num_classes, images)
+    kept = policy.kept(images, pair, bank.num_classes)
+    targets = mix_targets(*pair, bank.num_classes)
+    if kept is None:
+        return draw, images, targets
+    assert len(kept) == len(rows), "a picture needs a mix of every sample"
+    return replace(draw, sources=draw.sources[kept], weights=draw.weights[kept]), images[kept], targets[kept]
 
 
 def said(target: Tensor) -> str:
@@ -131,7 +134,9 @@ class Mixes(SphinxDirective):
         """The code as it stands, then the picture."""
         code = "\n".join(self.content)
         policy = policy_of(code)
-        picture = layer_picture(policy) if "layers" in self.options else mix_picture(policy, self.options.get("epochs", [0]))
+        picture = (
+            layer_picture(policy) if "layers" in self.options else mix_picture(policy, self.options.get("epochs", [0]))
+        )
         name = hashlib.sha256(picture).hexdigest()[:16] + ".png"
         path = Path(self.env.srcdir, FOLDER, name)
         path.parent.mkdir(exist_ok=True)

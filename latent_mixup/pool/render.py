@@ -157,7 +157,7 @@ def render(
         progress: Show a progress bar.
 
     Returns:
-        Whether the pool is complete; if not, other shards have chunks to do.
+        Whether the pool is complete; False: other shards have chunks to do.
 
     Raises:
         TypeError: ``generator`` or ``bank`` is another kind of object.
