@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -49,6 +50,13 @@ def circumstances(*packages: str) -> dict[str, Any]:
     }
 
 
+def peak_mib() -> float:
+    """The most memory that this process has had, in MiB; Windows does not tell (``ModuleNotFoundError``)."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+
+
 def as_json(record: dict[str, Any]) -> bytes:
     """A record as a file's bytes."""
     return (json.dumps(record, indent=2) + "\n").encode()
@@ -67,7 +75,7 @@ def publish(path: Path, record: dict[str, Any]) -> None:
 
 def read(path: Path) -> Any:
     """What a JSON file holds."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -81,7 +81,9 @@ def public_names() -> list[str]:
 
 def missing_names(site: Path, names: list[str]) -> list[str]:
     """Public names that have no anchor on a page of the API reference."""
-    anchors = {anchor for path in (site / "api").glob("*.html") for anchor in Page(path.read_text("utf-8")).anchors}
+    anchors = {
+        anchor for path in (site / "api").glob("*.html") for anchor in Page(path.read_text(encoding="utf-8")).anchors
+    }
     return [f"{name} is on no page of the API reference" for name in names if not {name, f"module-{name}"} & anchors]
 
 

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from latent_mixup.augment.collate import LatentMixupCollate
     from latent_mixup.augment.dataset import LatentMixupDataset
     from latent_mixup.augment.loader import LatentMixupLoader
+    from latent_mixup.augment.sources import SplitWarning
     from latent_mixup.bank import LatentBank, list_pretrained, load
     from latent_mixup.fitting.stages import fit
     from latent_mixup.functional import mixup_criterion
     from latent_mixup.generators import load_generator
+    from latent_mixup.images import RangeMismatchWarning
     from latent_mixup.inversion.engine import invert
     from latent_mixup.inversion.refine import refine
     from latent_mixup.pool.dataset import RenderedMixupDataset
@@ -25,7 +27,9 @@ __all__ = [
     "LatentMixupCollate",
     "LatentMixupDataset",
     "LatentMixupLoader",
+    "RangeMismatchWarning",
     "RenderedMixupDataset",
+    "SplitWarning",
     "fit",
     "functional",
     "generators",
@@ -49,7 +53,9 @@ def __getattr__(name: str) -> Any:
         "LatentMixupCollate": "augment",
         "LatentMixupDataset": "augment",
         "LatentMixupLoader": "augment",
+        "RangeMismatchWarning": "images",
         "RenderedMixupDataset": "pool",
+        "SplitWarning": "augment",
         "fit": "fitting",
         "invert": "inversion",
         "list_pretrained": "bank",
@@ -71,5 +77,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names."""
-    return __all__
+    """The public names, and modules that are imported on demand."""
+    modules = ["bundled", "encoders", "images", "integrations", "losses", "policies", "quality", "training"]
+    return [*__all__, *modules]

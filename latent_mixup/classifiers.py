@@ -83,7 +83,7 @@ class PaperFeatures(_Features, nn.Sequential):
 
 
 class FeatureCNN(_Features):
-    """A small classifier for square images of any size from 8 px, whose last 128 features compare sets of images.
+    """A small classifier for images of any size from 8 px, whose last 128 features compare sets of images.
 
     Three convolutions, the last two with stride 2, means over a 4x4 grid, a linear layer to the features.
 
@@ -112,7 +112,7 @@ class FeatureCNN(_Features):
         return {"img_channels": self.img_channels, "num_classes": self.num_classes}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, img_channels, R, R]`` to logits ``[B, num_classes]``."""
+        """Images ``[B, img_channels, H, W]`` to logits ``[B, num_classes]``."""
         logits: Tensor = self.head(self.features(images))
         return logits
 

@@ -180,6 +180,8 @@ def open_tensors(
 ) -> Iterator[Any]:
     """A safetensors file, opened by ``safe_open``, whose header is no longer than it can honestly be.
 
+    Its tensors are on the CPU, and inside so are new ones.
+
     Args:
         path: A regular file.
         error: Raised where it is not right.
@@ -198,7 +200,7 @@ def open_tensors(
             f"{path} is not a whole safetensors file: its header has {header} bytes, expected at most {at_most}"
         )
     try:
-        with safe_open(path, framework="pt") as opened:
+        with torch.device("cpu"), safe_open(path, framework="pt") as opened:  # whatever torch's default device is
             yield opened
     except (SafetensorError, RuntimeError) as cause:  # torch, which opens the file once more, has the second
         if not path.is_file():

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from latent_mixup.labels import MISSING, Key, describe_sample
+from latent_mixup.labels import MISSING, Key, SampleError, describe_sample, names_of
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "images", "jpg", "jpeg", "png", "webp")  # in samples that are mappings
 MIN_IMAGES = 8  # fewer say too little about a range
@@ -83,14 +83,14 @@ def normalized(images: Tensor, moments: ImageFormat) -> Tensor:
 
 
 def check_size(real: Tensor, decoded: Tensor) -> None:
-    """Raise ``ValueError`` unless two batches ``[n, C, H, W]`` agree in channels, height and width."""
+    """Raise ``SampleError`` unless two batches ``[n, C, H, W]`` agree in channels, height and width."""
     if real.shape[1:] == decoded.shape[1:]:
         return
     *_, height, width = real.shape
     mend = f"transform=v2.Resize(({height}, {width}))"
     if real.ndim == 4 and real.shape[1] != decoded.shape[1]:
         mend += f" and v2.Grayscale({real.shape[1]})" if real.shape[1] in (1, 3) else ""
-    raise ValueError(
+    raise SampleError(
         f"decoded images need the size of the data set's own: got [C, H, W] = {list(decoded.shape[1:])} "
         f"for {list(real.shape[1:])}; a transform can mend it, such as {mend}"
     )
@@ -115,7 +115,7 @@ def range_mismatch(real: Tensor, decoded: Tensor) -> str | None:
         None if the ranges agree, else a message with both means and deviations and the ``transform``.
 
     Raises:
-        ValueError: They differ in channels, height or width.
+        SampleError: They differ in channels, height or width.
 
     Example:
         >>> range_mismatch(torch.rand(8, 1, 28, 28), torch.rand(8, 1, 28, 28) * 2 - 1) is None
@@ -174,7 +174,7 @@ def _show(values: Tensor) -> str:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How the images of one data set become float32 ``[C, R, R]`` in [-1, 1], each of them the same way.
+    """How the images of one data set become float32 ``[C, H, W]`` in [-1, 1], each of them the same way.
 
     8-bit integers end at 255, images in uint16 at ``2**bits - 1``. A float ``x`` becomes ``x * std + mean`` in [0, 1]:
     mean 0 and std 1 for images in [0, 1], 0.5 and 0.5 for [-1, 1].
@@ -212,28 +212,28 @@ class ImageFormat:
         return moments | ({} if self.bits == 16 else {"bits": self.bits})
 
     def convert(self, image: object, size: tuple[int, int, int], *, resize: bool = False) -> Tensor:
-        """One image as float32 ``[C, R, R]`` in [-1, 1], on the CPU.
+        """One image as float32 ``[C, H, W]`` in [-1, 1], on the CPU.
 
         A grey image is repeated for an RGB generator. For a grey generator, three equal channels become one.
 
         Args:
             image: See :func:`pixel_values`.
-            size: ``(C, R, R)`` of the generator.
+            size: ``(C, H, W)`` of the generator.
             resize: Bring an image of another size to this one: :func:`resized`.
 
         Raises:
-            TypeError: It is not an image.
-            ValueError: It has another size, NaN, values outside of the range, or colours for a grey generator.
+            SampleError: It is not an image, or has another size, NaN, values outside of the range, or colours for a
+                grey generator.
         """
         values = pixel_values(image, size[0])
         fits = tuple(values.shape[1:]) == size[1:]
         if not (fits or resize):
-            raise ValueError(_another_size(values, size))
+            raise SampleError(_another_size(values, size))
         images = self._signed(values)
         if images.abs().max() > (INSIDE if values.is_floating_point() else 1) or not images.isfinite().all():
             low, high = _finite_ends(values)
-            raise ValueError(f"an image has values from {low:.6g} to {high:.6g}: {self._expected(values)}")
-        return _of_channels(images if fits else resized(images, size[1]), size)
+            raise SampleError(f"an image has values from {low:.6g} to {high:.6g}: {self._expected(values)}")
+        return _of_channels(images if fits else resized(images, size[1:]), size)
 
     def _signed(self, values: Tensor) -> Tensor:
         """Pixel values ``[C, H, W]`` to float32, in [-1, 1] if they follow this format."""
@@ -242,9 +242,9 @@ class ImageFormat:
         if values.dtype == torch.uint16:
             return from_uint16(values, self.bits)
         if self.mean is None or self.std is None:
-            raise ValueError("a float image in a data set of integers: its range is not known, give integers here too")
+            raise SampleError("a float image in a data set of integers: its range is not known, give integers here too")
         if len(self.mean) not in (1, len(values)):
-            raise ValueError(f"mean and std have {len(self.mean)} numbers for an image of {len(values)} channels")
+            raise SampleError(f"mean and std have {len(self.mean)} numbers for an image of {len(values)} channels")
         mean, std = (torch.tensor(m, dtype=torch.float32, device="cpu")[:, None, None] for m in (self.mean, self.std))
         return values.float() * (2 * std) + (2 * mean - 1)
 
@@ -257,19 +257,28 @@ class ImageFormat:
         return f"this data set's are in [{known}]; clamp them there where a resize went beyond, x.clamp({known})"
 
 
-def resized(image: Tensor, size: int) -> Tensor:
-    """One image ``[C, H, W]``, its shorter side scaled to ``size`` pixels (bilinear, antialiased), and its middle.
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """One image ``[C, H, W]``, scaled to cover ``size``, height and width (bilinear, antialiased), and its middle.
 
     Example:
-        >>> resized(torch.zeros(3, 60, 40), 28).shape
+        >>> resized(torch.zeros(3, 60, 40), (28, 28)).shape
         torch.Size([3, 28, 28])
     """
-    height, width = image.shape[1:]
-    share = size / min(height, width)
-    whole = (max(size, round(height * share)), max(size, round(width * share)))
+    whole = covering(image.shape[1:], size)
     scaled = F.interpolate(image[None], size=whole, mode="bilinear", antialias=True)[0]
-    top, left = (whole[0] - size) // 2, (whole[1] - size) // 2
-    return scaled[:, top : top + size, left : left + size]
+    top, left = ((side - wanted) // 2 for side, wanted in zip(whole, size, strict=True))
+    return scaled[:, top : top + size[0], left : left + size[1]]
+
+
+def covering(sides: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image of these ``sides``, scaled so that it just covers another ``size``.
+
+    Example:
+        >>> covering((60, 40), (28, 28))
+        (42, 28)
+    """
+    share = max(size[0] / sides[0], size[1] / sides[1])
+    return max(size[0], round(sides[0] * share)), max(size[1], round(sides[1] * share))
 
 
 def moments_of(normalize: tuple[Moments, Moments]) -> ImageFormat:
@@ -397,10 +406,16 @@ def _reach(ends: list[Ends]) -> Ends:
 
 
 def _finite_ends(values: Tensor) -> Ends:
-    low, high = (float(end) for end in values.float().aminmax())
+    low, high = (float(end) for end in (values if values.is_floating_point() else values.float()).aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("an image needs finite numbers: got NaN or infinity")
+        raise SampleError("an image needs finite numbers: got NaN or infinity")
     return low, high
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise ``SampleError`` where float images on the CPU have NaN or infinity; another device is not waited for."""
+    if images.is_floating_point() and images.device.type == "cpu" and images.numel():
+        _finite_ends(images)
 
 
 def pixel_values(image: object, img_channels: int = 3) -> Tensor:
@@ -414,30 +429,76 @@ def pixel_values(image: object, img_channels: int = 3) -> Tensor:
         img_channels: Channels of the generator.
 
     Raises:
-        TypeError: It is not an image.
-        ValueError: It has another shape, or values that 16 bits do not hold.
+        SampleError: It is not an image, has another shape, or values that 16 bits do not hold.
     """
-    if isinstance(image, Image.Image):
-        values = _tensor(_pil_array(image))
-    elif isinstance(image, Tensor):
-        values = image.detach().cpu().as_subclass(Tensor)
-    elif hasattr(image, "__array__"):
-        values = _tensor(np.asarray(image))
-    else:
-        raise TypeError(f"an image needs to be a PIL image, an array or a tensor: got {image!r:.100}")
+    values = _tensor(_pil_array(image)) if isinstance(image, Image.Image) else _values(image).cpu()
+    return _channels_first(_numbers(values), img_channels, 0)
+
+
+def batch_values(images: object, img_channels: int = 3) -> Tensor:
+    """The values of a batch of images, ``[B, C, H, W]``, each read as :func:`pixel_values` reads one image.
+
+    Args:
+        images: A list of images; or an array or tensor ``[B, H, W]``, ``[B, C, H, W]`` or ``[B, H, W, C]``.
+        img_channels: Channels of the generator.
+
+    Returns:
+        Of a tensor ``[B, C, H, W]`` itself, else a new one; on its device.
+
+    Raises:
+        SampleError: One of them is not an image, or they differ in size.
+    """
+    if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] in (1, 3, img_channels):
+        return _numbers(images)
+    if isinstance(images, list | tuple):
+        return stacked_images([pixel_values(image, img_channels) for image in images])
+    return _channels_first(_numbers(_values(images)), img_channels, 1)
+
+
+def stacked_images(images: Sequence[Tensor]) -> Tensor:
+    """Images ``[C, H, W]`` of one size as a batch.
+
+    Raises:
+        SampleError: They differ in size.
+    """
+    for index, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise SampleError(
+                f"images of a batch need one size: image 0 has {list(images[0].shape)}, image {index} has "
+                f"{list(image.shape)}; resize them in the data set, e.g. v2.Resize({tuple(images[0].shape[1:])})"
+            )
+    return torch.stack([*images])
+
+
+def _values(image: object) -> Tensor:
+    """A tensor without its gradient, or a copy of an array."""
+    if isinstance(image, Tensor):
+        return image.detach().as_subclass(Tensor)
+    if hasattr(image, "__array__"):
+        return _tensor(np.asarray(image))
+    raise SampleError(f"an image needs to be a PIL image, an array or a tensor: got {image!r:.100}")
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """uint8, uint16 or floats as they are; of bools black and white."""
     if values.dtype == torch.bool:
-        values = values.to(torch.uint8) * 255
+        return values.to(torch.uint8) * 255
     if values.dtype not in (torch.uint8, torch.uint16) and not values.is_floating_point():
-        raise TypeError(f"an image needs uint8, uint16 or float values: got {values.dtype}, convert them to uint8")
-    shape, counts = list(values.shape), (1, 3, img_channels)
-    if values.numel() and len(shape) == 2:
-        return values[None]
-    if values.numel() and len(shape) == 3 and shape[0] in counts:
+        raise SampleError(f"an image needs uint8, uint16 or float values: got {values.dtype}, convert them to uint8")
+    return values
+
+
+def _channels_first(values: Tensor, img_channels: int, at: int) -> Tensor:
+    """Images with their channels as axis ``at``; before it are those of the batch."""
+    shape, counts = list(values.shape[at:]), (1, 3, img_channels)
+    if all(shape) and len(shape) == 2:
+        return values.unsqueeze(at)
+    if all(shape) and len(shape) == 3 and shape[0] in counts:
         return values
-    if values.numel() and len(shape) == 3 and shape[2] in counts:
-        return values.permute(2, 0, 1)
+    if all(shape) and len(shape) == 3 and shape[2] in counts:
+        return values.movedim(-1, at)
     mend = ", without alpha (image[..., :3] of RGBA)" if 4 in (shape[:1] + shape[-1:]) else ""
-    raise ValueError(f"an image needs to be [H, W], [C, H, W] or [H, W, C] with 1 or 3 channels{mend}: got {shape}")
+    raise SampleError(f"an image needs to be [H, W], [C, H, W] or [H, W, C] with 1 or 3 channels{mend}: got {shape}")
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
@@ -452,7 +513,7 @@ def _pil_array(image: Image.Image) -> NDArray[Any]:
     if image.mode == "I":
         array = np.asarray(image)
         if array.min() < 0 or array.max() > 65535:
-            raise ValueError(f"an image of mode I needs 16 bits: got values from {array.min()} to {array.max()}")
+            raise SampleError(f"an image of mode I needs 16 bits: got values from {array.min()} to {array.max()}")
         return array.astype(np.uint16)
     if image.mode in ("P", "PA", "La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
@@ -461,10 +522,14 @@ def _pil_array(image: Image.Image) -> NDArray[Any]:
 
 def _another_size(values: Tensor, size: tuple[int, int, int]) -> str:
     """The message for ``[C, H, W]`` values of another size, with a transform that mends it."""
-    height, width = values.shape[1:]
-    mend = f"v2.Resize({size[1:]})" if height == width else f"v2.Resize({size[1]}) and v2.CenterCrop({size[1]})"
-    missing = size[1] - height
-    if height == width and missing % 2 == 0 and 0 < missing <= size[1] // 4:
+    (height, width), (wanted_height, wanted_width) = values.shape[1:], size[1:]
+    mend = f"v2.Resize({size[1:]})"
+    if height * wanted_width != width * wanted_height:
+        square = wanted_height == wanted_width
+        steps = (wanted_height, wanted_height) if square else (covering((height, width), size[1:]), size[1:])
+        mend = f"v2.Resize({steps[0]}) and v2.CenterCrop({steps[1]})"
+    missing = wanted_height - height
+    if missing == wanted_width - width and missing % 2 == 0 and 0 < missing <= min(size[1:]) // 4:
         mend += f", or v2.Pad({missing // 2})"
     return (
         f"images need the generator's size {list(size)}: got {list(values.shape)}; "
@@ -473,13 +538,13 @@ def _another_size(values: Tensor, size: tuple[int, int, int]) -> str:
 
 
 def _of_channels(images: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """One image ``[C, R, R]`` in the generator's channels, if that does not change the picture."""
+    """One image ``[C, H, W]`` in the generator's channels, if that does not change the picture."""
     if len(images) == size[0]:
         return images
     if len(images) == 1:
         return images.repeat(size[0], 1, 1)
     if size[0] != 1:
-        raise ValueError(f"images need the generator's size {list(size)}: got {list(images.shape)}")
+        raise SampleError(f"images need the generator's size {list(size)}: got {list(images.shape)}")
     if (images - images[:1]).abs().max() > SAME_GREY:
         raise ColoursError(
             f"images need the generator's size {list(size)}: got {list(images.shape)} with colours; "
@@ -488,7 +553,7 @@ def _of_channels(images: Tensor, size: tuple[int, int, int]) -> Tensor:
     return images[:1]
 
 
-class ColoursError(ValueError):
+class ColoursError(SampleError):
     """A colour image for a grey generator."""
 
 
@@ -501,16 +566,16 @@ def image_key_of(sample: Any, key: Key | None = None) -> Key | None:
     """The place of the image in a sample: ``key`` where it is given, else the usual one; None for an image alone.
 
     Raises:
-        ValueError: It is a mapping with none of ``IMAGE_KEYS``, or an image alone although a key is given.
+        SampleError: It is a mapping with none of ``IMAGE_KEYS``, or an image alone although a key is given.
     """
     if not isinstance(sample, tuple | list | Mapping):
         if key is not None:
-            raise ValueError(f"image_key and label_key need samples with parts: got {describe_sample(sample)}")
+            raise SampleError(f"image_key and label_key need samples with parts: got {describe_sample(sample)}")
         return None
     if key is not None or not isinstance(sample, Mapping):
         return 0 if key is None else key
     if (found := next((name for name in IMAGE_KEYS if name in sample), None)) is None:
-        raise ValueError(f"no image among {list(sample)}: pass image_key=")
+        raise SampleError(f"no image among {names_of(sample)}: pass image_key=")
     return found
 
 
@@ -548,17 +613,19 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
         return open_image(self.paths[index]), MISSING if self.targets is None else self.targets[index]
 
 
-def open_csv(path: str | Path) -> ImageFiles:
-    """The data set of a CSV file of ``path,label`` lines.
+def open_csv(path: str | Path, *, image_key: str = "path", label_key: str | None = "label") -> ImageFiles:
+    """The data set of a CSV file of ``path,label`` lines, or of one with a heading and more columns.
 
     Args:
         path: The file, in UTF-8. Its paths start at its own folder. Labels are class indices, where all are numbers, or
             names, numbered in their sorted order as in torchvision's ``ImageFolder``; an empty one is missing. A first
-            line ``path,label`` is a heading.
+            line that has the two columns is a heading; without one they are the first and only two.
+        image_key: The heading of the column of paths, in any case.
+        label_key: That of the column of labels; None: there are none.
 
     Raises:
         FileNotFoundError: It, or an image that it names, is not there.
-        ValueError: It has no lines, or one that is not ``path,label``, or a negative label.
+        ValueError: It has no lines, no such columns, a line of another length, or a negative label.
 
     Example:
         >>> open_csv("photos.csv")[0]  # doctest: +SKIP
@@ -568,25 +635,37 @@ def open_csv(path: str | Path) -> ImageFiles:
     with file.open(newline="", encoding="utf-8-sig") as text:
         reader = csv.reader(text)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    if rows and [cell.lower() for cell in rows[0][1]] == ["path", "label"]:
+    wanted = [image_key] if label_key is None else [image_key, label_key]
+    heading = [cell.lower() for cell in rows[0][1]] if rows else []
+    if {name.lower() for name in wanted} <= {*heading}:
+        places = [heading.index(name.lower()) for name in wanted]
         del rows[0]
+    elif rows and wanted != ["path", "label"]:
+        raise ValueError(
+            f"{file} needs a heading with {' and '.join(wanted)}: its first line is {','.join(rows[0][1])}"
+        )
+    else:
+        heading, places = ["path", "label"], [0, 1]
     if not rows:
         raise ValueError(f"{file} has no lines: expected one path,label for each image")
+    found = list[tuple[str, str]]()
     for line, row in rows:
-        if len(row) != 2 or row[1].startswith("-"):
+        chosen = [row[place] for place in places] if len(row) == len(heading) else []
+        if not chosen or chosen[-1].startswith("-"):
             raise ValueError(
-                f"{file}, line {line}: expected path,label with a class index or name, got {','.join(row)}"
+                f"{file}, line {line}: expected {','.join(heading)} with a class index or name, got {','.join(row)}"
             )
-        if not (file.parent / row[0]).is_file():
-            raise FileNotFoundError(f"{file}, line {line}: there is no image {file.parent / row[0]}")
-    labels = [label for _, (_, label) in rows]
+        if not (file.parent / chosen[0]).is_file():
+            raise FileNotFoundError(f"{file}, line {line}: there is no image {file.parent / chosen[0]}")
+        found.append((chosen[0], "" if label_key is None else chosen[1]))
+    labels = [label for _, label in found]
     present, names = {label for label in labels if label}, None
     number = {label: int(label) for label in present if label.isdecimal()}
     if len(number) < len(present):
         names = sorted(present)
         number = {name: index for index, name in enumerate(names)}
     targets = [number.get(label, MISSING) for label in labels]
-    return ImageFiles([file.parent / name for _, (name, _) in rows], targets if present else None, names)
+    return ImageFiles([file.parent / name for name, _ in found], targets if present else None, names)
 
 
 def open_folder(path: str | Path) -> Any:
@@ -617,7 +696,7 @@ def open_folder(path: str | Path) -> Any:
     if not folder.is_dir():
         wrong = NotADirectoryError if folder.exists() else FileNotFoundError
         raise wrong(f"a folder of images is needed: {folder} is {'a file' if folder.exists() else 'not there'}")
-    inside = sorted(folder.iterdir())
+    inside = sorted(folder.iterdir(), key=lambda path: path.name)  # paths of Windows ignore case
     images = [each for each in inside if each.is_file() and _is_image(each)]
     folders = [each for each in inside if each.is_dir()]
     _refuse_hidden(folder, [*images, *folders])

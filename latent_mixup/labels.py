@@ -26,6 +26,13 @@ LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "cl
 SAME_TOLERANCE = 1e-4  # soft labels that were computed again are the same
 
 
+class SampleError(TypeError, ValueError):
+    """A sample, or a batch, whose image or label cannot be used: the one error of all that read samples.
+
+    It is a ``TypeError`` as well as a ``ValueError``, since a data set gives values of any type.
+    """
+
+
 def as_labels(values: Any, num_rows: int, *, multi_label: bool = False) -> Tensor:
     """Labels in the form that a bank keeps.
 
@@ -88,38 +95,47 @@ def as_tensor(values: Any) -> Tensor:
 
 
 def check_labels(labels: Tensor, num_classes: int, *, multi_label: bool = False) -> None:
-    """Raise ``ValueError`` unless each is in ``[0, num_classes)``, or they are soft, ``[B, num_classes]``.
+    """Raise ``SampleError`` unless each is in ``[0, num_classes)``, or they are soft, ``[B, num_classes]``.
 
     With ``multi_label`` they need to be ``[B, num_classes]``, and rows need not sum to 1.
     """
     if labels.is_floating_point() or multi_label:
         if labels.ndim != 2 or labels.shape[1] != num_classes:
             kind = "multi-label" if multi_label else "soft"
-            raise ValueError(f"{kind} labels need shape [B, {num_classes}]: got {labels.dtype} {list(labels.shape)}")
+            raise SampleError(f"{kind} labels need shape [B, {num_classes}]: got {labels.dtype} {list(labels.shape)}")
         check_soft(labels, multi_label=multi_label)
         return
     if labels.ndim != 1 or labels.dtype == torch.bool:
-        raise ValueError(
+        raise SampleError(
             f"labels need to be integers [B] or soft labels [B, {num_classes}]: got {labels.dtype} {list(labels.shape)}"
         )
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         label = int(outside[0])
+        if label < MISSING:
+            raise SampleError(_no_class(label))
         mend = f"labels need to be in [0, {num_classes}), or num_classes larger"
         if label == MISSING:
-            mend = "it says that there is no label, leave such samples out"
-        raise ValueError(f"label {label} is outside num_classes={num_classes}: {mend}")
+            mend = (
+                "it says that there is no label, leave such samples out, such as by "
+                "sampler=SubsetRandomSampler(labelled_indices)"
+            )
+        raise SampleError(f"label {label} is outside num_classes={num_classes}: {mend}")
+
+
+def _no_class(label: int) -> str:
+    return f"a class needs an integer from 0, or {MISSING} for none: got {label}"
 
 
 def check_soft(labels: Tensor, *, multi_label: bool = False) -> None:
-    """Raise ``ValueError`` unless each row of ``[B, num_classes]`` is finite, from 0, and sums to 1.
+    """Raise ``SampleError`` unless each row of ``[B, num_classes]`` is finite, from 0, and sums to 1.
 
     With ``multi_label``: unless each number is in [0, 1].
     """
     fault = _fault(labels, multi_label)
     if fault is not None:
         kind, rule = _MULTI_LABEL if multi_label else _SOFT
-        raise ValueError(f"{kind} labels need {rule} in each row: row {fault[0]} {fault[1]}")
+        raise SampleError(f"{kind} labels need {rule} in each row: row {fault[0]} {fault[1]}")
 
 
 _SOFT, _MULTI_LABEL = ("soft", "numbers from 0 that sum to 1"), ("multi-label", "numbers in [0, 1]")
@@ -207,8 +223,7 @@ def read_label(label: Any, *, multi_label: bool = False) -> Tensor:
         multi_label: Take ``[num_classes]`` numbers in [0, 1] alone, of any sum.
 
     Raises:
-        TypeError: It is none of these.
-        ValueError: A soft label is no distribution, or a number is outside of [0, 1].
+        SampleError: It is none of these, a soft label is no distribution, or a number is outside of [0, 1].
 
     Example:
         >>> read_label([0.5, 0.5, 0.0]).shape
@@ -216,22 +231,86 @@ def read_label(label: Any, *, multi_label: bool = False) -> Tensor:
     """
     if label is None:
         return torch.tensor(MISSING, device="cpu")
+    number = None
     if not multi_label:
         with contextlib.suppress(TypeError):
-            return torch.tensor(operator.index(label), device="cpu")
+            number = operator.index(label)
+    if number is not None:
+        return _class(number)
     try:
         values = as_tensor(label)
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0)
     if not multi_label and values.numel() == 1 and not values.is_floating_point() and not values.is_complex():
-        return values.long().reshape(())
+        return _class(int(values))
     if values.ndim != 1 or not len(values) or values.is_complex():
-        wanted = "[num_classes] numbers in [0, 1]" if multi_label else "an int, or soft, [num_classes] floats"
-        raise TypeError(f"a label needs to be {wanted}: got {_named(label)}")
+        raise _no_label(type(label).__name__, multi_label)
     if (fault := _fault(values[None], multi_label)) is not None:
         kind, rule = _MULTI_LABEL if multi_label else _SOFT
-        raise ValueError(f"a {kind} label needs {rule}: it {fault[1]}")
+        raise SampleError(f"a {kind} label needs {rule}: it {fault[1]}")
     return values.float()
+
+
+def read_labels(labels: Any, *, multi_label: bool = False) -> Tensor:
+    """The labels of a batch, as :func:`read_label` reads each: integers ``[B]``, or soft, float ``[B, num_classes]``.
+
+    Args:
+        labels: A tensor or an array ``[B]``, ``[B, 1]`` (of integers, unless ``multi_label``) or ``[B, num_classes]``
+            of any dtype; or a list of labels.
+        multi_label: See :func:`read_label`.
+
+    Returns:
+        Of a tensor the same one, or another on its device; else one on the CPU. Neither sums nor the number of classes
+        are checked: see :func:`check_labels`.
+
+    Raises:
+        SampleError: They are none of these, or of several kinds.
+
+    Example:
+        >>> read_labels([[0, 1], [1, 0]]).shape
+        torch.Size([2, 2])
+    """
+    if isinstance(labels, list | tuple):
+        rows = [read_label(label, multi_label=multi_label) for label in labels]
+        return stacked_labels(rows, range(len(rows)))
+    try:
+        values = labels if isinstance(labels, Tensor) else as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise _no_label(type(labels).__name__, multi_label) from None
+    soft = values.is_floating_point()
+    if values.ndim == 1 and not (soft or multi_label or values.is_complex()):
+        return values.long() if values.dtype == torch.bool else values
+    if values.ndim != 2 or values.is_complex():
+        raise _no_label(f"{values.dtype} {list(values.shape)}", multi_label)
+    if soft:
+        return values
+    return values[:, 0] if values.shape[1] == 1 and not multi_label else values.float()
+
+
+def stacked_labels(labels: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
+    """Labels of some samples as one tensor, ``[B]`` or ``[B, num_classes]``; ``indices`` are for the error.
+
+    Raises:
+        SampleError: They are of several kinds.
+    """
+    for index, label in zip(indices, labels, strict=True):
+        if label.shape != labels[0].shape:
+            raise SampleError(
+                f"the data set needs labels of one kind: sample {indices[0]} has {describe_label(labels[0])}, "
+                f"sample {index} has {describe_label(label)}"
+            )
+    return torch.stack([*labels])
+
+
+def _class(label: int) -> Tensor:
+    if label < MISSING:
+        raise SampleError(_no_class(label))
+    return torch.tensor(label, device="cpu")
+
+
+def _no_label(found: str, multi_label: bool) -> SampleError:
+    wanted = "[num_classes] numbers in [0, 1]" if multi_label else "an int, or soft, [num_classes] floats"
+    return SampleError(f"a label needs to be {wanted}: got {found}")
 
 
 def label_of(sample: Any, index: int, key: str | int | None = None, *, multi_label: bool = False) -> Tensor:
@@ -244,18 +323,20 @@ def label_of(sample: Any, index: int, key: str | int | None = None, *, multi_lab
         multi_label: See :func:`read_label`.
 
     Raises:
-        ValueError: It is no such sample.
+        SampleError: It is no such sample.
     """
     if isinstance(sample, Tensor | np.ndarray | Image.Image):
         return read_label(None)
     try:
-        if not isinstance(sample, tuple | list | Mapping) or not len(sample):
+        if not isinstance(sample, tuple | list | Mapping) or not len(names_of(sample)):
             raise TypeError("expected an image")
-        is_there = key in sample if isinstance(sample, Mapping) else isinstance(key, int) and key < len(sample)
+        is_there = (
+            key in names_of(sample) if isinstance(sample, Mapping) else isinstance(key, int) and key < len(sample)
+        )
         place = key if is_there else label_key_of(sample)
         return read_label(None if place is None else part_of(sample, place), multi_label=multi_label)
     except (TypeError, ValueError) as cause:
-        raise ValueError(
+        raise SampleError(
             f"the data set needs to give (image, label): item {index} is {describe_sample(sample)}; {cause}"
         ) from None
 
@@ -264,20 +345,20 @@ def label_key_of(sample: Any, key: Key | None = None) -> Key | None:
     """The place of the label in a sample: ``key`` where it is given, else the usual one; None for an image alone.
 
     Raises:
-        ValueError: It is a mapping with none of ``LABEL_KEYS``, or an image alone although a key is given.
+        SampleError: It is a mapping with none of ``LABEL_KEYS``, or an image alone although a key is given.
     """
     if key is not None:
         if not isinstance(sample, tuple | list | Mapping):
-            raise ValueError(f"image_key and label_key need samples with parts: got {describe_sample(sample)}")
+            raise SampleError(f"image_key and label_key need samples with parts: got {describe_sample(sample)}")
         return key
     if isinstance(sample, tuple | list):
         return 1 if len(sample) > 1 else None
-    if not isinstance(sample, Mapping) or len(sample) == 1:
+    if not isinstance(sample, Mapping) or len(names_of(sample)) == 1:
         return None
     if (found := next((name for name in LABEL_KEYS if name in sample), None)) is None:
-        raise ValueError(
-            f"no label among {list(sample)}: expected one of the names {', '.join(LABEL_KEYS)}; pass label_key=, or "
-            "leave the image alone in the data set if there are no labels, such as by select_columns"
+        raise SampleError(
+            f"no label among {names_of(sample)}: expected one of the names {', '.join(LABEL_KEYS)}; pass label_key=, "
+            "or leave the image alone in the data set if there are no labels, such as by select_columns"
         )
     return found
 
@@ -286,20 +367,25 @@ def part_of(sample: Any, key: Key | None) -> Any:
     """``sample[key]``, or the sample itself where ``key`` is None.
 
     Raises:
-        ValueError: The sample has no such part.
+        SampleError: The sample has no such part.
     """
     if key is None:
         return sample
     try:
         return sample[key]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"no {key!r} in the sample: got {describe_sample(sample)}") from error
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:  # the last of a TensorDict
+        raise SampleError(f"no {key!r} in the sample: got {describe_sample(sample)}") from error
+
+
+def names_of(sample: Any) -> list[Key]:
+    """The keys of a sample's parts. A TensorDict is a mapping whose length and iterator are those of its rows."""
+    return [*sample.keys()] if isinstance(sample, Mapping) else [*range(len(sample))]
 
 
 def describe_sample(sample: Any) -> str:
     """A sample as an error message shows it: its type, and the names or types of its parts."""
     if isinstance(sample, Mapping):
-        return f"a {type(sample).__name__} of {list(sample)!r:.100}"
+        return f"a {type(sample).__name__} of {names_of(sample)!r:.100}"
     if isinstance(sample, tuple | list):
         return f"a {type(sample).__name__} of {', '.join(type(part).__name__ for part in sample)[:100]}"
     return f"a {type(sample).__name__}"
@@ -327,17 +413,11 @@ def labels_of(dataset: Any, indices: list[int], key: str | int | None = None, *,
         multi_label: See :func:`read_label`.
 
     Raises:
-        ValueError: A sample is not ``(image, label)``, or they have labels of several kinds.
+        SampleError: A sample is not ``(image, label)``, or they have labels of several kinds.
     """
     with random_states_kept():
         labels = [label_of(dataset[index], index, key, multi_label=multi_label) for index in indices]
-    for index, label in zip(indices, labels, strict=True):
-        if label.shape != labels[0].shape:
-            raise ValueError(
-                f"the data set needs labels of one kind: sample {indices[0]} has {describe_label(labels[0])}, "
-                f"sample {index} has {describe_label(label)}"
-            )
-    return torch.stack(labels)
+    return stacked_labels(labels, indices)
 
 
 def targets_of(dataset: Any, *, multi_label: bool = False) -> Tensor | None:
@@ -349,7 +429,3 @@ def targets_of(dataset: Any, *, multi_label: bool = False) -> Tensor | None:
         return as_labels(targets, len(dataset), multi_label=multi_label).contiguous()
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def _named(value: object) -> str:
-    return type(value).__name__

@@ -59,7 +59,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def best_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``. MPS has to be asked for: it has no float64."""
+    """``"cuda"`` where there is one, else ``"cpu"``. Others have to be asked for: MPS and some XPUs have no float64."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -209,9 +209,10 @@ def network_facts(
     )
 
 
-def image_size(channels: int, resolution: int) -> str:
-    """The size of images, for a card."""
-    return f"{resolution} x {resolution}, " + {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+def image_size(image_shape: tuple[int, int, int]) -> str:
+    """The size of images ``[C, H, W]``, for a card."""
+    channels, height, width = image_shape
+    return f"{height} x {width}, " + {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
 # --------------------------------------------------------------------------------------------------

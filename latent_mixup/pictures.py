@@ -32,11 +32,14 @@ class Decodes(Protocol):
     """The parts of a :class:`latent_mixup.generators.Generator` that pictures need."""
 
     img_channels: int
-    img_resolution: int
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """See there, as for the others."""
 
     @property
     def preferred_path(self) -> str:
-        """See there, as for the others."""
+        """As there."""
 
     @property
     def device(self) -> torch.device:
@@ -180,12 +183,12 @@ def sample_sheet(generator: Decodes, *, seed: int = 0) -> bytes:
     codes = generator.sample_latents(num_rows * num_columns, keyed_generator("sample-sheet", seed))
     with torch.no_grad():
         images = torch.cat([generator.decode(code).cpu() for code in codes.split(1)])
-    return png(images.split(num_columns), ["samples", ""], zoom=2 if generator.img_resolution <= 128 else 1)
+    return png(images.split(num_columns), ["samples", ""], zoom=2 if max(generator.img_size) <= 128 else 1)
 
 
 @torch.no_grad()
 def mixes(generator: Decodes, own: Tensor, other: Tensor, lam: float) -> Tensor:
-    """Decodes of ``lam * own + (1 - lam) * other`` along the generator's path, ``[n, C, R, R]``."""
+    """Decodes of ``lam * own + (1 - lam) * other`` along the generator's path, ``[n, C, H, W]``."""
     path = path_named(generator.preferred_path)
     return generator.decode(path(own, other, own.new_full((len(own),), lam)).to(generator.device)).cpu()
 
@@ -199,7 +202,7 @@ def mix_sheet(
         generator: Decodes the codes.
         own: Codes ``[n, *latent_shape]``; one column each.
         other: Their partners' codes.
-        real_own: The images of ``own``, ``[n, C, R, R]`` in [-1, 1].
+        real_own: The images of ``own``, ``[n, C, H, W]`` in [-1, 1].
         real_other: The images of ``other``.
         zoom: Each pixel becomes ``zoom`` by ``zoom``.
     """
@@ -230,5 +233,5 @@ def strip_sheet(
     """
     strips = torch.stack([mixes(generator, own, other, lam) for lam in lams], dim=1)
     headings = ["lam, weight of the first", *(f"{lam:g}" for lam in lams)]
-    zoom = max(1, round(COLUMN_WIDTH / generator.img_resolution))
+    zoom = max(1, round(COLUMN_WIDTH / generator.img_size[1]))
     return png([*strips], captions, headings=headings, zoom=zoom)

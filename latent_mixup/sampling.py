@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias
 
 import torch
@@ -14,6 +15,13 @@ Mode: TypeAlias = Literal["elem", "batch"]
 
 NUM_PROPOSALS = 16  # each is accepted with probability > 0.95: all refused once in 1e20 draws
 FIRST_PROPOSALS = 4  # are looked at first: all refused once in 1e5 draws
+
+
+def states_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Torch's random states of the CPU and of a device are as they were afterwards; MPS's own is not kept."""
+    if device.type in ("cpu", "mps"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def keyed_generator(purpose: str, *key: int) -> torch.Generator:
@@ -117,29 +125,47 @@ def draw_simplex(k: int, n: int, alpha: float, generator: torch.Generator) -> Te
     return torch.softmax(_log_gamma(n * k, alpha, generator).view(n, k).T, 1).float()
 
 
-def draw_slots(batch_size: int, prob: float, generator: torch.Generator) -> Tensor:
+def draw_slots(batch_size: int, prob: float | Tensor, generator: torch.Generator) -> Tensor:
     """Positions in a batch that become mixes: int64 ``[k]``, sorted.
 
     ``k`` is ``prob * batch_size`` rounded up or down at random, so that the mean share is ``prob`` for any batch size,
-    one included.
+    one included. With a share for each sample the same holds among the samples of one share, and in the whole batch
+    for the sum of the shares; the same share for all of them draws what the number draws.
 
     Args:
         batch_size: Number of samples in the batch.
-        prob: Share of the batch that becomes mixes, in [0, 1].
+        prob: Share of the batch that becomes mixes, in [0, 1]; or each sample's, ``[batch_size]`` float64 in [0, 1].
         generator: Random stream.
 
     Raises:
-        ValueError: ``prob`` is out of range.
+        ValueError: ``prob`` is a number out of range.
 
     Example:
         >>> draw_slots(8, 0.5, keyed_generator("draws", 0)).shape
         torch.Size([4])
     """
-    check_prob(prob)
     device = generator.device
-    u = torch.rand((), generator=generator, dtype=torch.float64, device=device).item()
-    count = min(math.floor(prob * batch_size + u), batch_size)
-    return torch.randperm(batch_size, generator=generator, device=device)[:count].sort().values
+    u = torch.rand((), generator=generator, dtype=torch.float64, device=device)
+    order = torch.randperm(batch_size, generator=generator, device=device)
+    if isinstance(prob, Tensor):
+        return _first_of_each_share(prob[order], order, u).sort().values
+    check_prob(prob)
+    count = min(math.floor(prob * batch_size + u.item()), batch_size)
+    return order[:count].sort().values
+
+
+def _first_of_each_share(prob: Tensor, order: Tensor, u: Tensor) -> Tensor:
+    """Of ``order`` ``[n]``, whose shares are ``prob``, the first of each share: as many as it asks for.
+
+    The sums of the shares, in ascending order and from ``u`` in [0, 1) on, pass a whole number once for each position
+    that is chosen: systematic sampling, Madow 1949.
+    """
+    shares, group, sizes = prob.unique(return_inverse=True, return_counts=True)
+    passed = torch.cat([u[None], shares * sizes]).cumsum(0).floor().diff()
+    counts = passed.long().minimum(sizes)
+    by_group = group.argsort(stable=True)
+    rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[by_group]]
+    return order[by_group[rank < counts[group[by_group]]]]
 
 
 def check_alpha(alpha: float) -> None:

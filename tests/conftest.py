@@ -128,7 +128,7 @@ class Killer:
     def event(self) -> None:
         self.happened += 1
         if self.happened == self.at:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
 
     @contextlib.contextmanager
     def watching_files(self) -> Iterator[None]:

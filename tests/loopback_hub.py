@@ -33,12 +33,14 @@ class Repo:
     Attributes:
         commits: Hash => files.
         refs: Branch, tag or ``refs/pr/n`` => hash.
+        tags: Those of them that are tags.
         private: Whether only a token reads it.
         listed: What the listing says beside the files: name => size.
     """
 
     commits: dict[str, Files] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    tags: set[str] = field(default_factory=set)
     private: bool = False
     listed: dict[str, int] = field(default_factory=dict)
 
@@ -339,6 +341,27 @@ class Handler(BaseHTTPRequestHandler):
         repo.refs[branch] = commit
         self.say({})
 
+    def tag(self, kind: str, name: str, revision: str) -> None:
+        if not self.may_write() or not (found := self.found(kind, name, revision)):
+            return
+        repo, commit = found
+        tag = json.loads(self.body)["tag"]
+        if tag in repo.refs:
+            return self.say({"error": "Tag reference exists already"}, 409)
+        repo.refs[tag] = commit
+        repo.tags.add(tag)
+        self.say({})
+
+    def refs(self, kind: str, name: str) -> None:
+        if not (found := self.found(kind, name)):
+            return
+        repo = found[0]
+        lists: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": []}
+        for ref, commit in repo.refs.items():
+            part, place = ("tags", "tags") if ref in repo.tags else ("branches", "heads")
+            lists[part].append({"name": ref, "ref": f"refs/{place}/{ref}", "targetCommit": commit})
+        self.say(lists)
+
     def validate(self) -> None:
         self.say({"errors": [], "warnings": []})
 
@@ -359,8 +382,11 @@ class Handler(BaseHTTPRequestHandler):
         if not self.may_write() or not self.found(kind, name):
             return
         base = (self.hub.elsewhere or self.hub).url
+        there = (self.hub.elsewhere or self.hub).stored
         objects = [
-            {**entry, "actions": {"upload": {"href": f"{base}/stored/{entry['oid']}"}}}
+            entry
+            if entry["oid"] in there
+            else {**entry, "actions": {"upload": {"href": f"{base}/stored/{entry['oid']}"}}}
             for entry in json.loads(self.body)["objects"]
         ]
         self.say({"transfer": "basic", "objects": objects})
@@ -398,6 +424,8 @@ ROUTES = [
     (r"(?:GET|HEAD) /stored/([0-9a-f]{64})", "give_stored"),
     (r"POST /api/repos/create", "create"),
     (rf"POST {_API}/branch/(.+)", "branch"),
+    (rf"POST {_API}/tag/(.+)", "tag"),
+    (rf"GET {_API}/refs", "refs"),
     (r"POST /api/validate-yaml", "validate"),
     (rf"POST {_API}/preupload/(.+)", "preupload"),
     (rf"POST /(?:(datasets)/)?{_REPO}\.git/info/lfs/objects/batch", "batch"),

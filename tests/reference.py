@@ -90,6 +90,13 @@ def mix_one_by_one(
     return torch.stack(images), torch.stack(targets)
 
 
+def nearest_of_own_class(codes: Tensor, labels: list[int], row: int, k: int) -> list[int]:
+    """The ``k`` rows of a row's own class with the nearest codes, the nearest first; of a class of one the row."""
+    others = [other for other in range(len(codes)) if labels[other] == labels[row] and other != row]
+    others.sort(key=lambda other: float((codes[other].double() - codes[row].double()).square().sum()))
+    return others[:k] or [row]
+
+
 def invert_one_image(
     decode: object,
     target: Tensor,

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from systems import KILL, KILLED, endless, link, needs_posix, pipe
 
 from latent_mixup import files
 
@@ -86,10 +86,10 @@ def test_links_may_not_leave_the_folder(tmp_path):
     inside, outside = tmp_path / "in", tmp_path / "secret"
     inside.mkdir()
     outside.touch()
-    (inside / "out").symlink_to(outside)
-    (inside / "loop").symlink_to(inside / "loop")
+    link(inside / "out", outside)
+    link(inside / "loop", inside / "loop")
     (inside / "file").touch()
-    (inside / "near").symlink_to(inside / "file")
+    link(inside / "near", inside / "file")
     assert files.safe_path(inside, "near").is_file()
     with pytest.raises(files.FormatError, match="link that leaves its folder"):
         files.safe_path(inside, "out")
@@ -103,8 +103,8 @@ def test_the_hub_clients_links_into_its_blobs_are_fine(tmp_path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "abc").write_text("{}")
     (tmp_path / "other").touch()
-    (folder / "config.json").symlink_to("../../blobs/abc")
-    (folder / "model.json").symlink_to("../../other")
+    link(folder / "config.json", "../../blobs/abc")
+    link(folder / "model.json", "../../other")
     assert files.read_json(files.safe_path(folder, "config.json")) == {}
     with pytest.raises(files.FormatError, match="leaves its folder"):
         files.safe_path(folder, "model.json")
@@ -116,8 +116,8 @@ def test_the_hub_clients_links_into_the_blobs_that_repositories_share(tmp_path):
     for path in (folder, repository / "blobs", shared.parent):
         path.mkdir(parents=True)
     shared.write_text("{}")
-    (repository / "blobs" / "etag").symlink_to("../../blobs/ab/abc")
-    (folder / "config.json").symlink_to("../../blobs/etag")
+    link(repository / "blobs" / "etag", "../../blobs/ab/abc")
+    link(folder / "config.json", "../../blobs/etag")
     assert files.read_json(files.safe_path(folder, "config.json")) == {}
 
 
@@ -139,6 +139,7 @@ def test_write_folder_writes_bytes_and_calls_writers_in_order(tmp_path):
     assert contents(tmp_path / "new" / "deep") == {"a": b"None", "b": b"['a']", "c": b"C"}
 
 
+@needs_posix
 def test_modes_follow_the_umask(tmp_path):
     content = {
         "t.safetensors": lambda path: files.save_tensors(path, {"x": torch.ones(2)}),
@@ -184,8 +185,8 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from latent_mixup import files\n"
-        "kill = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, sys; from pathlib import Path; from latent_mixup import files\n"
+        f"kill = lambda path: os.kill(os.getpid(), {KILL:d})\n"
         "files.write_folder(Path(sys.argv[1]), {'a': b'A', 'b': kill})\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -266,9 +267,9 @@ def test_a_writer_that_waits_says_so_once_and_names_the_lock(tmp_path, monkeypat
 
 
 def test_the_lock_of_a_killed_writer_is_free(tmp_path):
-    kill = "import os, signal, sys; from pathlib import Path; from latent_mixup import files\n"
-    kill += "files.write_folder(Path(sys.argv[1]), {'a': lambda path: os.kill(os.getpid(), signal.SIGKILL)})"
-    assert subprocess.run([sys.executable, "-c", kill, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    kill = "import os, sys; from pathlib import Path; from latent_mixup import files\n"
+    kill += f"files.write_folder(Path(sys.argv[1]), {{'a': lambda path: os.kill(os.getpid(), {KILL:d})}})"
+    assert subprocess.run([sys.executable, "-c", kill, str(tmp_path)], check=False).returncode == KILLED
     assert (tmp_path / ".latent-mixup.lock").exists()
     files.write_folder(tmp_path, {"a": b"A"})
     assert contents(tmp_path) == {"a": b"A"}
@@ -324,6 +325,7 @@ def ends_before(call: int, write) -> bool:
         try:
             write()
         except Killed:
+            patch.undo()  # the lock is free again, as the system frees that of a killed process
             return True
     return False
 
@@ -478,14 +480,14 @@ def spoil(folder: Path, how: str) -> None:
     part = folder / "part-0.bin"
     part.unlink()
     if how == "fifo":
-        os.mkfifo(part)
+        pipe(part)
     elif how == "folder":
         part.mkdir()
     elif how == "device":
-        part.symlink_to("/dev/zero")
+        link(part, endless())
     elif how == "link":
         (folder.parent / "outside").write_bytes(b"old")
-        part.symlink_to(folder.parent / "outside")
+        link(part, folder.parent / "outside")
     elif how != "missing":
         part.write_bytes({"short": b"ol", "other": b"odl"}[how])
 
@@ -513,7 +515,7 @@ def test_nothing_is_opened_but_a_regular_file_inside_the_folder(tmp_path, how, m
 @pytest.mark.parametrize("kind", ["fifo", "device"])
 def test_json_and_tensors_are_read_from_regular_files_alone(tmp_path, kind):
     path = tmp_path / "x.json"
-    os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
+    pipe(path) if kind == "fifo" else link(path, endless())
     with pytest.raises(FileNotFoundError, match=r"x.json is missing"):
         files.read_json(path)
     with pytest.raises(FileNotFoundError, match=r"x.json is missing"), files.open_tensors(path):

@@ -20,7 +20,16 @@ from torch import Tensor
 from latent_mixup.classifiers import PaperFeatures
 from latent_mixup.encoders import MLPEncoder, ReStyleEncoder, load_encoder
 from latent_mixup.files import FileEntry
-from latent_mixup.generators import DCGAN, VAE, CompactGenerator, ConvGenerator, Linear, StyleGAN2, load_generator
+from latent_mixup.generators import (
+    DCGAN,
+    VAE,
+    CompactGenerator,
+    ConvGenerator,
+    Identity,
+    Linear,
+    StyleGAN2,
+    load_generator,
+)
 from latent_mixup.networks import SavedNetwork
 
 GOLDEN = Path(__file__).parent / "golden" / "networks"
@@ -55,6 +64,8 @@ NETWORKS: dict[str, Callable[[], SavedNetwork]] = {
     "vae": lambda: filled(VAE(3, 1, 8, (6,), (2,), 0.5)),
     "conv": lambda: filled(ConvGenerator(3, 1, 16, width=8, detail=2, flow_width=4)),
     "linear": lambda: filled(Linear(3, 1, 6, 0.25)),
+    "linear-6x4": lambda: filled(Linear(3, 1, (6, 4), 0.25)),
+    "identity": lambda: filled(Identity(1, (2, 3))),
     "mlp": lambda: filled(MLPEncoder(compact(), (5,))),
     "restyle": lambda: filled(ReStyleEncoder(compact(), passes=2, channels=(2, 2, 2, 2), layers=(1, 1, 1, 1))),
     "features": lambda: filled(PaperFeatures()),

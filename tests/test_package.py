@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_public_names_are_there():
-    for name in lm.__all__:
+    assert {*lm.__all__} < {*dir(lm)}
+    for name in dir(lm):
         assert getattr(lm, name) is not None
     assert re.fullmatch(r"\d+\.\d+\.\d+", lm.__version__)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from systems import pipe
 
 from latent_mixup import files, runs
 from latent_mixup.runs import ChunkFolder, Chunks, Meter, Progress, Stopped, run_chunks, stoppable
@@ -96,7 +96,7 @@ def test_a_chunk_that_is_not_this_one_is_made_again(tmp_path, spoil):
         path.write_bytes(b"no tensors")
     elif spoil == "pipe":
         path.unlink()
-        os.mkfifo(path)
+        pipe(path)
     else:
         store.write(1, {"values": torch.zeros(1)})
     assert store.read(1) is None
@@ -240,7 +240,7 @@ def test_a_signal_that_was_swallowed_ends_the_run_after_the_chunk():
     def make(number, advance):
         chunks.append(number)
         with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return made(number)
 
     with pytest.raises(Stopped, match="stopped by SIGTERM: without out= nothing is kept") as stopped:

@@ -164,6 +164,52 @@ def test_each_slot_is_as_likely():
     assert (counts / 1000 - 0.4).abs().max() < 0.07
 
 
+SHARES = torch.tensor([0.25, 0.0, 0.7, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_each_sample_has_its_share(batch_size):
+    n = 3000
+    counts, shares = torch.zeros(batch_size), SHARES[torch.arange(batch_size) % 4]
+    for i in range(n):
+        slots = draw_slots(batch_size, shares, keyed_generator("test", i))
+        counts[slots] += 1
+        assert abs(len(slots) - float(shares.sum())) < 1
+        for share in SHARES:
+            among = shares == share
+            assert abs(int(among[slots].sum()) - float(share * among.sum())) < 1
+    assert ((counts / n - shares).abs() <= 4.5 * (shares * (1 - shares) / n).sqrt()).all()  # four: once in 16,000
+
+
+def test_samples_of_one_share_are_drawn_as_pairs_of_any_places():
+    pairs = torch.zeros(4, 4)
+    for i in range(3000):
+        slots = draw_slots(4, torch.full((4,), 0.5, dtype=torch.float64), keyed_generator("test", i))
+        pairs[slots[0], slots[1]] += 1
+    assert (pairs.triu(1)[pairs.triu(1) > 0] / 3000 - 1 / 6).abs().max() < 0.03
+    assert (pairs > 0).sum() == 6
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.1, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("batch_size", [0, 1, 5, 64])
+def test_one_share_for_all_samples_is_the_number(batch_size, prob):
+    for i in range(50):
+        found, expected = (
+            draw_slots(batch_size, share, keyed_generator("test", i))
+            for share in (torch.full((batch_size,), prob, dtype=torch.float64), prob)
+        )
+        assert torch.equal(found, expected)
+
+
+def test_a_share_of_one_is_all_beside_any_others():
+    shares = torch.rand(999, generator=keyed_generator("test", 0), dtype=torch.float64)
+    shares[::3] = 1
+    for i in range(50):
+        slots = draw_slots(999, shares, keyed_generator("test", i))
+        assert torch.isin(torch.arange(0, 999, 3), slots).all()
+        assert (slots.diff() > 0).all()
+
+
 def test_rows_and_partners_are_uniform_and_independent():
     draw = mixes(N, rows_of(4))
     table = torch.zeros(4, 4).index_put((draw.rows, draw.partners), torch.tensor(1.0), accumulate=True)

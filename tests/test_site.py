@@ -55,7 +55,7 @@ def test_a_whole_site_has_no_fault(check_site, site):
 )
 def test_a_fault_is_found(check_site, site, added, fault):
     page = site / "index.html"
-    page.write_text(page.read_text() + added)
+    page.write_text(page.read_text(encoding="utf-8") + added)
     assert check_site.faults(site) == [f"index.html {fault}"]
 
 
@@ -73,12 +73,16 @@ def test_an_empty_folder_and_a_missing_name_are_faults(check_site, tmp_path, sit
 
 def test_every_facade_has_its_page(check_site):
     """The directive describes every name of a facade's ``__all__``; the build is checked name by name."""
-    described = {name for path in (DOCS / "api").glob("*.rst") for name in re.findall(r":: (\S+)", path.read_text())}
+    described = {
+        name
+        for path in (DOCS / "api").glob("*.rst")
+        for name in re.findall(r":: (\S+)", path.read_text(encoding="utf-8"))
+    }
     assert {name.rsplit(".", 1)[0] for name in check_site.public_names()} <= described
 
 
 def test_the_gallery_shows_every_part_of_a_policy():
-    shown = "".join(re.findall(r"```{mixes}\n(.*?)```", (DOCS / "gallery.md").read_text(), re.DOTALL))
+    shown = "".join(re.findall(r"```{mixes}\n(.*?)```", (DOCS / "gallery.md").read_text(encoding="utf-8"), re.DOTALL))
     makers = [value for value in vars(policies).values() if inspect.isclass(value)]
     parts = {each.__name__ for each in makers} - {"BankView", "Draw", "Policy"} | {"Prior"}
     assert {part for part in parts if f"{part}(" not in shown} == set()

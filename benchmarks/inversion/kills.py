@@ -2,7 +2,7 @@
 
 The command line inverts real Fashion-MNIST images with the bundled generator. After a kill the run is started again;
 the finished bank, and the chunks that lie there after a kill, are compared byte by byte with those of an undisturbed
-run. Then: the peak memory of runs in W+, with out= and without, for two numbers of images.
+run. Then: the peak memory of runs in W+, with out= and without, for two numbers of images. Needs Linux.
 
     export OMP_NUM_THREADS=1
     python benchmarks/inversion/kills.py --data-root data --out benchmarks/results/inversion_kills.json
@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import struct
 import subprocess
@@ -36,7 +35,7 @@ from latent_mixup.inversion import pixel_mse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from record import circumstances, data_option, out_option, publish
+from record import circumstances, data_option, out_option, peak_mib, publish
 
 KILLS_A_RUN = 4
 POLL = 0.01  # seconds
@@ -178,7 +177,7 @@ def share(runs: Runs, processes: int, seconds: dict[str, float], draw: random.Ra
 
 def _children(pid: int) -> list[int]:
     """Process ids of the children of a process, on Linux."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def same_folder_twice(runs: Runs) -> dict[str, Any]:
@@ -210,7 +209,7 @@ def _invert_noise(n: int, out: Path | None, queue: Any) -> None:
         return images.flatten(1).repeat(1, W_PLUS[0] * W_PLUS[1] // 64).view(-1, *W_PLUS)
 
     bank = invert(Noise(n), generator, out=out, encoder=encoder, loss=pixel_mse, steps=0, progress=False)
-    queue.put((len(bank), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    queue.put((len(bank), peak_mib()))
 
 
 def peak_memory(folder: Path) -> list[dict[str, Any]]:
@@ -241,6 +240,8 @@ def peak_memory(folder: Path) -> list[dict[str, Any]]:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the moments.")
 def main(data_root: Path, out: Path, images: int, steps: int, batch_size: int, kills: int, seed: int) -> None:
     """Kill, resume, compare; print and write the record. Exits with 1 where a bank differs."""
+    if sys.platform != "linux":
+        raise click.ClickException("kills.py needs Linux: SIGKILL, and /proc to find worker processes")
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         runs = Runs(Path(name), data_root, images, steps, batch_size)

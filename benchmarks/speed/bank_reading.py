@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from record import circumstances, out_option, publish
 
 BATCH = 256
 CODE = (8, 512)
-CASES = [(0, None), (2, "fork"), (2, "spawn"), (4, "fork"), (4, "spawn")]
+METHODS = [method for method in ("fork", "spawn") if method in get_all_start_methods()]
+CASES = [(0, None), *((workers, method) for workers in (2, 4) for method in METHODS)]
 OPENS = 20
 MEMORY = ("RssAnon", "RssFile")  # a process's own memory, and pages of files that processes share
 
@@ -73,7 +74,7 @@ def memory() -> dict[str, float]:
     status = Path("/proc/self/status")
     if not status.is_file():
         return {}
-    lines = [line.split() for line in status.read_text().splitlines()]
+    lines = [line.split() for line in status.read_text(encoding="utf-8").splitlines()]
     return {words[0][:-1]: round(int(words[1]) / 1024, 1) for words in lines if words and words[0][:-1] in MEMORY}
 
 
@@ -155,7 +156,7 @@ def main(rows: int, reads: int, out: Path) -> None:
             "open": alone(opened, Path(folder)),
             "read": [alone(read, Path(folder), workers, method, reads) for workers, method in CASES],
             **circumstances("safetensors"),
-            "system": {"name": platform.system(), "load": os.getloadavg()[0]},
+            "system": {"name": platform.system(), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None},
         }
     publish(out, record)
 

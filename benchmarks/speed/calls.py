@@ -65,7 +65,8 @@ def main(out: Path | None, verbose: bool) -> None:
                 print(f"    {name} {count}")
     if out is not None:
         by_file = {path: dict(functions) for path, functions in found.items()}
-        out.write_text(json.dumps({"files": len(found), "calls": calls, "by_file": by_file}, indent=2) + "\n")
+        counted = {"files": len(found), "calls": calls, "by_file": by_file}
+        out.write_text(json.dumps(counted, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

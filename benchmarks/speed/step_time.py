@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ from latent_mixup.sampling import keyed_generator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from record import as_json, circumstances, quick_option, read, threads_option, write
+from record import as_json, circumstances, peak_mib, quick_option, read, threads_option, write
 
 from speed.stylegan2_speed import convolutions
 
@@ -289,7 +288,7 @@ def measure_memory(kind: str, steps: int) -> dict[str, Any]:
         trained, peaks = Trained(case.model, kinds(case, pool)[kind]), []
         for _ in range(MEMORY_LOOKS):
             trained.block(steps // MEMORY_LOOKS)
-            peaks.append(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1))
+            peaks.append(round(peak_mib(), 1))
     return {"kind": kind, "steps": steps, "peak_mib": peaks, "growth_mib": round(peaks[-1] - peaks[0], 1)}
 
 
@@ -298,7 +297,7 @@ def memory_of_each(steps: int) -> list[dict[str, Any]]:
     found = []
     for kind in tqdm(("standard", "live", "pool"), desc="memory", disable=None):
         command = [sys.executable, __file__, "--memory-of", kind, "--steps", str(steps)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        said = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
         found.append(json.loads(said))
     return found
 
@@ -309,7 +308,7 @@ def measure_import(turns: int) -> dict[str, Any]:
     The first process is not counted; it leaves the byte code that pip makes when it installs a wheel.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = partial(subprocess.run, check=True, capture_output=True, text=True, env=environment)
+    command = partial(subprocess.run, check=True, capture_output=True, encoding="utf-8", env=environment)
     seconds = [
         float(command([sys.executable, "-c", IMPORT]).stdout)
         for _ in tqdm(range(turns + 1), desc="import", disable=None)

@@ -114,9 +114,10 @@ def main(write: tuple[Path, ...], check: tuple[Path, ...], as_json: bool) -> Non
             json.dumps([row for dataset in DATASETS for row in aggregated(records(RESULTS / dataset))], indent=2)
         )
     for path in write:
-        path.write_text(with_tables(path.read_text()))
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
     for path in check:
-        if path.read_text() != with_tables(path.read_text()):
+        text = path.read_text(encoding="utf-8")
+        if text != with_tables(text):
             raise click.ClickException(
                 f"{path} differs from the results: run benchmarks/tables/tables.py --write {path}"
             )

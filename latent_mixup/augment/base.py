@@ -9,8 +9,9 @@ import operator
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from latent_mixup import sampling
+from latent_mixup.augment.classes import Balance, ByClass, ClassShares
 from latent_mixup.augment.transforms import Transform, transformed
 from latent_mixup.bank import LatentBank
 from latent_mixup.functional import mix_targets, path_named, soft_targets
@@ -32,7 +34,7 @@ from latent_mixup.images import (
     range_mismatch,
     to_uint8,
 )
-from latent_mixup.labels import Key, as_tensor, check_labels
+from latent_mixup.labels import Key, SampleError, check_labels
 from latent_mixup.policies import BankView, Beta, Draw, Policy, named
 from latent_mixup.policies.policy import LabelPair
 from latent_mixup.sampling import Mode
@@ -65,8 +67,15 @@ class MixKeywords(TypedDict, total=False):
 
     Attributes:
         alpha: ``lam`` is drawn from Beta(alpha, alpha); above 0.
-        prob: Share of samples that become decoded mixes, in [0, 1]; the others are the data set's own. None: the share
-            of a policy given by name, else 1.
+        prob: Share of samples that become decoded mixes, in [0, 1]; the others are the data set's own. Or a share for
+            each class, such as ``{7: 1.0, "bag": 0.5}``, by number or by the bank's name for it: of classes that are
+            not named no sample becomes a mix, and a mix is of a row of the class that it replaces, as with
+            ``balance="batch"``. None: the share of a policy given by name, else 1.
+        balance: Class of the sample's own row in a mix, where it is drawn. None: rows are drawn uniformly from the
+            bank, whatever they replace. ``"batch"``: a row of the class of the sample that the mix replaces, so that
+            classes are as frequent as the loader gives them, such as by a ``WeightedRandomSampler``. ``"classes"``: a
+            row of any class, each as often as the others. Partners are the policy's. A soft label counts as its
+            likeliest class.
         mode: ``"elem"`` for one ``lam`` a sample, ``"batch"`` for one ``lam`` a batch, as in the paper.
         path: ``"lerp"``, ``"slerp"``, or None for the generator's own.
         policy: How a mix is made, in place of ``alpha``, ``mode`` and ``path``: a :class:`latent_mixup.policies.Policy`
@@ -88,13 +97,15 @@ class MixKeywords(TypedDict, total=False):
         label_key: Place of the labels, likewise; such as ``"label"``, ``"labels"`` and ``"target"``, or the second.
         seed: None: draws come from torch's global random state, as torchvision's transforms' do; every pass, call and
             worker draws anew, and ``torch.manual_seed`` repeats a run. A number names the draws, together with epoch,
-            rank and sample or batch: they do not depend on workers, and are the same until ``set_epoch``.
+            rank and sample or batch: they do not depend on workers, and are the same until ``set_epoch``. (By class,
+            they depend on the classes of the batch as well.)
         rank: Names draws as well; None for this process's rank, so that ranks draw differently. With the same number in
             all of them (and the same random state, without a seed) they draw the same.
     """
 
     alpha: float
-    prob: float | None
+    prob: float | ClassShares | None
+    balance: Balance | None
     mode: Mode
     path: PathName | None
     policy: Policy | str | None
@@ -113,6 +124,7 @@ class MixKeywords(TypedDict, total=False):
 DEFAULTS: MixKeywords = {
     "alpha": 1.0,
     "prob": None,
+    "balance": None,
     "mode": "elem",
     "path": None,
     "policy": None,
@@ -155,7 +167,9 @@ class MixSettings:
 
     Attributes:
         policy: The policy in use.
-        prob: The share in use.
+        prob: The share in use; of shares by class the largest.
+        shares: Shares by class, as in :class:`MixKeywords`; None: there is one for all.
+        balance: The balance in use.
         moments: ``normalize`` as :func:`latent_mixup.images.normalized` takes it.
         changed: The keywords that were given with another value than their default.
 
@@ -168,7 +182,10 @@ class MixSettings:
 
     def __init__(self, **shared: Unpack[MixKeywords]) -> None:
         for name in shared.keys() - DEFAULTS.keys():
-            near = "".join(f": did you mean {each!r}?" for each in difflib.get_close_matches(name, DEFAULTS, 1))
+            close = {"p": ["prob"]}.get(
+                name, difflib.get_close_matches(name, DEFAULTS, 1)
+            )  # p: torchvision's and kornia's
+            near = "".join(f": did you mean {each!r}?" for each in close)
             raise TypeError(f"there is no keyword {name!r}{near or ': expected ' + ', '.join(DEFAULTS)}")
         given: MixKeywords = {**DEFAULTS, **shared}
         self.changed = {name: value for name, value in shared.items() if value is not DEFAULTS[name]}  # type: ignore[literal-required]
@@ -179,7 +196,10 @@ class MixSettings:
         plain = Policy(Beta(alpha, mode), path=path)
         self.policy = by_name.policy if by_name else policy if isinstance(policy, Policy) else plain
         default_prob = by_name.prob if by_name else 1.0
-        self.prob = default_prob if given["prob"] is None else _number("prob", given["prob"])
+        prob = default_prob if given["prob"] is None else given["prob"]
+        self.shares = _class_shares(prob) if isinstance(prob, Mapping) else None
+        self.prob = _number("prob", prob) if self.shares is None else max(self.shares.values(), default=0.0)
+        self.balance = "batch" if given["balance"] is None and self.shares is not None else given["balance"]
         self.num_classes = _whole("num_classes", given["num_classes"])
         self.label_smoothing = _number("label_smoothing", given["label_smoothing"])
         self.multi_label = given["multi_label"]
@@ -187,7 +207,8 @@ class MixSettings:
         self.image_key, self.label_key = given["image_key"], given["label_key"]
         self.moments = None if given["normalize"] is None else moments_of(given["normalize"])
         self.seed, self.rank = _whole("seed", given["seed"]), _whole("rank", given["rank"])
-        sampling.check_prob(self.prob)
+        for share in (self.prob, *(self.shares or {}).values()):
+            sampling.check_prob(share)
         if policy is not None and (alpha, mode, path) != (1.0, "elem", None):
             raise ValueError(
                 f"alpha, mode and path are parts of a policy: got alpha={alpha}, mode={mode!r}, path={path!r} beside "
@@ -201,6 +222,18 @@ class MixSettings:
             raise ValueError(f"transform needs to be a callable on one image: got {self.transform!r}")
         if not isinstance(self.multi_label, bool):
             raise TypeError(f"multi_label needs to be True or False: got {self.multi_label!r:.100}")
+        if self.balance not in (None, "batch", "classes"):
+            raise ValueError(f'balance needs to be "batch", "classes" or None: got {self.balance!r:.100}')
+        if self.balance == "classes" and self.shares is not None:
+            raise ValueError(
+                'prob by class puts a mix in the place of a sample of its class, and balance="classes" in that of any: '
+                "leave one of them out"
+            )
+        if self.balance is not None and self.multi_label:
+            raise ValueError(
+                "prob by class and balance need one class a sample, and with multi_label=True there may be several: "
+                "pass one number as prob, and leave balance out"
+            )
         if self.target_format not in ("soft", "pair"):
             raise ValueError(f'target_format needs to be "soft" or "pair": got {self.target_format!r}')
         if self.label_smoothing and self.target_format == "pair":
@@ -290,7 +323,7 @@ class Decoder:
             generator.to(memory_format=torch.channels_last)
 
     def __call__(self, latents: Tensor, *targets: Tensor) -> Tensor:
-        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, R, R]``, float32 in [-1, 1].
+        """Codes ``[k, *latent_shape]`` on any device to images ``[k, C, H, W]``, float32 in [-1, 1].
 
         Args:
             latents: The codes.
@@ -335,10 +368,11 @@ class Mixer:
     Attributes:
         num_classes: Width of the targets.
         view: The rows that are mixed.
+        by_class: Draws own rows by class, where ``prob`` or ``balance`` ask for it.
 
     Raises:
         ValueError: The bank is empty or another generator's, has a row without a label or outside ``num_classes``,
-            or the policy cannot be followed with it.
+            or the policy, or ``prob`` by class, cannot be followed with it.
     """
 
     @long_lived()
@@ -368,6 +402,10 @@ class Mixer:
             )
         check_labels(bank.labels, self.num_classes, multi_label=settings.multi_label)
         self.view = BankView(bank, rows)
+        self.by_class: ByClass | None = None
+        if settings.balance is not None:
+            prob = settings.prob if settings.shares is None else settings.shares
+            self.by_class = ByClass(settings.balance, prob, self.view, self.num_classes)
         self.policy.check(self.view, generator)
         self.path = path_named(self.policy.path or generator.preferred_path)
         self._soft = self.policy.soft or bank.labels.is_floating_point()
@@ -435,7 +473,18 @@ class Mixer:
     # One batch
     # ---------------------------------------------------------------------------------------------
 
-    def draw(self, batch_size: int, key: DrawKey, rows: Tensor | None = None, view: BankView | None = None) -> Draw:
+    def shown_rows(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Own rows of mixes of no batch, ``[count]``, of the classes that are mixed; None: the policy draws them."""
+        return None if self.by_class is None else self.by_class.shown_rows(count, generator)
+
+    def draw(
+        self,
+        batch_size: int,
+        key: DrawKey,
+        rows: Tensor | None = None,
+        view: BankView | None = None,
+        labels: Tensor | None = None,
+    ) -> Draw:
         """Decide what happens to a batch; nothing is decoded.
 
         Args:
@@ -443,9 +492,14 @@ class Mixer:
             key: Names the draws.
             rows: The samples' own rows of the bank, ``[batch_size]``; None: they are drawn.
             view: The rows that others are drawn from; None: :attr:`view`.
+            labels: The samples' labels; for own rows that are drawn by class.
         """
-        view = view or self.view
-        return self.policy.draw_batch(batch_size, self.settings.prob, view, draws_of(key), epoch=key[1], rows=rows)
+        view, stream = view or self.view, draws_of(key)
+        if self.by_class is None:
+            return self.policy.draw_batch(batch_size, self.settings.prob, view, stream, epoch=key[1], rows=rows)
+        slots, own = self.by_class.draw(batch_size, stream, labels, rows)
+        draw = self.policy.draw(len(slots), view, stream, epoch=key[1], rows=own)
+        return replace(draw, slots=slots[draw.slots])
 
     def decode(self, draw: Draw) -> tuple[Tensor, LabelPair, Tensor | None]:
         """Mix and decode bank rows, without gradients.
@@ -484,7 +538,7 @@ class Mixer:
         return self.policy.decoded(draw, self.view, self.path, generator, self.num_classes, self.decoder)
 
     def blend(self, images: Tensor, labels: Tensor, key: DrawKey) -> tuple[Tensor, Target]:
-        """Replace a share ``prob`` of a batch by decoded mixes drawn from the bank.
+        """Replace a share ``prob`` of a batch, or of each class in it, by decoded mixes drawn from the bank.
 
         Args:
             images: The data set's own, ``[B, C, H, W]``, float in any range, on any device; not modified.
@@ -495,8 +549,9 @@ class Mixer:
             Images, with shape, dtype and device of ``images``; targets on the device of ``labels``.
 
         Raises:
-            TypeError: ``images`` or ``labels`` is not a tensor of the right kind.
-            ValueError: Sizes do not agree, or a label lies outside ``num_classes``.
+            SampleError: ``images`` or ``labels`` is not a tensor of the right kind, sizes do not agree, or a label lies
+                outside ``num_classes``.
+            ValueError: There is no row of a class.
         """
         return self.blend_all([(images, labels, key)])[0]
 
@@ -508,7 +563,7 @@ class Mixer:
         """
         for images, labels, _ in batches:
             _check_batch(images, labels, normalized=self.settings.moments is not None)
-        draws = [self.draw(len(images), key) for images, _, key in batches]
+        draws = [self.draw(len(images), key, labels=labels) for images, labels, key in batches]
         sizes = [len(draw.slots) for draw in draws]
         if not any(sizes):
             return [self.unmixed(images, labels) for images, labels, _ in batches]
@@ -571,7 +626,7 @@ class Mixer:
         if len(decoded) < MIN_IMAGES:
             some = torch.linspace(0, self.view.num_rows - 1, MIN_IMAGES, dtype=torch.float64, device="cpu").long()
             rows = some if self.view.rows is None else self.view.rows[some]
-            decoded = self.decode_alone(rows).to(real)
+            decoded = in_kind(self.decode_alone(rows), real)
         message = range_mismatch(real, decoded)
         if message is not None:
             warnings.warn(message, RangeMismatchWarning, stacklevel=3)
@@ -663,47 +718,29 @@ def is_pair(batch: Any, settings: MixSettings) -> bool:
     return type(batch) in (tuple, list) and len(batch) == 2 and (settings.image_key, settings.label_key) == (None, None)
 
 
-def batch_labels(labels: Any, *, multi_label: bool = False) -> Any:
-    """Labels of a batch as ``[B]`` integers or soft ``[B, num_classes]``.
-
-    A list or an array becomes a tensor; integers ``[B, 1]`` become ``[B]`` (unless ``multi_label``), one-hot rows of
-    integers or bools floats.
-    What is none of these stays, for the check that names it; so does a list of tensors, since ``default_collate`` makes
-    one for each class, not for each image, of soft labels in lists.
-    """
-    if isinstance(labels, Tensor) and (labels.ndim != 2 or labels.is_floating_point()):
-        return labels
-    if isinstance(labels, list | tuple) and any(isinstance(label, Tensor) and label.ndim for label in labels):
-        return labels
-    try:
-        values = labels if isinstance(labels, Tensor) else as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        return labels
-    if values.ndim != 2 or values.is_floating_point():
-        return values
-    return values[:, 0] if values.shape[1] == 1 and not multi_label else values.float()
-
-
 def _check_batch(images: object, labels: object, *, normalized: bool) -> None:
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise TypeError(
+        raise SampleError(
             f"a batch needs to be (images, labels), two tensors: got {type(images).__name__} "
             f"and {type(labels).__name__}; soft labels need to be tensors as well"
         )
     if not images.is_floating_point():
         check_dtype(images, normalized=normalized)
     if images.ndim != 4:
-        raise ValueError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
+        raise SampleError(f"images need shape [B, C, H, W]: got {list(images.shape)}")
     if len(images) != len(labels):
-        raise ValueError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
+        raise SampleError(f"a batch needs one label per image: got {len(labels)} for {len(images)} images")
 
 
 def check_dtype(images: Tensor, *, normalized: bool) -> None:
-    """Raise ``TypeError`` unless images are float, or uint8 and not ``normalized``."""
+    """Raise ``SampleError`` unless images are float, or uint8 and not ``normalized``."""
     if not (images.is_floating_point() or images.dtype == torch.uint8):
-        raise TypeError(f"images need a float dtype, or uint8: got {images.dtype}")
+        raise SampleError(
+            f"images need a float dtype, or uint8: got {images.dtype}; convert them in the data set, e.g. "
+            "v2.ToDtype(torch.float32, scale=True)"
+        )
     if normalized and not images.is_floating_point():
-        raise TypeError(
+        raise SampleError(
             f"normalize= says that images were normalised, and these are {images.dtype}: leave it out, and normalise "
             "batches after they are mixed"
         )
@@ -714,6 +751,17 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} needs to be a number: got {value!r:.100}")
     return float(value)
+
+
+def _class_shares(prob: Mapping[Any, Any]) -> dict[int | str, float]:
+    """Shares by class, checked as far as it goes without a bank; raises ``TypeError`` for another type."""
+    shares: dict[int | str, float] = {}
+    for key, share in prob.items():
+        label = key if isinstance(key, str) else _whole("a class that prob names", key)
+        if label is None:
+            raise TypeError("a class that prob names needs to be a number or a name: got None")
+        shares[label] = _number(f"prob of class {key!r:.80}", share)
+    return shares
 
 
 def _whole(name: str, value: object) -> int | None:

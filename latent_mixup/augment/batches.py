@@ -7,12 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from latent_mixup.augment.base import MixSettings, check_dtype, in_kind, is_pair, wrapped
-from latent_mixup.images import check_size, image_key_of, pixel_values
-from latent_mixup.labels import Key, describe_sample, label_key_of, part_of, random_states_kept, read_label
+from latent_mixup.images import batch_values, check_finite, check_size, image_key_of, pixel_values, stacked_images
+from latent_mixup.labels import (
+    Key,
+    SampleError,
+    describe_sample,
+    label_key_of,
+    part_of,
+    random_states_kept,
+    read_label,
+    read_labels,
+    stacked_labels,
+)
 
 
 @dataclass(frozen=True)
@@ -39,18 +52,20 @@ class Fields:
             what: For the error.
 
         Raises:
-            TypeError: It is no mapping and no sequence, or has no image or no label.
+            SampleError: It is no mapping and no sequence, or has no image or no label.
         """
         if not isinstance(whole, tuple | list | Mapping):
-            raise TypeError(f"{what} needs to be (images, labels), or a dict with both: got {describe_sample(whole)}")
+            if not isinstance(whole, Tensor | np.ndarray | Image.Image):
+                pixel_values(whole)  # which finds the words
+            raise SampleError(f"{what} needs to be (images, labels), or a dict with both: got {describe_sample(whole)}")
         try:
             keys = image_key_of(whole, settings.image_key), label_key_of(whole, settings.label_key)
             if keys[1] is None:
-                raise ValueError("no labels")
+                raise SampleError("no labels")
             for key in keys:
                 part_of(whole, key)
-        except ValueError as cause:
-            raise TypeError(f"{what} needs images and labels: got {describe_sample(whole)}; {cause}") from None
+        except SampleError as cause:
+            raise SampleError(f"{what} needs images and labels: got {describe_sample(whole)}; {cause}") from None
         assert keys[0] is not None
         return cls(whole, keys[0], keys[1])
 
@@ -73,12 +88,9 @@ class Fields:
         return type(self.whole)(parts)
 
 
-def is_batch(value: Any, image_key: Key | None) -> bool:
-    """Whether this is a batch, ``(images, labels)`` or a mapping of both, and not a list of samples."""
-    if isinstance(value, Mapping):
-        return True
-    place = image_key if isinstance(image_key, int) else 0
-    return isinstance(value, tuple | list) and len(value) > place and getattr(value[place], "ndim", 0) == 4
+# --------------------------------------------------------------------------------------------------
+# Samples
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -118,20 +130,20 @@ class OwnSamples:
         """Sample ``index``.
 
         Raises:
-            TypeError: It has no image or no label, or one of another kind.
-            ValueError: Its image or its label is not as it needs to be.
+            SampleError: It has no image or no label, or one that cannot be used.
         """
         fields = self._fields(index)
         image, label = fields.pair
         try:
             values = pixel_values(image, self.img_channels)
             check_dtype(values, normalized=self.settings.moments is not None)
+            check_finite(values)
             as_it_is = isinstance(image, Tensor) and (image.shape, image.dtype) == (values.shape, values.dtype)
             return Sample(
                 fields, image if as_it_is else values, read_label(label, multi_label=self.settings.multi_label)
             )
-        except (TypeError, ValueError) as cause:
-            raise type(cause)(f"sample {index}: {cause}") from None
+        except SampleError as cause:
+            raise SampleError(f"sample {index}: {cause}") from None
 
     def replaced(self, sample: Sample, target: Any) -> Any:
         """A sample with another target."""
@@ -151,7 +163,7 @@ class OwnSamples:
             targets: k of them.
 
         Raises:
-            ValueError: Decoded images have another size than the data set's own.
+            SampleError: Decoded images have another size than the data set's own.
         """
         if self._first is None:
             with random_states_kept():  # a look that leaves no trace in the data set's augmentation
@@ -168,11 +180,78 @@ class OwnSamples:
         return Fields.of(self.dataset[index], self.settings, f"sample {index}")
 
 
-def collated(samples: Sequence[Any], settings: MixSettings, img_channels: int) -> Any:
-    """A batch by ``default_collate``, which takes neither PIL images nor labels in lists: these become tensors."""
-    image, label = Fields.of(samples[0], settings).pair
+# --------------------------------------------------------------------------------------------------
+# Batches
+# --------------------------------------------------------------------------------------------------
+
+
+def batch_of(given: Any, settings: MixSettings, img_channels: int) -> Any:
+    """A batch: ``given`` itself, or made of a list of samples by ``default_collate``.
+
+    That takes neither PIL images nor labels in lists: these become tensors first.
+
+    Args:
+        given: A batch, or a list of samples.
+        settings: The wrapper's keywords.
+        img_channels: Channels of the generator.
+
+    Raises:
+        SampleError: A sample has no image or no label, or one that cannot be used, or they differ in size.
+    """
+    if is_batch(given, settings.image_key):
+        return given
+    image, label = Fields.of(given[0], settings, "sample 0").pair
     if isinstance(image, Tensor) and not isinstance(label, tuple | list):
-        return default_collate([*samples])
-    own = OwnSamples(samples, settings, img_channels)
-    read = [own.read(index) for index in range(len(samples))]
+        try:
+            return default_collate([*given])
+        except (TypeError, ValueError, RuntimeError):
+            pass  # below it is found which sample is to blame
+    own = OwnSamples(given, settings, img_channels)
+    read = [own.read(index) for index in range(len(given))]
+    stacked_images([sample.image for sample in read])
+    stacked_labels([sample.label for sample in read], range(len(read)))
     return default_collate([sample.fields.replaced(sample.image, sample.label) for sample in read])
+
+
+def is_batch(given: Any, image_key: Key | None) -> bool:
+    """Whether this is a batch, a mapping or ``(images, labels)`` of tensors or of lists, and not a list of samples."""
+    if not isinstance(given, tuple | list) or not given:
+        return True
+    if all(isinstance(each, tuple | list | Mapping) for each in given):
+        place = image_key if isinstance(image_key, int) else 0
+        images = given[place] if place < len(given) else None
+        return isinstance(images, tuple | list) and _are_images(images)
+    if _are_images(given):
+        return False  # samples without a label
+    return any(isinstance(each, Tensor | np.ndarray) for each in given)
+
+
+def _are_images(values: Sequence[Any]) -> bool:
+    """Whether a list is one of images, as many axes each; PIL images have none."""
+    axes = {0 if isinstance(value, Image.Image) else getattr(value, "ndim", -1) for value in values}
+    return len(axes) == 1 and axes <= {0, 2, 3}
+
+
+def read_batch(images: Any, labels: Any, settings: MixSettings, img_channels: int) -> tuple[Tensor, Tensor]:
+    """Images ``[B, C, H, W]`` and labels of a batch, each read as :meth:`OwnSamples.read` reads a sample's.
+
+    Args:
+        images: See :func:`latent_mixup.images.batch_values`; those on the CPU need to be finite.
+        labels: See :func:`latent_mixup.labels.read_labels`. A list of tensors ``[B]``, one a class, is what
+            ``default_collate`` makes of labels in lists.
+        settings: The wrapper's keywords.
+        img_channels: Channels of the generator.
+
+    Raises:
+        SampleError: They are not such images or labels.
+    """
+    values = batch_values(images, img_channels)
+    check_dtype(values, normalized=settings.moments is not None)
+    check_finite(values)
+    if isinstance(labels, list | tuple) and not isinstance(images, list | tuple) and _are_columns(labels, len(values)):
+        labels = torch.stack([*labels], 1)
+    return values, read_labels(labels, multi_label=settings.multi_label)
+
+
+def _are_columns(labels: Sequence[Any], count: int) -> bool:
+    return bool(labels) and all(isinstance(each, Tensor) and each.shape == (count,) for each in labels)

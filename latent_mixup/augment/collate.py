@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, batch_labels, is_pair, with_shared_keywords
-from latent_mixup.augment.batches import Fields, collated, is_batch
+from latent_mixup.augment.base import Mixer, MixKeywords, MixSettings, is_pair, with_shared_keywords
+from latent_mixup.augment.batches import Fields, batch_of, is_batch, read_batch
 from latent_mixup.augment.showing import ShowsMixes
 from latent_mixup.augment.sources import Named, check_dataset, pair_of, rows_to_mix
 from latent_mixup.bank import LatentBank
@@ -114,27 +114,31 @@ class LatentMixupCollate(ShowsMixes, nn.Module):
     def forward(self, samples: Any, labels: Any = None, *more: Any) -> Any:
         """A list of samples, or images and labels of a batch, to images ``[B, C, H, W]`` and their targets.
 
-        A whole batch, a tuple or a dict, may be given as well. Where it has more than a pair, the same comes back with
-        images and targets in place. Images and targets of a batch stay on their devices.
+        A whole batch, a tuple or a dict, may be given as well; its images and labels may be arrays or lists. Where it
+        has more than a pair, the same comes back with images and targets in place. Images and targets of a batch stay
+        on their devices.
+
+        Raises:
+            SampleError: A sample or a batch has no images or no labels, or such as cannot be used.
         """
         if labels is not None and not more:
             return self._mix(samples, labels)
         settings = self._mixer.settings
-        if more:
-            batch: Any = (samples, labels, *more)
-        elif is_batch(samples, settings.image_key):
-            batch = samples
-        elif self.collate_fn is None:
-            batch = collated(samples, settings, self._mixer.decoder.generator.img_channels)
-        else:
-            batch = self.collate_fn(samples)
+        batch: Any = (samples, labels, *more) if more else samples
+        if self.collate_fn is not None and not is_batch(batch, settings.image_key):
+            batch = self.collate_fn(batch)
+        batch = batch_of(batch, settings, self._channels)
         if is_pair(batch, settings):
             return self._mix(*batch)
         fields = Fields.of(batch, settings)
         return fields.replaced(*self._mix(*fields.pair))
 
+    @property
+    def _channels(self) -> int:
+        return self._mixer.decoder.generator.img_channels
+
     def _mix(self, images: Any, labels: Any) -> tuple[Tensor, Any]:
-        labels = batch_labels(labels, multi_label=self._mixer.settings.multi_label)
+        images, labels = read_batch(images, labels, self._mixer.settings, self._channels)
         if not self.mixup_enabled:
             return self._mixer.unmixed(images, labels)
         number = 0 if self._mixer.settings.seed is None else _fingerprint(images, labels)

@@ -27,7 +27,7 @@ from latent_mixup.augment.sources import Named, check_dataset, pair_of, parts_of
 from latent_mixup.bank import LatentBank
 from latent_mixup.generators.base import Generator
 from latent_mixup.images import MIN_IMAGES, check_size
-from latent_mixup.labels import MISSING, random_states_kept
+from latent_mixup.labels import SampleError, random_states_kept, stacked_labels
 from latent_mixup.policies import BankView, Draw, Teacher
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
     Partners are drawn among the samples of ``dataset``; where this data set is asked through a ``Subset``, as
     ``random_split`` gives, among the samples of the ``Subset``. With a ``seed`` the draws of sample i depend on seed,
     epoch, rank and i alone: call ``set_epoch`` before each epoch. A sample without a code in the bank comes through as
-    it is. A sample does not know its batch, so ``mode`` is ``"elem"`` here; targets have no batch dimension. For speed,
-    and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
+    it is. A sample does not know its batch, so ``mode`` is ``"elem"`` here, and ``prob`` the probability of a sample to
+    become a mix; ``balance`` is ``"batch"`` by nature, and the class of a sample that of its row. Targets have no batch
+    dimension. For speed, and on an accelerator, use :class:`latent_mixup.LatentMixupLoader` instead.
 
     Args:
         dataset: ``dataset[i] -> (image, label)``, with further fields, or a dict of both; all but image and label come
@@ -92,13 +93,18 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
                 f"a Teacher with min_confidence={teacher.min_confidence} leaves other samples as they are, and a bank "
                 "alone has none: pass dataset="
             )
+        if settings.balance == "classes":
+            raise ValueError(
+                'balance="classes" draws own rows, and here sample i is mixed from its own code: draw samples evenly, '
+                "sampler=torch.utils.data.WeightedRandomSampler(...), or use LatentMixupLoader or LatentMixupCollate"
+            )
         generator, bank = pair_of(generator, bank)
         if dataset is not None:
             check_dataset(dataset)
         self.dataset: Any = dataset
         self._length = len(bank if dataset is None else cast(Sized, dataset))
-        self._row_of = None if dataset is None else self._find_rows(dataset, generator, bank, settings)
         self._own = OwnSamples(dataset, settings, generator.img_channels)
+        self._row_of = None if dataset is None else self._find_rows(dataset, generator, bank, settings)
         coded = (
             torch.arange(len(bank), device="cpu") if self._row_of is None else self._row_of[self._row_of >= 0].unique()
         )
@@ -112,6 +118,9 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
         """The bank's row of each sample, ``[N]`` int64, -1 where it has none; shared with worker processes."""
         rows: Tensor | None = bank.rows_of_data(dataset, generator, **settings.keys)
         if rows is None or not (rows >= 0).any():
+            with random_states_kept():
+                first = range(min(len(dataset), NUM_PROBES))  # where they are to blame, this finds the words
+                stacked_labels([self._own.read(index).label for index in first], first)
             raise ValueError(
                 f"it cannot be told which rows of the bank are the samples of this {type(dataset).__name__} "
                 f"of {len(dataset)}: pass the data set that the bank was made of, or a torch.utils.data.Subset of it"
@@ -144,8 +153,7 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
         """One sample: image ``[C, H, W]``, target ``[num_classes]`` or ``(y_a, y_b, lam)``, and its further fields.
 
         Raises:
-            TypeError: A sample has no image or no label, or one of another kind.
-            ValueError: A sample that comes through as it is has no label.
+            SampleError: A sample has no image or no label, or one that cannot be used.
         """
         return self.__getitems__([index])[0]
 
@@ -227,13 +235,11 @@ class LatentMixupDataset(ShowsMixes, Dataset[Any]):
         sample = self._own.read(index)
         if decoded is not None:
             check_size(sample.image[None], decoded)
-        label = sample.label
-        if not label.ndim and label == MISSING:
-            raise ValueError(
-                f"sample {index} has no label, and no code to mix: leave it out, such as by "
-                "sampler=SubsetRandomSampler(labelled_indices)"
-            )
-        target = split_targets(self._mixer.unmixed(sample.image[None], label[None])[1])[0]
+        try:
+            targets = self._mixer.unmixed(sample.image[None], sample.label[None])[1]
+        except SampleError as cause:
+            raise SampleError(f"sample {index}: {cause}") from None
+        target = split_targets(targets)[0]
         return self._own.replaced(sample, target)
 
     def _check_range_once(self) -> None:

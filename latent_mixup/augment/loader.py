@@ -20,13 +20,12 @@ from latent_mixup.augment.base import (
     Mixer,
     MixKeywords,
     MixSettings,
-    batch_labels,
     is_pair,
     to_device,
     warn_of_repeats,
     with_shared_keywords,
 )
-from latent_mixup.augment.batches import Fields
+from latent_mixup.augment.batches import Fields, batch_of, read_batch
 from latent_mixup.augment.prefetch import ONE_THREAD, has_free_core, run_ahead
 from latent_mixup.augment.showing import show_batch, unmoved
 from latent_mixup.augment.sources import (
@@ -79,7 +78,8 @@ class LatentMixupLoader:
     Args:
         loader: A ``DataLoader``, or any iterable of batches: ``(images, labels)``, a dict, or more fields, which come
             through untouched. Images are float in any range, or uint8; labels ``[B]`` or ``[B, 1]`` integers, one-hot,
-            soft or multi-label, ``[B, num_classes]``.
+            soft or multi-label, ``[B, num_classes]``; both may be arrays or lists. Lists of samples, as of
+            ``collate_fn=list``, are collated as :class:`LatentMixupCollate` does it.
         generator: Decodes the bank's codes, moved to ``device`` where one is given; or the name of generator and bank,
             such as ``"fashion-mnist"``, a folder that ``fit`` made, or a Hub id.
         bank: Codes and labels, or their name.
@@ -353,15 +353,16 @@ class LatentMixupLoader:
 
     def _mix(self, call: Call) -> tuple[list[Batch], list[State]]:
         enabled, read = call
+        settings, channels = self._mixer.settings, self._mixer.decoder.generator.img_channels
         forms: list[Fields | None] = []
         batches = []
-        for batch, key, _ in read:
-            form = None if is_pair(batch, self._mixer.settings) else Fields.of(batch, self._mixer.settings)
+        for given, key, _ in read:
+            batch = batch_of(given, settings, channels)
+            form = None if is_pair(batch, settings) else Fields.of(batch, settings)
             images, labels = batch if form is None else form.pair
-            if isinstance(images, Tensor):
-                images = images.to(self.device, non_blocking=True)
+            images, labels = read_batch(images, labels, settings, channels)
             forms.append(form)
-            batches.append((images, batch_labels(labels, multi_label=self._mixer.settings.multi_label), key))
+            batches.append((images.to(self.device, non_blocking=True), labels, key))
         if enabled:
             mixed = self._mixer.blend_all(batches)
         else:

@@ -93,8 +93,8 @@ class SideStream:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = torch.Stream(device=device)
+        self.device, self._streams = device, torch.get_device_module(device)
+        self.stream = self._streams.Stream(device=device)
 
     def submit(self, pool: ThreadPoolExecutor, work: Callable[[T], R], item: T) -> Callable[[], R]:
         """Start ``work`` in ``pool`` on this stream, after the caller's work so far.
@@ -105,7 +105,7 @@ class SideStream:
         ready = self._callers_stream().record_event()
 
         def beside() -> tuple[R, Any]:
-            with self.stream:
+            with self._streams.stream(self.stream):
                 self.stream.wait_event(ready)
                 for tensor in self._ours(item):
                     tensor.record_stream(self.stream)
@@ -124,7 +124,8 @@ class SideStream:
         return result
 
     def _callers_stream(self) -> torch.Stream:
-        return torch.accelerator.current_stream(self.device)
+        current: torch.Stream = self._streams.current_stream(self.device)
+        return current
 
     def _ours(self, tree: Any) -> list[Tensor]:
         """The tensors on this device."""
@@ -135,7 +136,11 @@ class SideStream:
 
 def own_stream(device: torch.device) -> AbstractContextManager[Any]:
     """Inside, this thread's work on an accelerator runs beside other threads'; on a CPU that needs nothing."""
-    return torch.Stream(device=device) if device.type in WITH_STREAMS else nullcontext()
+    if device.type not in WITH_STREAMS:
+        return nullcontext()
+    streams = torch.get_device_module(device)  # torch.Stream is no context in torch 2.6
+    own: AbstractContextManager[Any] = streams.stream(streams.Stream(device=device))
+    return own
 
 
 def use_one_core() -> None:

@@ -40,7 +40,9 @@ class ShowsMixes:
         """
         mixer, settings = self._mixer, self._mixer.settings
         with torch.random.fork_rng(devices=[]):
-            draw = mixer.policy.draw(COLUMNS * ROWS, mixer.view, keyed_generator("show-mixes"), epoch=mixer.epoch)
+            stream = keyed_generator("show-mixes")
+            rows = mixer.shown_rows(COLUMNS * ROWS, stream)
+            draw = mixer.policy.draw(COLUMNS * ROWS, mixer.view, stream, epoch=mixer.epoch, rows=rows)
             images, pair, _ = mixer.decode(draw)
         if not len(images):
             raise ValueError("the Teacher is sure of none of sixteen mixes: lower its min_confidence")

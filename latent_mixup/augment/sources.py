@@ -52,7 +52,7 @@ def pair_of(generator: Named[Generator], bank: Named[LatentBank] | None) -> tupl
 
 def check_loader(loader: object) -> None:
     """Raise ``TypeError`` unless this gives batches again and again, as far as its type tells."""
-    if isinstance(loader, Dataset):
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):  # WebDataset's loader is one of these
         raise TypeError(
             f"a loader is needed: got the data set {type(loader).__name__}; "
             "wrap it first, torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)"

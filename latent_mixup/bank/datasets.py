@@ -326,7 +326,7 @@ def shows(dataset: Any, indices: list[int], decodes: Tensor, labels: Tensor, ima
     Args:
         dataset: The data set.
         indices: Of the samples, B.
-        decodes: ``[B, C, R, R]``.
+        decodes: ``[B, C, H, W]``.
         labels: Of the samples.
         image_key: Place of the image in a sample; None: the usual one.
     """
@@ -346,7 +346,7 @@ def shows(dataset: Any, indices: list[int], decodes: Tensor, labels: Tensor, ima
 
 
 def read_images(dataset: Any, indices: list[int], size: torch.Size, image_key: Key | None) -> Tensor | None:
-    """Images of some samples, ``[B, C, R, R]`` float32 in whatever range; None where one cannot be used."""
+    """Images of some samples, ``[B, C, H, W]`` float32 in whatever range; None where one cannot be used."""
     images = []
     for index in indices:
         try:

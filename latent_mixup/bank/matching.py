@@ -25,7 +25,7 @@ def rows_by_image(dataset: Any, decodes: Iterable[Tensor], image_key: Key | None
 
     Args:
         dataset: Without its ``transform``, where it has one.
-        decodes: All rows' images in order, in batches ``[B, C, R, R]``.
+        decodes: All rows' images in order, in batches ``[B, C, H, W]``.
         image_key: Place of the image in a sample; None: the usual one.
 
     Raises:

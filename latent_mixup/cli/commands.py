@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import click
 
 from latent_mixup.cli.config import config_option
 from latent_mixup.cli.evaluation import evaluate_command
-from latent_mixup.cli.first_look import demo, preview
+from latent_mixup.cli.first_look import demo, list_command, preview
 from latent_mixup.cli.fit import fit_command
 from latent_mixup.cli.generators import convert_command, info_command
 from latent_mixup.cli.inversion import invert_command, report_command
@@ -21,6 +23,7 @@ from latent_mixup.cli.training import train_encoder_command, train_generator
 COMMANDS = [
     demo,
     preview,
+    list_command,
     fit_command,
     invert_command,
     refine_command,
@@ -49,6 +52,8 @@ class _Main(click.Group):
 @click.version_option(package_name="latent-mixup")
 def main() -> None:
     """Train image classifiers on mixes of latent codes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a code page of Windows may lack a letter of a report
 
 
 for command in COMMANDS:

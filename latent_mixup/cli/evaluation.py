@@ -31,7 +31,10 @@ LOOKED_AT = 16  # images that tell how their values become [0, 1]
 )
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Default: the images' own; torchvision: 3.")
 @click.option(
-    "--size", type=click.IntRange(1), help="Resize and crop images to this height and width. Default: as they are."
+    "--size",
+    metavar="PIXELS",
+    callback=shared.pixels,
+    help="Resize and crop images to this size, 64 or 96x160 (height x width). Default: as they are.",
 )
 @click.option(
     "--mean",
@@ -42,6 +45,7 @@ LOOKED_AT = 16  # images that tell how their values become [0, 1]
 @click.option("--std", metavar="A[,B,C]", help="Standard deviation, likewise.")
 @shared.root_option
 @shared.download_option
+@shared.key_options
 @click.option("--train", is_flag=True, help="Use the training images instead of the test images.")
 @click.option("--images", type=click.IntRange(1), help="Number of images. Default: all.")
 @click.option("--deepfool-images", type=click.IntRange(0), default=5000, help="Images for DeepFool; 0: leave it out.")
@@ -60,11 +64,13 @@ def evaluate_command(
     weights: Path | None,
     num_classes: int | None,
     channels: str | None,
-    size: int | None,
+    size: int | tuple[int, int] | None,
     mean: str | None,
     std: str | None,
     data_root: Path | None,
     download: bool,
+    image_key: str | None,
+    label_key: str | None,
     train: bool,
     images: int | None,
     device: str,
@@ -84,16 +90,18 @@ def evaluate_command(
     by_name = data in shared.TORCHVISION_CLASSES or (data.startswith(hub_data.PREFIX) and "@" not in data)
     if train and not by_name:
         raise ValueError(f"--train goes with data sets by name: got {data}; leave it out")
-    dataset = shared.open_data(data, data_root, test=by_name and not train, download=download)
+    columns: shared.Columns = {"image_key": image_key, "label_key": label_key}
+    dataset = shared.open_data(data, data_root, test=by_name and not train, download=download, **columns)
+    keys = shared.keys_in_samples(data, columns)
     order = _order(dataset, settings["seed"])
     if channels is None and model.startswith("torchvision:"):
         channels = "3"
-    num_channels = int(channels) if channels else _own_channels(dataset, order)
+    num_channels = int(channels) if channels else _own_channels(dataset, order, keys)
     if num_classes is None and model.partition(":")[0] in LIBRARIES:
-        num_classes = _num_classes(dataset)
+        num_classes = _num_classes(dataset, keys)
     network, usual, fixed = classifier_named(model, weights, num_classes, num_channels)
     centre, width = (_numbers(name, text, usual[name]) for name, text in (("mean", mean), ("std", std)))
-    pixels, labels = _read(dataset, order[:images], num_channels, size or fixed)
+    pixels, labels = _read(dataset, order[:images], num_channels, size or fixed, keys)
     wrapped = robustness.Normalized(network.to(device), centre, width)
     scores = robustness.evaluate(wrapped, pixels, labels, bounds=(0, 1), device=device, progress=True, **settings)
     about = {"model": model, "data": data, "weights": weights and weights.name, "img_shape": list(pixels.shape[1:])}
@@ -207,28 +215,31 @@ def _order(dataset: Any, seed: int) -> list[int]:
     return order
 
 
-def _own_channels(dataset: Any, order: list[int]) -> int:
+def _own_channels(dataset: Any, order: list[int], keys: shared.Columns) -> int:
     from latent_mixup.images import image_key_of, pixel_values
     from latent_mixup.labels import part_of
 
     sample = dataset[order[0]]
-    return len(pixel_values(part_of(sample, image_key_of(sample))))
+    return len(pixel_values(part_of(sample, image_key_of(sample, keys["image_key"]))))
 
 
-def _num_classes(dataset: Any) -> int:
+def _num_classes(dataset: Any, keys: shared.Columns) -> int:
     """The classes that a data set names, or one more than its largest label."""
     from latent_mixup.images import UNIT
     from latent_mixup.inversion.samples import SampleFormat, class_names
     from latent_mixup.labels import label_key_of, labels_of
 
-    names = class_names(dataset, SampleFormat(UNIT, label_key=label_key_of(dataset[0])))
-    count = len(names) if names else int(labels_of(dataset, list(range(len(dataset)))).max()) + 1
+    key = label_key_of(dataset[0], keys["label_key"])
+    names = class_names(dataset, SampleFormat(UNIT, label_key=key))
+    count = len(names) if names else int(labels_of(dataset, list(range(len(dataset))), key).max()) + 1
     if count < 2:
         raise ValueError("evaluate needs labels of two classes or more: pass a data set that has them")
     return count
 
 
-def _read(dataset: Any, order: list[int], channels: int, size: int | None) -> tuple[Tensor, Tensor]:
+def _read(
+    dataset: Any, order: list[int], channels: int, size: int | tuple[int, int] | None, keys: shared.Columns
+) -> tuple[Tensor, Tensor]:
     """Images ``[N, C, H, W]`` in [0, 1] and labels ``[N]``.
 
     Raises:
@@ -236,23 +247,26 @@ def _read(dataset: Any, order: list[int], channels: int, size: int | None) -> tu
     """
     import torch
 
+    from latent_mixup.generators.base import sides
     from latent_mixup.images import detect_format, image_key_of, pixel_values, to_unit
     from latent_mixup.labels import label_of, part_of
 
-    first = [dataset[index] for index in order[:LOOKED_AT]]
-    seen = [part_of(sample, image_key_of(sample)) for sample in first]
+    def image_of(sample: Any) -> Any:
+        return part_of(sample, image_key_of(sample, keys["image_key"]))
+
+    seen = [image_of(dataset[index]) for index in order[:LOOKED_AT]]
     form, shape = detect_format(seen), pixel_values(seen[0]).shape[1:]
-    wanted = (channels, size, size) if size else (channels, *shape)
+    wanted = (channels, *(sides(size) if size else shape))
     images, labels = [], []
     for index in order:
         sample = dataset[index]
-        label = label_of(sample, index)
+        label = label_of(sample, index, keys["label_key"])
         if label.ndim or label < 0:
             raise ValueError(
                 f"evaluate needs a class for each image: image {index} has {'none' if label.ndim == 0 else 'several'}"
             )
         try:
-            images.append(form.convert(part_of(sample, image_key_of(sample)), wanted, resize=size is not None))
+            images.append(form.convert(image_of(sample), wanted, resize=size is not None))
         except ValueError as cause:
             raise ValueError(f"image {index}: {cause}; or pass --size and --channels") from cause
         labels.append(label)

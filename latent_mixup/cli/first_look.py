@@ -1,8 +1,9 @@
-"""``demo`` and ``preview``: the method in a few minutes, or in a picture."""
+"""``demo``, ``preview`` and ``list``: the method in a few minutes or in a picture, and what comes with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -63,3 +64,20 @@ def preview(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(sheet)
     shared.answer(f"{out} written", {"out": str(out)})
+
+
+@click.command("list")
+@shared.one_sentence
+def list_command() -> None:
+    """List the names that come with the package: each stands for a generator and a bank, as in lm.load(NAME)."""
+    from latent_mixup import list_pretrained, load
+    from latent_mixup.pictures import text_table
+
+    found, rows = list[dict[str, Any]](), [["name", "images", "codes"]]
+    for name in list_pretrained():
+        generator, bank = load(name)
+        shape = list(generator.image_shape)
+        classes = bank.metadata.get("classes")
+        found.append({"name": name, "img_shape": shape, "codes": len(bank), "classes": classes})
+        rows.append([name, " x ".join(map(str, shape)), f"{len(bank):,}"])
+    shared.answer(text_table(rows), {"pretrained": found})

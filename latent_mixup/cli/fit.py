@@ -15,6 +15,7 @@ from latent_mixup.cli import shared
 @click.option("--out", type=shared.FOLDER, required=True, help="Folder of the run; started again, it resumes.")
 @shared.root_option
 @shared.download_option
+@shared.key_options
 @click.option(
     "--size",
     type=click.Choice(["16", "28", "32", "48", "64", "96", "128"]),
@@ -33,7 +34,14 @@ from latent_mixup.cli import shared
 @shared.threads_option
 @shared.one_sentence
 def fit_command(
-    data: str, out: Path, data_root: Path | None, download: bool, size: str | None, **settings: Any
+    data: str,
+    out: Path,
+    data_root: Path | None,
+    download: bool,
+    image_key: str | None,
+    label_key: str | None,
+    size: str | None,
+    **settings: Any,
 ) -> None:
     """Train a generator for the images of DATA, invert them, check the result, and say how to use it.
 
@@ -44,11 +52,13 @@ def fit_command(
     from latent_mixup import files
     from latent_mixup.fitting import fit
 
+    keys: shared.Columns = {"image_key": image_key, "label_key": label_key}
     generator, bank = fit(
-        shared.open_data(data, data_root, download=download),
+        shared.open_data(data, data_root, download=download, **keys),
         out,
         size=int(size) if size else None,
         tell=shared.say,
+        **shared.keys_in_samples(data, keys),
         **settings,
     )
     if shared.as_json():

@@ -37,6 +37,7 @@ PROBE_STEPS = 100  # per image, of a generator without an encoder
 )
 @shared.root_option
 @shared.download_option
+@shared.key_options
 @click.option(
     "--probe-images", type=click.IntRange(100), default=2_000, help="Images to examine; as many others train the judge."
 )
@@ -53,6 +54,8 @@ def info_command(
     probe: str | None,
     data_root: Path | None,
     download: bool,
+    image_key: str | None,
+    label_key: str | None,
     probe_images: int,
     device: str,
 ) -> None:
@@ -71,10 +74,12 @@ def info_command(
 
     if not self_test and (images or steps):
         raise ValueError("--images and --steps belong to the self test: leave them out, or leave out --no-self-test")
-    if (data_root or download) and not probe:
-        wrong = "--data-root" if data_root else "--download"
-        raise ValueError(f"{wrong} belongs to --probe: leave it out, or name the data set")
-    data = shared.open_data(probe, data_root, download=download) if probe else None
+    keys: shared.Columns = {"image_key": image_key, "label_key": label_key}
+    typed = shared.given(data_root=data_root, download=download or None, **keys)
+    if typed and not probe:
+        wrong = next(iter(typed)).replace("_", "-")
+        raise ValueError(f"--{wrong} belongs to --probe: leave it out, or name the data set")
+    data = shared.open_data(probe, data_root, download=download, **keys) if probe else None
     folder = None if shared.is_python_name(generator) else hub.locate(generator, "generator")
     network = shared.generator_named(str(folder or generator), device)
     facts = generator_info(network, folder)
@@ -87,7 +92,9 @@ def info_command(
     result = inversion.self_test(network, seed=seed, **settings) if self_test else None
     if result and not as_json:
         click.echo(f"\n{self_test_text(result)}")
-    codes = None if data is None else _checked_codes(network, data, probe_images, seed)
+    codes = None
+    if probe:
+        codes = _checked_codes(network, data, probe_images, seed, shared.keys_in_samples(probe, keys))
     if as_json:
         shared.answer("", info_record(facts, result, codes))
     elif codes:
@@ -98,7 +105,7 @@ def info_command(
         raise SystemExit(1)
 
 
-def _checked_codes(generator: Generator, dataset: Any, count: int, seed: int) -> dict[str, Any]:
+def _checked_codes(generator: Generator, dataset: Any, count: int, seed: int, keys: shared.Columns) -> dict[str, Any]:
     """The check of codes of at most ``count`` images, with as many others; of half of them where there are fewer."""
     import torch
     from torch.utils.data import Subset
@@ -111,18 +118,25 @@ def _checked_codes(generator: Generator, dataset: Any, count: int, seed: int) ->
     count = min(count, len(order) // 2)
     examined, others = Subset(dataset, order[:count]), Subset(dataset, order[count : 2 * count])
     steps = 0 if generator.has_encoder else PROBE_STEPS
-    bank = invert(examined, generator, steps=steps, loss="pixels", seed=seed)
+    bank = invert(examined, generator, steps=steps, loss="pixels", seed=seed, **keys)
     return check_codes(bank, examined, generator, others=others, limit=max(count, MIN_ROWS), seed=seed)
 
 
 @click.command("convert")
 @click.argument("path")
 @click.argument("out", type=shared.FOLDER)
-@click.option("--resolution", type=click.IntRange(1), help="Height and width of your images; for an autoencoder.")
+@click.option(
+    "--resolution",
+    metavar="PIXELS",
+    callback=shared.pixels,
+    help="Size of your images, 64 or 96x160 (height x width); for an autoencoder.",
+)
 @click.option("--channels", type=click.Choice(["1", "3"]), help="1 for grey images; for an autoencoder; default: 3.")
 @click.option("--subfolder", help="Folder of the autoencoder inside PATH; vae in a whole pipeline.")
 @shared.one_sentence
-def convert_command(path: str, out: Path, resolution: int | None, channels: str | None, subfolder: str | None) -> None:
+def convert_command(
+    path: str, out: Path, resolution: int | tuple[int, int] | None, channels: str | None, subfolder: str | None
+) -> None:
     """Convert other people's files to a generator or bank folder; nothing in them is executed.
 
     PATH is a StyleGAN2 network (.pkl of stylegan2-ada-pytorch, stylegan3 or TensorFlow's StyleGAN2; .pt of

@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "hf:"
+NO_LABELS = "none"  # as a key of labels
 
 
-def hub_dataset(text: str, *, test: bool = False, download: bool = False) -> Any:
+def hub_dataset(
+    text: str,
+    *,
+    test: bool = False,
+    download: bool = False,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> Any:
     """A data set of ``datasets``, whose samples are dictionaries with an image and a label.
 
     Args:
@@ -18,12 +26,28 @@ def hub_dataset(text: str, *, test: bool = False, download: bool = False) -> Any
             takes.
         test: Its split ``test``; False: ``train``, unless the text names one.
         download: Whether it may be fetched from the Hub.
+        image_key: Column of the images; None: one of the usual names.
+        label_key: Column of the labels, likewise; ``"none"``: samples are images alone.
 
     Raises:
         ImportError: ``datasets`` is not installed.
         FileNotFoundError: It is not there, or not in the cache and ``download`` is False.
-        ValueError: It has no such split, or the text names one beside ``test``.
+        ValueError: It has no such split or column, or the text names a split beside ``test``.
     """
+    found = _opened(text, test, download)
+    columns = getattr(found, "column_names", [])
+    for option, key in (("--image-key", image_key), ("--label-key", label_key)):
+        if key not in (None, *columns) and (option, key) != ("--label-key", NO_LABELS):
+            raise ValueError(f"{option} {key}: {text} has no such column, choose from {', '.join(columns)}")
+    if label_key == NO_LABELS and NO_LABELS not in columns:
+        from latent_mixup.images import image_key_of
+
+        return found.select_columns([image_key or image_key_of(dict.fromkeys(columns))])
+    return found
+
+
+def _opened(text: str, test: bool, download: bool) -> Any:
+    """See :func:`hub_dataset`."""
     name, _, split = text.removeprefix(PREFIX).partition("@")
     if not name or (split and test):
         wrong = f"leave out --test beside @{split}" if name else "the name is missing"

@@ -34,6 +34,8 @@ def invert_command(
     data_root: Path | None,
     test: bool,
     download: bool,
+    image_key: str | None,
+    label_key: str | None,
     out: Path,
     encoder: str | None,
     batch_size: int,
@@ -55,7 +57,8 @@ def invert_command(
     from latent_mixup.inversion.engine import split_chunks
 
     part = shared.part_of(shard, device)
-    images = shared.image_dataset(dataset, data_root, test=test, download=download)
+    keys: shared.Columns = {"image_key": image_key, "label_key": label_key}
+    images = shared.image_dataset(dataset, data_root, test=test, download=download, **keys)
     chunks = len(split_chunks(len(images), batch_size))
     if part.shard[0] >= chunks:
         text = f"shard {part.shard[0]}/{part.shard[1]} has nothing to do: there are {chunks} chunks"
@@ -73,6 +76,7 @@ def invert_command(
         shard=part.shard,
         progress=meter,
         command=shared.typed_command(without=shared.PLACE),
+        **shared.keys_in_samples(dataset, keys),
         **settings,
     )
     say_what_was_done(bank, out, part.shard, meter)
@@ -147,6 +151,8 @@ def report_command(
     data_root: Path | None,
     test: bool,
     download: bool,
+    image_key: str | None,
+    label_key: str | None,
     encoder: str | None,
     out: Path,
     columns: int,
@@ -161,10 +167,13 @@ def report_command(
     from latent_mixup.quality.page import report_sentence, report_table
     from latent_mixup.quality.report import PAGE_FILE, report
 
-    images = shared.image_dataset(dataset, data_root, test=test, download=download)
+    keys: shared.Columns = {"image_key": image_key, "label_key": label_key}
+    images = shared.image_dataset(dataset, data_root, test=test, download=download, **keys)
+    codes = LatentBank.from_pretrained(bank)
+    shared.check_keys(codes, dataset, keys)
     decoder = shared.generator_named(generator, device)
     record = report(
-        LatentBank.from_pretrained(bank),
+        codes,
         images,
         decoder,
         out,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--branch", help="Branch to push to, created if missing; default: the repository's default branch.")
 @click.option("--message", help="Commit message.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--tag", help="Name for the commit, such as v1, by which it can be loaded: org/name@v1.")
 @click.option("--dry-run", is_flag=True, help="Check and list the files without sending them.")
 @shared.one_sentence
 def push_command(
@@ -35,6 +36,7 @@ def push_command(
     branch: str | None,
     message: str | None,
     create_pr: bool,
+    tag: str | None,
     dry_run: bool,
 ) -> None:
     """Push FOLDER (generator, encoder, features or bank) to the Hub repository REPO (org/name), as one commit.
@@ -50,7 +52,7 @@ def push_command(
     about = {"kind": kind, "repo": repo, "repo_type": hub.REPO_TYPE[kind], "checked": what}
     if not dry_run:
         pushed = hub.push_folder(
-            folder, repo, kind, private=private, branch=branch, commit_message=message, create_pr=create_pr
+            folder, repo, kind, private=private, branch=branch, commit_message=message, create_pr=create_pr, tag=tag
         )
         shared.answer(
             f"{what} pushed: {pushed.pr_url or pushed}\ncommit {pushed.oid}",

@@ -34,6 +34,8 @@ def refine_command(
     data_root: Path | None,
     test: bool,
     download: bool,
+    image_key: str | None,
+    label_key: str | None,
     out: Path,
     above: tuple[float, ...],
     steps: tuple[int, ...],
@@ -50,10 +52,14 @@ def refine_command(
     from latent_mixup.inversion.gains import refined_table
 
     part = shared.part_of(shard, device)
+    keys: shared.Columns = {"image_key": image_key, "label_key": label_key}
+    images = shared.image_dataset(dataset, data_root, test=test, download=download, **keys)
+    codes = LatentBank.from_pretrained(bank)
+    shared.check_keys(codes, dataset, keys)
     decoder = shared.generator_named(generator, part.device)
     refined = refine(
-        LatentBank.from_pretrained(bank),
-        shared.image_dataset(dataset, data_root, test=test, download=download),
+        codes,
+        images,
         decoder,
         above=above,
         steps=steps if len(steps) > 1 else steps[0],

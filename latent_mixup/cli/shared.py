@@ -14,13 +14,16 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
 from latent_mixup.cli import config, hub_data
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from latent_mixup import LatentBank
     from latent_mixup.generators import Generator
     from latent_mixup.losses.base import Loss
 
@@ -48,6 +51,14 @@ DATA_HELP = (
 )
 root_option = click.option("--data-root", type=FOLDER, help="Folder where torchvision finds its data sets, or data.")
 download_option = click.option("--download", is_flag=True, help="Download a data set of torchvision or hf: if missing.")
+key_options = several(
+    click.option(
+        "--image-key", metavar="KEY", help="Column of the images in hf:NAME or a CSV file. Default: the usual names."
+    ),
+    click.option(
+        "--label-key", metavar="KEY", help="Column of the labels; none: leave them out. Default: the usual names."
+    ),
+)
 data_options = several(
     click.option(
         "--dataset", metavar="DATA", required=True, help=f"{DATA_HELP}; imagefolder: the folder that --data-root names."
@@ -55,6 +66,7 @@ data_options = several(
     root_option,
     click.option("--test", is_flag=True, help="Use the test images instead of the training images."),
     download_option,
+    key_options,
 )
 lpips_options = several(
     click.option(
@@ -78,17 +90,39 @@ generator_option = click.option(
 )
 
 
-def _chosen_device(_context: click.Context, _option: click.Parameter, device: str) -> str:
-    if device != "auto":
+def _chosen_device(context: click.Context, _option: click.Parameter, device: str) -> str:
+    if device != "auto" or context.resilient_parsing:  # a shell completes a word
         return device
+    import torch
+
     from latent_mixup.networks import best_device
 
-    return best_device()
+    chosen = best_device()
+    if torch.accelerator.is_available():
+        there = str(torch.accelerator.current_accelerator())
+        other = "" if there == chosen else f"; this machine has {there} as well, --device {there}"
+        click.echo(f"device: {chosen}{other}", err=True)
+    return chosen
 
 
 device_option = click.option(
-    "--device", default="auto", callback=_chosen_device, help="Where to compute: auto (cuda, else cpu), cpu, cuda, mps."
+    "--device",
+    default="auto",
+    callback=_chosen_device,
+    help="Where to compute: auto (cuda, else cpu), cpu, cuda, mps, xpu.",
 )
+
+
+def pixels(context: click.Context, option: click.Parameter, value: Any) -> int | tuple[int, int] | None:
+    """``64`` as a number, ``96x160`` as height and width."""
+    if value is None:
+        return None
+    numbers = str(value).lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise click.BadParameter(
+            f"{value!r} is no size in pixels: expected 64, or height and width, 96x160", context, option
+        )
+    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
 
 
 def _use_threads(_context: click.Context, _option: click.Parameter, threads: int | None) -> None:
@@ -344,23 +378,57 @@ def part_of(shard: str | None, device: str) -> Part:
         rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if shard is not None:
             raise ValueError(f"torch.distributed.run shares the work out by itself: leave out --shard {shard}")
-        return Part((rank, world), f"cuda:{local}" if device == "cuda" else device, local == 0)
+        return Part((rank, world), f"{device}:{local}" if device in ("cuda", "xpu") else device, local == 0)
     index, slash, count = ("0/1" if shard is None else shard).partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"--shard needs i/n with i from 0 to n - 1, such as 0/4: got {shard!r}")
     return Part((int(index), int(count)), device, True)
 
 
-def image_dataset(name: str, root: Path | None, *, test: bool, download: bool = False) -> Any:
+class Columns(TypedDict, total=False):
+    """Where images and labels are in ``hf:NAME`` or a CSV file: ``--image-key`` and ``--label-key``; None: found."""
+
+    image_key: str | None
+    label_key: str | None
+
+
+class Where(Columns, total=False):
+    """Which part of a data set, and its columns; see :func:`open_data`."""
+
+    test: bool
+    download: bool
+
+
+def image_dataset(name: str, root: Path | None, **where: Unpack[Where]) -> Any:
     """The data set of ``--dataset`` and ``--data-root``: see :func:`open_data`."""
     if name != IMAGE_FOLDER:
-        return open_data(name, root, test=test, download=download)
+        return open_data(name, root, **where)
     if root is None:
         raise ValueError(f"--dataset {IMAGE_FOLDER} needs --data-root, the folder of images")
-    return _data_files(root, test, download)
+    return _data_files(root, where)
 
 
-def open_data(text: str, root: Path | None = None, *, test: bool = False, download: bool = False) -> Any:
+def keys_in_samples(text: str, columns: Columns) -> Columns:
+    """Where images and labels are in the samples that :func:`open_data` gives; None: found."""
+    if not text.startswith(hub_data.PREFIX):
+        return {"image_key": None, "label_key": None}
+    label_key = columns["label_key"]
+    return {
+        "image_key": columns["image_key"],
+        "label_key": None if label_key == hub_data.NO_LABELS else label_key,
+    }
+
+
+def check_keys(bank: LatentBank, text: str, columns: Columns) -> None:
+    """Raise ``ValueError`` where a bank was made from other parts of its samples than the columns of ``hf:NAME``."""
+    stated = bank.metadata.get("samples") or {}
+    for name, key in keys_in_samples(text, columns).items():
+        if key is not None and key != stated.get(name):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {key}: the bank was made with {stated.get(name)!r}; leave --{option} out")
+
+
+def open_data(text: str, root: Path | None = None, **where: Unpack[Where]) -> Any:
     """A data set by what the user typed.
 
     A folder with one of torchvision's three names is typed as a path, such as ``./mnist``.
@@ -371,21 +439,26 @@ def open_data(text: str, root: Path | None = None, *, test: bool = False, downlo
             :func:`latent_mixup.images.open_csv` and :func:`latent_mixup.images.open_folder`.
         root: Where torchvision's three lie as it has them, or CIFAR-10 as ``cifar10-jpeg/{train,test}/CLASS/*.jpg``;
             None: the folder ``data``.
-        test: The test images of one of the three, or of the Hub's.
-        download: Whether one of them may be downloaded.
+        where: ``test``: the test images of one of the three, or of the Hub's; ``download``: whether one of them may be
+            downloaded; ``image_key`` and ``label_key``: columns of the Hub's or of a CSV file, None for the usual ones,
+            ``label_key="none"`` for no labels.
 
     Raises:
         FileNotFoundError: It is not there; says what was looked for.
-        ValueError: Test images or a download were asked for of files, or they are not as they need to be.
+        ValueError: Test images or a download were asked for of files, or columns of what has none, or they are not as
+            they need to be.
         ImportError: The library for it is not installed.
     """
     root = root or Path("data")
     if text.startswith(hub_data.PREFIX):
-        return hub_data.hub_dataset(text, test=test, download=download)
+        return hub_data.hub_dataset(text, **where)
+    if text in TORCHVISION_CLASSES:
+        _refuse_keys(text, where)
+    test, download = where.get("test", False), where.get("download", False)
     jpegs = root / "cifar10-jpeg" / ("test" if test else "train")
     if text == "cifar10" and not (download or (root / "cifar-10-batches-py").exists()):
         if jpegs.is_dir():
-            return _data_files(jpegs, False, False)
+            return _data_files(jpegs, {})
         raise FileNotFoundError(
             f"{root} has no CIFAR10: expected {root / 'cifar-10-batches-py'}, as torchvision lays it out, or "
             f"{jpegs}, a folder of images per class; pass --data-root"
@@ -397,16 +470,28 @@ def open_data(text: str, root: Path | None = None, *, test: bool = False, downlo
             f"no data set is called {text!r}: expected {', '.join(TORCHVISION_CLASSES)}, or a folder of images, a CSV "
             f"file or hf:NAME, and there is nothing at {os.path.abspath(text)}"
         )
-    return _data_files(Path(text), test, download)
+    return _data_files(Path(text), where)
 
 
-def _data_files(path: Path, test: bool, download: bool) -> Any:
+def _data_files(path: Path, where: Where) -> Any:
     from latent_mixup.images import open_csv, open_folder
 
-    if test or download:
-        wrong = "--test" if test else "--download"
+    if where.get("test") or where.get("download"):
+        wrong = "--test" if where.get("test") else "--download"
         raise ValueError(f"{wrong} goes with data sets by name: for a folder of images pass the folder itself")
-    return open_csv(path) if path.suffix.lower() == ".csv" and path.is_file() else open_folder(path)
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        _refuse_keys(str(path), where)
+        return open_folder(path)
+    keys: dict[str, Any] = given(image_key=where.get("image_key"), label_key=where.get("label_key"))
+    if keys.get("label_key") == hub_data.NO_LABELS:
+        keys["label_key"] = None
+    return open_csv(path, **keys)
+
+
+def _refuse_keys(text: str, where: Where) -> None:
+    for option, key in (("--image-key", where.get("image_key")), ("--label-key", where.get("label_key"))):
+        if key is not None:
+            raise ValueError(f"{option} goes with hf:NAME and CSV files, which have columns: got {text}")
 
 
 def torchvision_dataset(name: str, root: Path, *, train: bool, download: bool = False) -> Any:

@@ -169,7 +169,7 @@ def _refuse_options(options: tuple[str, ...], owner: str, arch: str) -> None:
 
 
 def _training_images(name: str | None, root: Path | None) -> tuple[Any, Any, dict[str, Any]]:
-    """Images ``[N, C, R, R]`` uint8 and labels ``[N]`` of a data set, if there is one, and facts for the metadata."""
+    """Images ``[N, C, H, W]`` uint8 and labels ``[N]`` of a data set, if there is one, and facts for the metadata."""
     import torch
 
     from latent_mixup.bank import fingerprint

@@ -26,6 +26,7 @@ from latent_mixup.functional import lerp, mix_targets, soft_targets
 from latent_mixup.generators.base import Generator
 from latent_mixup.policies import NAMED, BankView, Beta, Draw, Policy
 from latent_mixup.robustness import accuracy, blurred_accuracy, deepfool_score
+from latent_mixup.sampling import states_kept
 from latent_mixup.training.classifier import Batches, Loss, cross_entropy, shuffled_batches, train_classifier
 from latent_mixup.training.mixup import ManifoldMixup, mixup_batches
 
@@ -251,9 +252,8 @@ def train_paper_cnn(
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Inside, torch's global random state of the CPU and of a CUDA device is seeded; afterwards it is as it was."""
-    on = torch.device(device)
-    with torch.random.fork_rng(devices=[] if on.type == "cpu" else [on], device_type="cuda"):
+    """Inside, torch's global random states of the CPU and of a device are seeded; afterwards they are as they were."""
+    with states_kept(torch.device(device)):
         torch.manual_seed(seed)
         yield
 

@@ -44,12 +44,12 @@ class Encoder(networks.SavedNetwork, ABC):
         check_generator(generator)
         object.__setattr__(self, "generator", generator)  # nn.Module's own would make its tensors part of the encoder
         self.latent_shape = generator.latent_shape
-        self.image_shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+        self.image_shape = generator.image_shape
         self.metadata: dict[str, Any] = {}
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, *latent_shape]``."""
+        """Images ``[B, C, H, W]`` in [-1, 1] to codes ``[B, *latent_shape]``."""
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Encoder(networks.SavedNetwork, ABC):
         return self.requires_grad_(False).eval()
 
     def check_images(self, images: Tensor) -> None:
-        """Raise ``ValueError`` unless ``images`` is ``[B, C, R, R]`` of the generator's size."""
+        """Raise ``ValueError`` unless ``images`` is ``[B, C, H, W]`` of the generator's size."""
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"images need shape [B, {', '.join(map(str, self.image_shape))}]: got {list(images.shape)}"
@@ -81,7 +81,7 @@ generator = load_generator({{generator}})
 encoder = load_encoder({{here}}, generator)
 latents = encoder(generator.decode(generator.sample_latents(4)))  # {[4, *self.latent_shape]}""",
             {
-                "images": networks.image_size(*self.image_shape[:2]),
+                "images": networks.image_size(self.image_shape),
                 "latent codes": f"{list(self.latent_shape)} in {self.generator.latent_space}",
             },
             digest=digest,

@@ -46,7 +46,7 @@ class MLPEncoder(Encoder):
         return {"widths": list(self.widths)}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, *latent_shape]``."""
+        """Images ``[B, C, H, W]`` in [-1, 1] to codes ``[B, *latent_shape]``."""
         self.check_images(images)
         codes: Tensor = self.body(images.float().flatten(1)).unflatten(1, self.latent_shape)
         return codes

@@ -39,7 +39,7 @@ class ReStyleEncoder(Encoder):
         passes: Number of corrections. The attribute ``passes`` of a trained encoder may be set to another number.
         channels: Channels of the backbone's four stages; None: timm's.
         layers: Blocks of the four stages; None: timm's.
-        stem_stride: Stride of the stem, 1, 2 or 4; None: by resolution, see above.
+        stem_stride: Stride of the stem, 1, 2 or 4; None: by the shorter side, see above.
 
     Raises:
         ValueError: timm has no such ResNet, or a size cannot be.
@@ -67,20 +67,19 @@ class ReStyleEncoder(Encoder):
             raise ValueError(f"passes needs an integer from 1 to {MAX_LAYERS}: got {passes!r:.100}")
         if stem_stride not in (None, *STEM_STRIDES):
             raise ValueError(f"stem_stride needs to be 1, 2, 4 or None: got {stem_stride!r}")
-        resolution = generator.img_resolution
         self.backbone_name, self.passes = backbone, passes
         given = {"channels": channels, "layers": layers}
         self.sizes = {name: list(counts(name, values)) for name, values in given.items() if values is not None}
         if max(self.sizes.get("layers", [1])) > MAX_LAYERS:
             raise ValueError(f"layers needs integers up to {MAX_LAYERS}: got {self.sizes['layers']!r:.100}")
-        self.stem_stride = stem_stride or stride_for(resolution)
+        self.stem_stride = stem_stride or stride_for(min(generator.img_size))
         network = resnet(backbone, 2 * generator.img_channels, self.stem_stride, self.sizes)
         self.backbone: nn.Module = network
-        grid = min(GRID, math.ceil(resolution / (8 * self.stem_stride)))
+        grid = [min(GRID, math.ceil(side / (8 * self.stem_stride))) for side in generator.img_size]
         self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(grid),
+            nn.AdaptiveAvgPool2d((grid[0], grid[1])),
             nn.Flatten(),
-            nn.Linear(network.num_features * grid**2, HIDDEN),
+            nn.Linear(network.num_features * math.prod(grid), HIDDEN),
             nn.ReLU(),
             nn.Linear(HIDDEN, math.prod(self.latent_shape)),
             nn.Unflatten(1, self.latent_shape),
@@ -100,7 +99,7 @@ class ReStyleEncoder(Encoder):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, R, R]`` in [-1, 1] to the codes after the last pass, ``[B, *latent_shape]``."""
+        """Images ``[B, C, H, W]`` in [-1, 1] to the codes after the last pass, ``[B, *latent_shape]``."""
         return self.trajectory(images)[-1]
 
     def trajectory(self, images: Tensor) -> list[Tensor]:
@@ -129,9 +128,9 @@ class ReStyleEncoder(Encoder):
         return residual
 
 
-def stride_for(resolution: int) -> int:
+def stride_for(side: int) -> int:
     """The largest stride of the stem that leaves the last stage, 1/8 of what the stem gives, at least 4x4 pixels."""
-    return max([1, *(stride for stride in STEM_STRIDES if resolution >= 8 * GRID * stride)])
+    return max([1, *(stride for stride in STEM_STRIDES if side >= 8 * GRID * stride)])
 
 
 def resnet(name: str, in_channels: int, stem_stride: int, sizes: Mapping[str, Sequence[int]]) -> Any:

@@ -6,6 +6,7 @@ from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.generators.diffusers_pipeline import DiffusersPipeline
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
+from latent_mixup.generators.identity import Identity
 from latent_mixup.generators.linear import Linear
 from latent_mixup.generators.loading import load_generator
 from latent_mixup.generators.stylegan2 import StyleGAN2
@@ -20,6 +21,7 @@ __all__ = [
     "DiffusersPipeline",
     "DiffusersVAE",
     "Generator",
+    "Identity",
     "LatentSpace",
     "Linear",
     "PathName",

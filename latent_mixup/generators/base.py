@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from latent_mixup import cards, hub
+from latent_mixup import cards, files, hub
 from latent_mixup.networks import SavedNetwork, image_size, network_facts
 from latent_mixup.pictures import notebook_png, opened, sample_sheet
 
@@ -33,7 +33,8 @@ class Generator(SavedNetwork, ABC):
         latent_shape: Shape of one code, without the batch; ``(num_ws, w_dim)`` in W+.
         latent_space: ``"z"``, ``"w"``, ``"w+"`` or ``"vae"``.
         img_channels: Channels of a decoded image.
-        img_resolution: Height and width of a decoded image, in pixels.
+        img_resolution: Height and width of a decoded image, in pixels: one number where they are the same, else the
+            two, ``(height, width)``. A class sets this or ``img_size``.
         preferred_path: How two codes of this space are mixed when nobody says: ``"lerp"`` or ``"slerp"``.
         decode_batches: How many training batches :class:`latent_mixup.LatentMixupLoader` decodes in one call on a CPU,
             when nobody says: more than 1 where the network is so small that a call's fixed cost shows.
@@ -49,7 +50,7 @@ class Generator(SavedNetwork, ABC):
     latent_shape: tuple[int, ...]
     latent_space: LatentSpace
     img_channels: int
-    img_resolution: int
+    img_resolution: int | tuple[int, int]
     preferred_path: PathName
     decode_batches: int = 1
     takes_targets: bool = False
@@ -61,9 +62,24 @@ class Generator(SavedNetwork, ABC):
         self.features = None
         self.metadata: dict[str, Any] = {}
 
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of a decoded image, in pixels, square or not."""
+        return sides(self.img_resolution)
+
+    @img_size.setter
+    def img_size(self, size: tuple[int, int]) -> None:
+        height, width = size
+        self.img_resolution = height if height == width else (height, width)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of a decoded image, ``(img_channels, height, width)``."""
+        return (self.img_channels, *self.img_size)
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``[B, *latent_shape]`` to images, float32 ``[B, img_channels, R, R]`` in [-1, 1]."""
+        """Latents ``[B, *latent_shape]`` to images, float32 ``[B, *image_shape]`` in [-1, 1]."""
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` codes from the prior, a standard normal one unless a class says otherwise.
@@ -121,7 +137,7 @@ class Generator(SavedNetwork, ABC):
         return torch.zeros(self.latent_shape, dtype=torch.float32, device=self.device)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, R, R]`` in [-1, 1] to codes, where the generator has an encoder.
+        """Images ``[B, *image_shape]`` in [-1, 1] to codes, where the generator has an encoder.
 
         Raises:
             NotImplementedError: This generator has none.
@@ -254,7 +270,7 @@ class Generator(SavedNetwork, ABC):
     def describe(self, *, digest: str | None = None) -> cards.Facts:
         """What the generator's card says: see :meth:`SavedNetwork.describe`."""
         shape = list(self.latent_shape)
-        images = [16, self.img_channels, self.img_resolution, self.img_resolution]
+        images = [16, *self.image_shape]
         features = "come with it, for the loss of an inversion; trained with the labels of the training images"
         num_classes = getattr(self, "c_dim", 0)
         return network_facts(
@@ -268,7 +284,7 @@ generator = lm.load_generator({{here}})
 latents = generator.sample_latents(16)  # {[16, *shape]}
 images = generator.decode(latents)  # {images}, float32 in [-1, 1]""",
             {
-                "images": image_size(self.img_channels, self.img_resolution),
+                "images": image_size(self.image_shape),
                 "latent codes": f"{shape} in {self.latent_space}, mixed by {self.preferred_path}",
                 "classes": f"{num_classes:,}" if num_classes else "none: it makes images of all kinds",
                 "encoder": "comes with it" if self.has_encoder else "none",
@@ -284,6 +300,31 @@ images = generator.decode(latents)  # {images}, float32 in [-1, 1]""",
             raise ValueError(
                 f"latents need shape [B, {', '.join(map(str, self.latent_shape))}]: got {list(latents.shape)}"
             )
+
+
+def sides(img_resolution: object) -> tuple[int, int]:
+    """Height and width in pixels, given as one number or as two.
+
+    Raises:
+        ValueError: It is something else.
+
+    Example:
+        >>> sides(28), sides((96, 160))
+        ((28, 28), (96, 160))
+    """
+    pair = img_resolution if isinstance(img_resolution, tuple | list) else (img_resolution, img_resolution)
+    if len(pair) != 2 or not all(map(files.is_count, pair)):
+        raise ValueError(f"img_resolution needs an integer from 1, or (height, width): got {img_resolution!r:.100}")
+    return pair[0], pair[1]
+
+
+def check_square(img_resolution: object, architecture: str) -> None:
+    """Raise ``ValueError`` for ``(height, width)``, of an architecture whose images are square."""
+    if isinstance(img_resolution, tuple | list):
+        raise ValueError(
+            f"{architecture} makes square images, so img_resolution needs one number: got {img_resolution!r:.100}; "
+            "bring the images of the data set to a square, e.g. v2.Resize(64) and v2.CenterCrop(64)"
+        )
 
 
 def check_generator(generator: object) -> None:

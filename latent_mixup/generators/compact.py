@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latent_mixup.classifiers import PaperFeatures
 from latent_mixup.functional import on_sphere
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_square
 
 
 class SkipMLP(nn.Module):
@@ -52,6 +52,7 @@ class CompactGenerator(Generator):
         torch.Size([2, 1, 28, 28])
     """
 
+    img_resolution: int
     decode_batches = 8  # 512 codes take 0.7 of the time of eight times 64
 
     def __init__(
@@ -63,6 +64,7 @@ class CompactGenerator(Generator):
         encoder_widths: Sequence[int] = (512, 256),
     ) -> None:
         super().__init__()
+        check_square(img_resolution, type(self).__name__)
         self.latent_shape = (z_dim,)
         self.latent_space = "z"
         self.img_channels = img_channels

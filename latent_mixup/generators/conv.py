@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_mixup.functional import on_sphere
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_square
 from latent_mixup.generators.flow import CodeFlow
 
 GROUPS = 8  # of each normalisation
@@ -60,6 +60,7 @@ class ConvGenerator(Generator):
         torch.Size([2, 1, 28, 28])
     """
 
+    img_resolution: int
     # more steps leave less of what the encoder knows for an error that hardly shows
     preferred_inversion: ClassVar[Mapping[str, Any]] = {"loss": "pixels", "steps": 4, "restarts": 0}
 
@@ -73,6 +74,7 @@ class ConvGenerator(Generator):
         flow_width: int = 512,
     ) -> None:
         super().__init__()
+        check_square(img_resolution, type(self).__name__)
         if width % GROUPS:
             raise ValueError(f"width needs to be a multiple of {GROUPS}: got {width}")
         self.latent_shape = (z_dim,)

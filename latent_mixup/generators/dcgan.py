@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_square
 
 CANVAS = 32  # pixels: what the convolutions make, of which the middle is the image
 
@@ -36,6 +36,8 @@ class DCGAN(Generator):
         torch.Size([2, 1, 28, 28])
     """
 
+    img_resolution: int
+
     def __init__(
         self,
         z_dim: int = 1024,
@@ -46,6 +48,7 @@ class DCGAN(Generator):
         super().__init__()
         if len(channels) != 4:
             raise ValueError(f"channels needs four numbers, one a hidden layer: got {list(channels)}")
+        check_square(img_resolution, type(self).__name__)
         if not 0 < img_resolution <= CANVAS:
             raise ValueError(f"img_resolution needs to be in [1, {CANVAS}]: got {img_resolution}")
         self.latent_shape, self.latent_space, self.preferred_path = (z_dim,), "z", "lerp"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_mixup import files
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, sides
 from latent_mixup.generators.diffusers_vae import CLASSES, DiffusersVAE, factor_of
 from latent_mixup.sampling import keyed_generator
 
@@ -71,7 +71,8 @@ class DiffusersPipeline(Generator):
             text.
         classes: A class of the model for all images; or one for each class of the bank. None: no class.
         seed: Names all noise.
-        img_resolution: Height and width of an image, in pixels. None: the size that the model was trained for.
+        img_resolution: Height and width of an image in pixels, one number for both or ``(height, width)``. None: the
+            size that the model was trained for.
         img_channels: Those of the autoencoder; or 1 with an autoencoder of RGB.
 
     Raises:
@@ -101,7 +102,7 @@ class DiffusersPipeline(Generator):
         prompts: str | Sequence[str] | None = None,
         classes: int | Sequence[int] | None = None,
         seed: int = 0,
-        img_resolution: int | None = None,
+        img_resolution: int | tuple[int, int] | None = None,
         img_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -109,8 +110,9 @@ class DiffusersPipeline(Generator):
         self.strength, self.steps, self.guidance, self.seed = strength, steps, guidance, seed
         self.num_steps = _num_steps(strength, steps)
         vae, denoiser = parts["vae"], parts["denoiser"]
-        resolution = img_resolution or _own_side(denoiser) * factor_of(type(vae).__name__, vae.config)
-        self.vae = DiffusersVAE.from_module(vae, img_resolution=resolution, img_channels=img_channels)
+        factor = factor_of(type(vae).__name__, vae.config)
+        height, width = sides(img_resolution) if img_resolution else (factor * side for side in _own_size(denoiser))
+        self.vae = DiffusersVAE.from_module(vae, img_resolution=(height, width), img_channels=img_channels)
         self.denoiser: Any = denoiser
         self.scheduler: Any = copy.deepcopy(parts["scheduler"])
         self.latent_shape, self.latent_space = self.vae.latent_shape, self.vae.latent_space
@@ -160,7 +162,7 @@ class DiffusersPipeline(Generator):
         return self.vae.encode(images)
 
     def decode(self, latents: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Codes ``[B, C, h, w]`` to images ``[B, img_channels, R, R]`` in [-1, 1], noised and denoised in between.
+        """Codes ``[B, C, h, w]`` to images ``[B, *image_shape]`` in [-1, 1], noised and denoised in between.
 
         Args:
             latents: On the generator's device.
@@ -291,17 +293,20 @@ def _num_steps(strength: float, steps: int) -> int:
     return taken
 
 
-def _own_side(denoiser: Any) -> int:
+def _own_size(denoiser: Any) -> tuple[int, int]:
     """Height and width of the codes that a network was trained for."""
-    side = denoiser.config.sample_size
-    if not files.is_count(side):
-        raise ValueError(f"img_resolution is needed: the network names no size of its own, sample_size={side!r}")
-    return int(side)
+    size = denoiser.config.sample_size
+    try:
+        return sides(size)
+    except ValueError:
+        raise ValueError(
+            f"img_resolution is needed: the network names no size of its own, sample_size={size!r}"
+        ) from None
 
 
 def _check_network(denoiser: Any, latent_shape: tuple[int, ...]) -> None:
     """Raise ``ValueError`` unless this network takes such codes, and nothing but codes, a time and a condition."""
-    config, name, (channels, side, _) = denoiser.config, type(denoiser).__name__, latent_shape
+    config, name, (channels, height, width) = denoiser.config, type(denoiser).__name__, latent_shape
     unknown = OTHER_INPUTS + (("num_class_embeds",) if name == "UNet2DConditionModel" else ())
     if others := [key for key in unknown if config.get(key) is not None]:
         raise ValueError(f"this {name} takes further inputs ({', '.join(others)}): such models are not supported")
@@ -310,10 +315,12 @@ def _check_network(denoiser: Any, latent_shape: tuple[int, ...]) -> None:
             f"this {name} goes from {config.in_channels} to {config.out_channels} channels, and the codes have "
             f"{channels}: use a model that was trained on codes of this autoencoder"
         )
-    if name == "DiTTransformer2DModel" and side != config.sample_size:
-        raise ValueError(f"this {name} takes codes of {config.sample_size} x {config.sample_size}: got {side} x {side}")
-    if name == "UNet2DModel" and side % (halves := 2 ** (len(config.block_out_channels) - 1)):
-        raise ValueError(f"this {name} takes codes whose height is a multiple of {halves}: got {side} x {side}")
+    found = f"got {height} x {width}"
+    if name == "DiTTransformer2DModel" and (height, width) != (own := sides(config.sample_size)):
+        raise ValueError(f"this {name} takes codes of {own[0]} x {own[1]}: {found}")
+    halves = 2 ** (len(config.block_out_channels) - 1) if name == "UNet2DModel" else 1
+    if height % halves or width % halves:
+        raise ValueError(f"this {name} takes codes whose height and width are multiples of {halves}: {found}")
 
 
 # --- Conditions

@@ -13,14 +13,14 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_mixup import files, hub
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, sides
 from latent_mixup.networks import STORED_DTYPES, needed_weights, read_weights, unallocated
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -33,6 +33,7 @@ PICKLES = "diffusion_pytorch_model*.bin"
 READ_DTYPES = {**STORED_DTYPES, "BF16": torch.bfloat16}
 DERIVED = {"AutoencoderKL": set[str](), "AutoencoderTiny": {"block_out_channels"}}  # in configs; no arguments
 FORMER_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # in files of before 2023
+Resolution: TypeAlias = int | tuple[int, int]
 MAX_STAGES, MAX_LAYERS, MAX_ENTRIES = 8, 64, 1024  # a config of somebody else may ask for any number
 
 
@@ -52,7 +53,7 @@ class DiffusersVAE(Generator):
     Args:
         autoencoder: ``"AutoencoderKL"`` or ``"AutoencoderTiny"``.
         config: The arguments of that class, as diffusers has them in a ``config.json``.
-        img_resolution: Height and width of an image, in pixels.
+        img_resolution: Height and width of an image in pixels, one number for both or ``(height, width)``.
         img_channels: Those of the autoencoder; or 1 with an autoencoder of RGB.
 
     Raises:
@@ -69,7 +70,9 @@ class DiffusersVAE(Generator):
         torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(self, autoencoder: str, config: Mapping[str, Any], img_resolution: int, img_channels: int = 3) -> None:
+    def __init__(
+        self, autoencoder: str, config: Mapping[str, Any], img_resolution: Resolution, img_channels: int = 3
+    ) -> None:
         super().__init__()
         self.autoencoder_name = autoencoder
         self.autoencoder: Any = _built(autoencoder, config)
@@ -81,12 +84,9 @@ class DiffusersVAE(Generator):
                 f"img_channels needs to be {own_channels}, or 1 for grey images: got {img_channels} for an "
                 f"autoencoder from {own_channels} to {self.config['out_channels']} channels"
             )
-        if not files.is_count(img_resolution):
-            raise ValueError(f"img_resolution needs an integer from 1: got {img_resolution!r}")
-        side = math.ceil(img_resolution / self.factor)
-        self.latent_shape = (self.config["latent_channels"], side, side)
+        self.img_channels, self.img_size = img_channels, sides(img_resolution)
+        self.latent_shape = (self.config["latent_channels"], *(math.ceil(n / self.factor) for n in self.img_size))
         self.latent_space, self.preferred_path = "vae", "slerp"
-        self.img_channels, self.img_resolution = img_channels, img_resolution
         self.latent_centre: Tensor
         self.latent_scale: Tensor
         centre, scale = _units(self.config)  # buffers, so that they are part of the digest
@@ -99,7 +99,7 @@ class DiffusersVAE(Generator):
         cls,
         name: str | Path,
         *,
-        img_resolution: int,
+        img_resolution: Resolution,
         img_channels: int = 3,
         subfolder: str = "",
         **where: Unpack[hub.HubOptions],
@@ -111,7 +111,7 @@ class DiffusersVAE(Generator):
 
         Args:
             name: A folder, or a Hub id such as ``"stabilityai/sd-vae-ft-mse"``, ``"madebyollin/taesd"``.
-            img_resolution: Height and width of the images, in pixels.
+            img_resolution: Height and width of the images in pixels, one number for both or ``(height, width)``.
             img_channels: 3; or 1, grey images.
             subfolder: Where in it the autoencoder lies; of a whole pipeline ``"vae"``.
             where: ``revision``, ``cache_dir``, ``token``, ``local_files_only``: see :class:`hub.HubOptions`.
@@ -139,15 +139,16 @@ class DiffusersVAE(Generator):
         origin = hub.origin_of(folder) or {"folder": folder.resolve().name}
         source = {**origin, "subfolder": subfolder or None, "sha256": files.sha256(path)}
         place = f"{origin['repo']}@{origin['commit']}" if "repo" in origin else origin["folder"]
+        px = " x ".join(map(str, dict.fromkeys(generator.img_size)))
         generator.metadata = {
-            "name": f"{generator.autoencoder_name} of {place}, for {img_resolution} px",
+            "name": f"{generator.autoencoder_name} of {place}, for {px} px",
             "source": {key: value for key, value in source.items() if value is not None},
             "licence": "that of the source",
         }
         return generator
 
     @classmethod
-    def from_module(cls, autoencoder: nn.Module, *, img_resolution: int, img_channels: int = 3) -> DiffusersVAE:
+    def from_module(cls, autoencoder: nn.Module, *, img_resolution: Resolution, img_channels: int = 3) -> DiffusersVAE:
         """A generator with a copy of the weights of an autoencoder in memory, such as one that you have trained.
 
         Raises:
@@ -174,35 +175,36 @@ class DiffusersVAE(Generator):
         }
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Codes ``[B, C, h, w]`` to images ``[B, img_channels, R, R]``, clamped to [-1, 1].
+        """Codes ``[B, C, h, w]`` to images ``[B, *image_shape]``, clamped to [-1, 1].
 
         So are those of diffusers' pipelines; a pixel that is clamped has no gradient.
         """
         self.check_latents(latents)
         raw = latents.float() * self.latent_scale.float() + self.latent_centre.float()
         images: Tensor = self.autoencoder.decode(raw.to(self.dtype)).sample.float().clamp(-1, 1)
-        before = self._padding()[0]
-        images = images[..., before : before + self.img_resolution, before : before + self.img_resolution]
+        (left, _, top, _), (height, width) = self._padding(), self.img_size
+        images = images[..., top : top + height, left : left + width]
         return images.mean(1, keepdim=True) if self.img_channels < images.shape[1] else images
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``[B, img_channels, R, R]`` in [-1, 1] to the modes of their distributions, ``[B, C, h, w]``.
+        """Images ``[B, *image_shape]`` in [-1, 1] to the modes of their distributions, ``[B, C, h, w]``.
 
         Raises:
             ValueError: The images have another size.
         """
-        size = (self.img_channels, self.img_resolution, self.img_resolution)
-        if images.shape[1:] != size:
-            raise ValueError(f"images need shape [B, {', '.join(map(str, size))}]: got {list(images.shape)}")
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images need shape [B, {', '.join(map(str, self.image_shape))}]: got {list(images.shape)}"
+            )
         images = images.to(self.dtype).expand(-1, self.config["in_channels"], -1, -1)
-        found = self.autoencoder.encode(F.pad(images, self._padding() * 2, mode="replicate"))
+        found = self.autoencoder.encode(F.pad(images, self._padding(), mode="replicate"))
         raw: Tensor = found.latents if self.autoencoder_name == "AutoencoderTiny" else found.latent_dist.mode()
         return (raw.float() - self.latent_centre.float()) / self.latent_scale.float()
 
-    def _padding(self) -> tuple[int, int]:
-        """Pixels before and behind an image, on each axis, that fill up a multiple of the factor."""
-        missing = -self.img_resolution % self.factor
-        return missing // 2, missing - missing // 2
+    def _padding(self) -> tuple[int, int, int, int]:
+        """Pixels to the left, right, top and bottom of an image that fill up a multiple of the factor."""
+        tall, wide = (-side % self.factor for side in self.img_size)
+        return wide // 2, wide - wide // 2, tall // 2, tall - tall // 2
 
 
 # --- The network

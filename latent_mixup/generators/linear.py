@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, sides
 from latent_mixup.sampling import keyed_generator
 
 RANK_TOLERANCE = 1e-10  # of the largest variance: less is rounding, in float64
@@ -22,7 +22,7 @@ class Linear(Generator):
     Args:
         latent_dim: Numbers in a code.
         img_channels: Channels of an image.
-        img_resolution: Height and width, in pixels.
+        img_resolution: Height and width in pixels, one number for both or ``(height, width)``.
         noise_std: Standard deviation of Gaussian noise added to every pixel of a decoded image. It is a function of the
             code: the same code gives the same noise, in any batch.
 
@@ -35,15 +35,19 @@ class Linear(Generator):
     """
 
     def __init__(
-        self, latent_dim: int = 128, img_channels: int = 1, img_resolution: int = 28, noise_std: float = 0.0
+        self,
+        latent_dim: int = 128,
+        img_channels: int = 1,
+        img_resolution: int | tuple[int, int] = 28,
+        noise_std: float = 0.0,
     ) -> None:
         super().__init__()
         if not (math.isfinite(noise_std) and noise_std >= 0):
             raise ValueError(f"noise_std needs to be finite and from 0: got {noise_std}")
         self.latent_shape, self.latent_space, self.preferred_path = (latent_dim,), "z", "slerp"
-        self.img_channels, self.img_resolution = img_channels, img_resolution
+        self.img_channels, self.img_size = img_channels, sides(img_resolution)
         self.latent_dim, self.noise_std = latent_dim, float(noise_std)
-        pixels = img_channels * img_resolution**2
+        pixels = math.prod(self.image_shape)
         self.encoder = nn.Linear(pixels, latent_dim)
         self.decoder = nn.Linear(latent_dim, pixels)
         self.freeze()
@@ -57,17 +61,15 @@ class Linear(Generator):
         0 and changes no image.
 
         Args:
-            images: ``[N, C, R, R]`` float in [-1, 1].
+            images: ``[N, C, H, W]`` float in [-1, 1].
             latent_dim: Numbers in a code, at most ``N - 1`` and the number of pixels.
             noise_std: See the class.
 
         Raises:
-            ValueError: Images are not square, or there are too few of them for so many numbers.
+            ValueError: They are not such images, or too few of them for so many numbers.
         """
-        if images.ndim != 4 or images.shape[2] != images.shape[3] or not images.is_floating_point():
-            raise ValueError(
-                f"fit needs square float images [N, C, R, R] in [-1, 1]: got {images.dtype} {list(images.shape)}"
-            )
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(f"fit needs float images [N, C, H, W] in [-1, 1]: got {images.dtype} {list(images.shape)}")
         flat = images.flatten(1).cpu().double()
         most = min(len(flat) - 1, flat.shape[1])
         if not 1 <= latent_dim <= most:
@@ -78,7 +80,7 @@ class Linear(Generator):
         mean = flat.mean(0)
         basis, deviation = _principal_directions(flat - mean, latent_dim)
         with torch.random.fork_rng(devices=[]):  # the layers' first weights are drawn, and replaced below
-            network = cls(latent_dim, images.shape[1], images.shape[2], noise_std)
+            network = cls(latent_dim, images.shape[1], (images.shape[2], images.shape[3]), noise_std)
         whiten = basis / deviation.where(deviation > 0, torch.inf)[:, None]
         network.encoder.weight.copy_(whiten)
         network.encoder.bias.copy_(-whiten @ mean)
@@ -87,17 +89,17 @@ class Linear(Generator):
         return network
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, latent_dim]``."""
+        """Images ``[B, C, H, W]`` in [-1, 1] to codes ``[B, latent_dim]``."""
         codes: Tensor = self.encoder(images.flatten(1).to(self.dtype)).float()
         return codes
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Codes ``[B, latent_dim]`` to images ``[B, C, R, R]``, clipped to [-1, 1]."""
+        """Codes ``[B, latent_dim]`` to images ``[B, C, H, W]``, clipped to [-1, 1]."""
         self.check_latents(latents)
         pixels: Tensor = self.decoder(latents.to(self.dtype)).float()
         if self.noise_std and len(latents):
             pixels = pixels + self.noise_std * self._noise_of(latents, pixels.shape[1])
-        return pixels.clamp(-1, 1).view(-1, self.img_channels, self.img_resolution, self.img_resolution)
+        return pixels.clamp(-1, 1).view(-1, *self.image_shape)
 
     def _noise_of(self, latents: Tensor, size: int) -> Tensor:
         """Standard normal numbers ``[B, size]``; those of a code depend on its float32 values alone."""

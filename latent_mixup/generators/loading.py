@@ -10,6 +10,7 @@ from latent_mixup.generators.compact import CompactGenerator
 from latent_mixup.generators.conv import ConvGenerator
 from latent_mixup.generators.dcgan import DCGAN
 from latent_mixup.generators.diffusers_vae import DiffusersVAE
+from latent_mixup.generators.identity import Identity
 from latent_mixup.generators.linear import Linear
 from latent_mixup.generators.stylegan2 import StyleGAN2
 from latent_mixup.generators.vae import VAE
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURES: dict[str, type[Generator]] = {
     architecture.__name__: architecture
-    for architecture in (CompactGenerator, ConvGenerator, DCGAN, DiffusersVAE, Linear, StyleGAN2, VAE)
+    for architecture in (CompactGenerator, ConvGenerator, DCGAN, DiffusersVAE, Identity, Linear, StyleGAN2, VAE)
 }
 
 

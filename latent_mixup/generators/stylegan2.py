@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_mixup import files
-from latent_mixup.generators.base import Generator, LatentSpace
+from latent_mixup.generators.base import Generator, LatentSpace, check_square
 
 NoiseMode: TypeAlias = Literal["const", "random", "none"]
 
@@ -47,13 +47,15 @@ GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
 SLOPE = 0.2
 MAPPING_LR = 0.01
 CPU_BLOCK = 2**24  # bytes of the largest activation: glibc takes each block above 32 MB from the system, page by page
+WITH_AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # to ask torch 2.6 for it breaks the graph of a compiled decode
 MAX_LAYERS = 64  # more layers than this are a broken file, not a network
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off for a few lines: styles and the picture itself stay as exact as their weights."""
     kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    known = kind in WITH_AUTOCAST or torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
 
 
 def is_number(value: object) -> bool:
@@ -396,6 +398,8 @@ class StyleGAN2(Generator):
         torch.Size([2, 3, 32, 32])
     """
 
+    img_resolution: int
+
     def __init__(
         self,
         z_dim: int = 512,
@@ -423,6 +427,7 @@ class StyleGAN2(Generator):
                 raise ValueError(f"{name} needs an integer from 1: got {size!r}")
         if not isinstance(c_dim, int) or isinstance(c_dim, bool) or c_dim < 0:
             raise ValueError(f"c_dim needs an integer from 0: got {c_dim!r}")
+        check_square(img_resolution, type(self).__name__)
         if not files.is_count(img_resolution) or img_resolution not in [2**i for i in range(3, 11)]:
             raise ValueError(f"img_resolution needs a power of two from 8 to 1024: got {img_resolution!r}")
         if img_channels not in (1, 3):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_mixup.generators.base import Generator
+from latent_mixup.generators.base import Generator, check_square
 
 
 class VAE(Generator):
@@ -39,6 +39,8 @@ class VAE(Generator):
         torch.Size([2, 1, 28, 28])
     """
 
+    img_resolution: int
+
     def __init__(
         self,
         z_dim: int = 32,
@@ -49,6 +51,7 @@ class VAE(Generator):
         sharpen: float = 0.0,
     ) -> None:
         super().__init__()
+        check_square(img_resolution, type(self).__name__)
         small, rest = divmod(img_resolution, 2 ** len(channels))
         if rest or small < 1:
             raise ValueError(

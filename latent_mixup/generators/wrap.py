@@ -44,7 +44,8 @@ class WrappedGenerator(Generator):
                 f"the module cannot decode one code of zeros, [1, {', '.join(map(str, latent_shape))}]{_hint(module)}: "
                 f"{' '.join(str(cause).split()):.200}"
             ) from cause
-        self.img_channels, self.img_resolution = int(image.shape[1]), int(image.shape[2])
+        self.img_channels, *size = map(int, image.shape[1:])
+        self.img_size = size[0], size[1]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes ``[B, *latent_shape]`` to float32 images in [-1, 1], whatever range the module has.
@@ -58,12 +59,12 @@ class WrappedGenerator(Generator):
         images = found if isinstance(found, Tensor) else getattr(found, "sample", found)
         if not isinstance(images, Tensor):
             raise ValueError(
-                f"the wrapped module needs to return a tensor of images [B, C, R, R]: got a {type(images).__name__}; "
+                f"the wrapped module needs to return a tensor of images [B, C, H, W]: got a {type(images).__name__}; "
                 "wrap a function that takes the images out of it, such as lambda codes: module(codes)[0]"
             )
-        if images.ndim != 4 or images.shape[2] != images.shape[3]:
+        if images.ndim != 4:
             raise ValueError(
-                f"the wrapped module needs to return square images [B, C, R, R]: got {list(images.shape)} "
+                f"the wrapped module needs to return images [B, C, H, W]: got {list(images.shape)} "
                 f"for latents {list(latents.shape)}"
             )
         return (images.float() - low) * (2 / (high - low)) - 1
@@ -104,9 +105,9 @@ def wrap(
     """Make a :class:`Generator` of any ``nn.Module`` or callable that decodes codes.
 
     Args:
-        module: Codes ``[B, *latent_shape]`` to square images ``[B, C, R, R]``, or to an object whose ``sample`` they
-            are, as diffusers' decoders give. A module, or that of a
-            bound method such as ``vae.decode``, is frozen in place, and decodes in eval mode.
+        module: Codes ``[B, *latent_shape]`` to images ``[B, C, H, W]``, or to an object whose ``sample`` they are, as
+            diffusers' decoders give. A module, or that of a bound method such as ``vae.decode``, is frozen in place,
+            and decodes in eval mode.
         latent_shape: Shape of one code.
         image_range: What the module's black and white are, e.g. ``(0, 1)``.
         latent_space: ``"z"`` mixes along the sphere unless told otherwise; ``"w"``, ``"w+"``, ``"vae"`` straight.
@@ -119,7 +120,7 @@ def wrap(
 
     Raises:
         ValueError: ``image_range`` is empty, the module does not take codes of ``latent_shape``, or does not return
-            square images.
+            images.
 
     Example:
         >>> decoder = nn.Sequential(nn.Linear(8, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))

@@ -49,6 +49,7 @@ class PushOptions(TypedDict, total=False):
         branch: Branch to push to, created if missing; default: the repository's default branch.
         commit_message: Commit message.
         create_pr: Open a pull request against the default branch instead of committing.
+        tag: Name for the commit, such as ``"v1"``: a ``revision`` that does not move.
     """
 
     private: bool | None
@@ -56,6 +57,7 @@ class PushOptions(TypedDict, total=False):
     branch: str | None
     commit_message: str | None
     create_pr: bool
+    tag: str | None
 
 
 class Published:
@@ -80,7 +82,8 @@ class Published:
         Args:
             repo_id: ``org/name``: a model repository, or for a bank a data-set repository.
             dtype: Dtype of the stored numbers; None: the default of ``save_pretrained``.
-            options: ``private``, ``token``, ``branch``, ``commit_message``, ``create_pr``: see :class:`PushOptions`.
+            options: ``private``, ``token``, ``branch``, ``commit_message``, ``create_pr``, ``tag``: see
+                :class:`PushOptions`.
 
         Returns:
             The URL of the commit, a ``str``; its ``oid`` is the commit hash, its ``pr_url`` the pull request.
@@ -109,20 +112,23 @@ def push_folder(
     branch: str | None = None,
     commit_message: str | None = None,
     create_pr: bool = False,
+    tag: str | None = None,
 ) -> CommitInfo:
     """Push what ``save_pretrained`` wrote, with its ``README.md``, licence and pictures, as one commit.
 
-    Shards of an older bank are removed in the same commit. Without a change there is no commit.
+    Shards of an older bank are removed in the same commit. Without a change there is no commit. A push that was stopped
+    is made again by the same call: files that the Hub got then are not sent a second time.
 
     Args:
         folder: Folder with the main file of ``kind`` and the files it names.
         repo_id: ``org/name``.
         kind: What the folder holds.
-        private: See :class:`PushOptions`, as for the other four.
+        private: See :class:`PushOptions`, as for the other five.
         token: As there.
         branch: As there.
         commit_message: As there.
         create_pr: As there.
+        tag: As there.
 
     Returns:
         The URL of the commit, a ``str``; its ``oid`` is the commit hash, its ``pr_url`` the pull request.
@@ -130,11 +136,13 @@ def push_folder(
     Raises:
         FileNotFoundError: A file is missing in the folder.
         FormatError: A file is not what the main file says.
-        ValueError: ``repo_id`` is not ``org/name``, or a pull request was asked for on a branch.
-        HubError: The Hub refused, or could not be reached.
+        ValueError: ``repo_id`` is not ``org/name``, or a pull request was asked for on a branch or with a tag.
+        HubError: The Hub refused, could not be reached, or has that tag.
     """
     if create_pr and branch is not None:
         raise ValueError(f"a pull request is opened against the default branch: leave out branch={branch!r}")
+    if create_pr and tag is not None:
+        raise ValueError(f"a tag names a commit on a branch: leave out tag={tag!r} until the pull request is merged")
     files = files_to_push(folder, repo_id, kind)
     owner = repo_id.partition("/")[0]
     unknown = (
@@ -150,6 +158,10 @@ def push_folder(
         api.create_repo(repo_id, repo_type=call.repo_type, private=private, exist_ok=True)
         if branch is not None:
             api.create_branch(repo_id, repo_type=call.repo_type, branch=branch, exist_ok=True)
+        if tag is not None and tag in {
+            each.name for each in api.list_repo_refs(repo_id, repo_type=call.repo_type).tags
+        }:
+            raise call.error(f"it has a tag {tag!r}, which does not move, choose another one")
         there = api.list_repo_files(repo_id, repo_type=call.repo_type, revision=branch) if kind in _OWNED else []
         gone = [name for name in there if fnmatch(name, _OWNED[kind]) and name not in files]
         pushed = api.create_commit(
@@ -163,6 +175,8 @@ def push_folder(
             revision=branch,
             create_pr=create_pr,
         )
+        if tag is not None:
+            api.create_tag(repo_id, tag=tag, revision=pushed.oid, repo_type=call.repo_type)
     logger.info("%s@%s is commit %s", repo_id, branch or "main", pushed.oid)
     return pushed
 

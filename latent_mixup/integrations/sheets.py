@@ -27,7 +27,7 @@ def sheet_of(mixup: LatentMixupCollate | LatentMixupLoader, *, columns: int = 8,
     random state is not moved.
 
     Args:
-        mixup: A wrapper; its rows, policy and settings are used, and its ``prob`` is not.
+        mixup: A wrapper; its rows, policy and settings are used, and of its ``prob`` only the classes that it names.
         columns: Number of mixes.
         seed: Seed of the choice of mixes.
 
@@ -35,7 +35,9 @@ def sheet_of(mixup: LatentMixupCollate | LatentMixupLoader, *, columns: int = 8,
         ValueError: Images are neither grey nor RGB.
     """
     mixer = mixup._mixer
-    draw = mixer.policy.draw_batch(columns, 1.0, mixer.view, keyed_generator("sheet", seed), epoch=mixer.epoch)
+    stream = keyed_generator("sheet", seed)
+    rows = mixer.shown_rows(columns, stream)
+    draw = mixer.policy.draw_batch(columns, 1.0, mixer.view, stream, epoch=mixer.epoch, rows=rows)
     num_sources = draw.sources.shape[1]
     draws = [Draw.alone(draw.rows, num_sources), draw, Draw.alone(draw.partners, num_sources)]
     with torch.random.fork_rng(devices=[]):  # a transform may draw

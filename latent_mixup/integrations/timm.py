@@ -28,7 +28,9 @@ def use_latent_mixup(
 
     Args:
         loader_train: As train.py has it.
-        args: Its arguments; ``prefetcher``, ``device``, ``smoothing`` and those of timm's own mixing are read.
+        args: Its arguments; ``prefetcher``, ``device``, ``smoothing``, ``task`` and those of timm's own mixing are
+            read. Where ``mixup`` is 0 it becomes 1, by which train.py of timm 1.0.31 chooses its loss, after its own
+            mixing was set up.
         data_config: Its own; ``mean`` and ``std`` of the images are read.
         generator: Decodes the bank's codes, moved to ``args.device``; or the name of generator and bank, such as
             ``"fashion-mnist"``, a folder that ``fit`` made, or a Hub id.
@@ -36,8 +38,9 @@ def use_latent_mixup(
         shared: See :class:`latent_mixup.augment.base.MixKeywords`.
 
     Returns:
-        ``loader_train``; ``mixup_fn``, None with the prefetcher; and True for ``mixup_active``, so that train.py takes
-        its losses for soft targets. ``--mixup-off-epoch`` switches either off.
+        ``loader_train``; ``mixup_fn``, None with the prefetcher; and True for ``mixup_active``, by which older
+        train.py's choose their loss for soft targets. ``--mixup-off-epoch`` switches either off, and ``--task
+        multilabel`` means ``multi_label=True``.
 
     Raises:
         TypeError: A keyword is unknown, or an argument is of another kind.
@@ -56,8 +59,13 @@ def use_latent_mixup(
             f"targets twice: got --smoothing {args.smoothing:g}{'' if args.prefetcher else ' and --no-prefetcher'}; "
             "pass --smoothing 0 and keep the prefetcher, or leave them out"
         )
-    moments = data_config["mean"], data_config["std"]
-    settings: MixKeywords = {"label_smoothing": args.smoothing, "normalize": moments, **shared}
+    args.mixup = args.mixup or 1.0
+    settings: MixKeywords = {
+        "label_smoothing": args.smoothing,
+        "normalize": (data_config["mean"], data_config["std"]),
+        "multi_label": getattr(args, "task", None) == "multilabel",
+        **shared,
+    }
     if args.prefetcher:
         return LatentMixupLoader(loader_train, generator, bank, device=args.device, **settings), None, True
     mixup_fn = LatentMixupCollate(generator, bank, dataset=data_of(loader_train), **settings)

@@ -32,7 +32,7 @@ class BankImages:
         return read_samples(self.dataset, self.bank.source_index[rows].tolist(), self.generator, self.format)
 
     def originals(self, rows: Tensor) -> Tensor:
-        """The images of some rows, ``[B, C, R, R]`` in [-1, 1] on the generator's device.
+        """The images of some rows, ``[B, C, H, W]`` in [-1, 1] on the generator's device.
 
         Raises:
             ValueError: One of them cannot be read.

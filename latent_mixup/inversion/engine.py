@@ -77,14 +77,14 @@ def invert(
 
     Args:
         dataset: Anything with a length whose samples are ``(image, label)``, mappings with an image and a label,
-            or images alone. An image is a PIL image, or an array or tensor, ``[C, R, R]`` or ``[R, R, C]``, uint8,
+            or images alone. An image is a PIL image, or an array or tensor, ``[C, H, W]`` or ``[H, W, C]``, uint8,
             uint16, or float in [0, 1] or [-1, 1], of the generator's size. A label is an integer, soft, or missing.
             An image that cannot be read is set aside: it has no row, and its error is in the bank's metadata under
             ``"set_aside"``. Augmentations belong after inversion.
         generator: Decodes the codes.
         out: Folder for the finished chunks, from which a killed run resumes, and finally for the bank, which is
             then read from there. None: codes are kept in memory.
-        encoder: Images ``[B, C, R, R]`` in [-1, 1] to codes to start from. None: the generator's own; if it has
+        encoder: Images ``[B, C, H, W]`` in [-1, 1] to codes to start from. None: the generator's own; if it has
             none, the better of the nearest draw and a linear guess.
         loss: ``(images, targets) -> [B]``; or ``"lpips"`` (0.9 LPIPS + 0.1 MSE), ``"features"`` (the generator's
             features + MSE) or ``"pixels"``. None: what the generator prefers, else lpips for RGB and features for grey;

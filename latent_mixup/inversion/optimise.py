@@ -51,7 +51,7 @@ def optimise_codes(
 
     Args:
         generator: Decodes the codes.
-        targets: Images ``[N, C, R, R]`` in [-1, 1].
+        targets: Images ``[N, C, H, W]`` in [-1, 1].
         start: Codes ``[N, *latent_shape]`` to start from.
         loss: ``(images, targets) -> [B]``; a :class:`~latent_mixup.losses.base.TargetLoss` sees each target once.
         steps: Maximum gradient steps per image; 0 keeps ``start``.

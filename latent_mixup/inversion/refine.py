@@ -232,7 +232,7 @@ def refine_codes(
 
     Args:
         generator: Decodes the codes.
-        targets: Images ``[B, C, R, R]`` in [-1, 1].
+        targets: Images ``[B, C, H, W]`` in [-1, 1].
         codes: Codes to start from, ``[B, *latent_shape]``.
         mse: Known mse of each code, ``[B]``; infinite: unknown.
         loss: ``(images, targets) -> [B]``.

@@ -23,7 +23,7 @@ from latent_mixup.images import (
     image_key_of,
     pixel_values,
 )
-from latent_mixup.labels import MISSING, Key, label_key_of, part_of, read_label
+from latent_mixup.labels import Key, SampleError, label_key_of, names_of, part_of, read_label
 
 NUM_PROBES = 16
 MAX_TEXT = 300  # characters of an image's error
@@ -64,7 +64,7 @@ class Samples:
     """The readable ones of some samples, and the errors of the others.
 
     Attributes:
-        images: ``[B, C, R, R]`` float32 in [-1, 1], on the generator's device.
+        images: ``[B, C, H, W]`` float32 in [-1, 1], on the generator's device.
         labels: ``[B]`` int64, -1 where there is none; or soft, ``[B, num_classes]`` float32.
         index: Index of each in the data set, ``[B]`` int64.
         errors: Index to one line, for each image that is set aside.
@@ -107,8 +107,8 @@ def probe(
 
     Raises:
         TypeError: One of the arguments is something else, such as a ``DataLoader``.
-        ValueError: None of the images can be used, one has colours and the generator none, their range cannot be
-            told, or a label is not a class.
+        SampleError: None of the images can be used, one has colours and the generator none, or a label is not a class.
+        ValueError: The range of the images cannot be told.
     """
     check_arguments(dataset, generator)
     if num_images < 1:
@@ -178,9 +178,9 @@ def read_samples(
             generator is an error: all would be set aside.
 
     Raises:
-        ValueError: A label is not a class, or of another kind than the format says; with its index.
+        SampleError: A label is not a class, or of another kind than the format says; with its index.
     """
-    size = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+    size = generator.image_shape
     images, labels, read = [], [], []
     errors: dict[int, str] = {}
     for index in indices:
@@ -190,14 +190,14 @@ def read_samples(
             image = format.images.convert(part_of(sample, format.image_key), size)
         except Exception as error:
             if probed is not None and isinstance(error, ColoursError):
-                raise ValueError(f"image {index}: {error}") from None
+                raise SampleError(f"image {index}: {error}") from None
             errors[index] = one_line(error)
             continue
         label = _label(_label_part(sample, format.label_key, index), index, format.multi_label)
         found = len(label) if label.ndim else None
         if found != format.num_classes:
-            raise ValueError(
-                f"a data set needs labels of one kind, here {_kind(format.num_classes)}: "
+            raise SampleError(
+                f"the data set needs labels of one kind, here {_kind(format.num_classes)}: "
                 f"got {_kind(found)} at index {index}"
             )
         images.append(image)
@@ -247,7 +247,7 @@ def check_arguments(dataset: Any, generator: Any) -> None:
         )
     check_generator(generator)
     if isinstance(dataset, Mapping):
-        raise ValueError(f"one data set is needed: got a dict of {list(dataset)!r:.100}, choose one of them")
+        raise ValueError(f"one data set is needed: got a dict of {list(dataset.keys())!r:.100}, choose one of them")
     if isinstance(dataset, str | Path):
         raise TypeError(
             f"a data set is needed: got {type(dataset).__name__} {str(dataset)!r:.100}; open it first, such as "
@@ -270,35 +270,32 @@ def check_arguments(dataset: Any, generator: Any) -> None:
 def _structure(sample: Any) -> tuple[Any, ...] | int | None:
     """The keys of a mapping, or the number of parts; None for an image alone."""
     if isinstance(sample, Mapping):
-        return tuple(sample)
+        return tuple(names_of(sample))
     return len(sample) if isinstance(sample, tuple | list) else None
 
 
 def _label_part(sample: Any, key: Key | None, index: int) -> Any:
     try:
         return None if key is None else part_of(sample, key)
-    except ValueError as error:
-        raise ValueError(f"the label of sample {index}: {error}") from error
+    except SampleError as error:
+        raise SampleError(f"the label of sample {index}: {error}") from error
 
 
 def _label(value: Any, index: int, multi_label: bool) -> Tensor:
     """A class as int64 ``[]``, -1 for None; a soft label as float32 ``[num_classes]``."""
     try:
-        label = read_label(value, multi_label=multi_label)
-        if not label.ndim and label < MISSING:
-            raise ValueError("a class needs an integer from 0, or -1 for none")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{error}; the label {value!r:.100} at index {index}") from None
-    return label
+        return read_label(value, multi_label=multi_label)
+    except SampleError as error:
+        raise SampleError(f"{error}; the label {value!r:.100} at index {index}") from None
 
 
 def _kind(num_classes: int | None) -> str:
     return "integers (-1 or None: missing)" if num_classes is None else f"soft ones of {num_classes} classes"
 
 
-def _unusable(errors: Mapping[int, str]) -> ValueError:
+def _unusable(errors: Mapping[int, str]) -> SampleError:
     index = min(errors)
-    return ValueError(f"none of the first {len(errors)} images can be used; image {index}: {errors[index]}")
+    return SampleError(f"none of the first {len(errors)} images can be used; image {index}: {errors[index]}")
 
 
 def one_line(error: Exception) -> str:

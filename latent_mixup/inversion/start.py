@@ -48,7 +48,7 @@ class DrawnStart:
 
     @torch.no_grad()
     def __call__(self, targets: Tensor) -> Tensor:
-        """Images ``[B, C, R, R]`` in [-1, 1] to codes ``[B, *latent_shape]``."""
+        """Images ``[B, C, H, W]`` in [-1, 1] to codes ``[B, *latent_shape]``."""
         return torch.cat([self._better(part) for part in targets.split(BATCH)])
 
     def _better(self, targets: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ class DrawnStart:
 
 
 def coarse(images: Tensor) -> Tensor:
-    """Images ``[B, C, R, R]`` as rows; larger ones are averaged down to 32 px."""
-    if images.shape[-1] > COARSE:
-        images = F.interpolate(images, size=COARSE, mode="area")
+    """Images ``[B, C, H, W]`` as rows; a larger side is averaged down to 32 px."""
+    size = [min(side, COARSE) for side in images.shape[2:]]
+    if size != [*images.shape[2:]]:
+        images = F.interpolate(images, size=size, mode="area")
     return images.flatten(1)

@@ -43,7 +43,7 @@ def named_loss(
     """
     if name == "lpips":
         loss = PerceptualLoss(lpips=LPIPS(weights=lpips_weights, download=download))
-        loss.lpips.check_shape((1, generator.img_channels, generator.img_resolution, generator.img_resolution))
+        loss.lpips.check_shape((1, *generator.image_shape))
         return loss
     if name == "features":
         if generator.features is None:

@@ -30,6 +30,7 @@ Weights: TypeAlias = str | Path | Mapping[str, Tensor]
 EPS = 1e-10  # of the squared length of a feature vector
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pixels in [-1, 1]
 HUB_FILE = "model.safetensors"
+SAFE_SINCE = "2.10"  # version of torch; in older ones a hostile .pth corrupts memory (CVE-2026-24747)
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -66,8 +67,8 @@ class LPIPS(nn.Module):
         weights: Weights of the backbone, under torchvision's names (``features.0.weight``): a state dict, the path of
             one (``.pth`` or ``.safetensors``), or a Hub repository ``org/repo[@revision]`` with a
             ``model.safetensors``. None: torchvision's file in torch's cache. ``"random"``: untrained, for tests.
-        resize: Height and width to resize images to first, bilinear with antialiasing; for images that are too small,
-            or to save time on large ones.
+        resize: Shorter side that images are resized to first, bilinear with antialiasing; for images that are too
+            small, or to save time on large ones.
         repeat_channels: Accept images of one channel as well, as grey RGB images. The features know photographs.
         download: With ``weights=None``: download torchvision's file if it is not in torch's cache (vgg16: 528 MB),
             and check its SHA-256.
@@ -77,6 +78,7 @@ class LPIPS(nn.Module):
         FileNotFoundError: There are no weights; the message names the file and where to get it.
         FormatError: The file or state dict is broken or belongs to another network.
         HubError: The Hub did not give the file.
+        RuntimeError: The file is no ``.safetensors``, and torch is older than 2.10.
         ValueError: There is no such backbone, or ``resize`` is too small for it.
 
     Reference: Zhang et al. 2018 (arXiv 1801.03924), equation 1.
@@ -169,7 +171,8 @@ class LPIPS(nn.Module):
                 f"LPIPS compares float images in [-1, 1]: got {images.dtype}; images.from_uint8 makes them"
             )
         if self.resize is not None:
-            images = F.interpolate(images, size=(self.resize, self.resize), mode="bilinear", antialias=True)
+            size = [round(side * self.resize / min(images.shape[2:])) for side in images.shape[2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
         hidden = (images - self.shift) / self.scale  # one channel becomes three here
         found = []
         for number, layer in enumerate(self.features):
@@ -291,6 +294,7 @@ def _cached_file(spec: Backbone, download: bool) -> Path:
     """Torchvision's file in torch's cache, which ``TORCH_HOME`` moves."""
     url = _official_url(spec)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    _refuse_unless_safe(path)  # before it is downloaded
     if path.is_file():
         return path
     if not download:
@@ -325,6 +329,8 @@ def _weights_file(weights: str | Path, spec: Backbone) -> Path:
 
 def _read_tensors(path: Path, spec: Backbone) -> Mapping[str, Any]:
     """The tensors of a file; one with torchvision's name must have the SHA-256 that its name holds."""
+    if path.suffix != ".safetensors":
+        _refuse_unless_safe(path)
     url = _official_url(spec)
     if path.name == url.rsplit("/", 1)[1]:
         expected, found = path.stem.rsplit("-", 1)[1], files.sha256(path)
@@ -335,7 +341,7 @@ def _read_tensors(path: Path, spec: Backbone) -> Mapping[str, Any]:
             )
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
+            with torch.device("cpu"), safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in sorted(file.keys()) if name.startswith("features.")}
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -345,6 +351,17 @@ def _read_tensors(path: Path, spec: Backbone) -> Mapping[str, Any]:
     if not isinstance(tensors, Mapping):
         raise files.FormatError(f"{path} needs to hold a state dict: found {type(tensors).__name__}")
     return tensors
+
+
+def _refuse_unless_safe(path: Path) -> None:
+    """Raise ``RuntimeError`` where a hostile file could harm this torch, although nothing in it is executed."""
+    if torch.__version__ < SAFE_SINCE:
+        raise RuntimeError(
+            f"LPIPS reads {path.name} on torch {SAFE_SINCE} or newer alone: got torch "
+            f"{torch.__version__}, whose torch.load a hostile file can harm (CVE-2026-24747); upgrade torch, name a "
+            f".safetensors file or a Hub repository with a {HUB_FILE} in LPIPS(weights=) (--lpips-weights), or pass "
+            'loss="pixels" (--loss pixels)'
+        )
 
 
 def _checked(

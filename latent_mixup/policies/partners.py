@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from latent_mixup.bank import LatentBank
-from latent_mixup.policies.settings import Between, Setting
+from latent_mixup.policies.neighbours import nearest_rows, searched
+from latent_mixup.policies.settings import LATER, Between, Setting
 
 NUM_MEASURED = 4096  # codes, evenly spaced, that mean and spread are computed from
 MAX_CANDIDATES = 2**16 - 1
+MAX_NEAREST = 1024
 
 
 class BankView:
     """A bank as a policy sees it: the rows that may be drawn, indexed by class, and the mean and spread of their codes.
 
-    Computed in each process when it is first needed.
+    Computed in each process when it is first needed; the neighbours of rows go with a copy to another process.
 
     Args:
         bank: Every row has a label.
@@ -39,13 +41,14 @@ class BankView:
             raise ValueError(f"rows needs rows of a bank of {len(bank)}, ascending and each once: got {rows}")
         self.bank, self.rows = bank, rows
         self.num_rows = len(bank) if rows is None else len(rows)
+        self._neighbours: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getstate__(self) -> dict[str, Any]:
-        """The bank and the rows alone; a worker process computes the rest for itself."""
-        return {"bank": self.bank, "rows": self.rows, "num_rows": self.num_rows}
+        """The bank, the rows and their neighbours alone; a worker process computes the rest for itself."""
+        return {name: getattr(self, name) for name in ("bank", "rows", "num_rows", "_neighbours")}
 
     def at(self, places: Tensor) -> Tensor:
         """Rows of the bank at places among those that may be drawn, from 0; of the shape of ``places``."""
@@ -72,6 +75,44 @@ class BankView:
         return self.by_class[
             self.class_starts[classes] + (_uniform(classes, generator) * self.class_counts[classes]).long()
         ]
+
+    def draw_neighbours(self, rows: Tensor, count: int, k: int, generator: torch.Generator) -> Tensor:
+        """Rows ``[len(rows), count]``, uniform over the ``k`` nearest of the class of each of ``rows``.
+
+        Raises:
+            ValueError: One of ``rows`` is not among those that may be drawn.
+        """
+        places = self._places(rows)
+        others = (self.class_counts[self.classes[rows]] - 1).clamp(1, k)[:, None]
+        chosen = (_uniform(rows[:, None].expand(-1, count), generator) * others).long()
+        return self.neighbours(k)[places[:, None], chosen].long()
+
+    def neighbours(self, k: int) -> Tensor:
+        """The ``k`` nearest rows of its own class for each row that may be drawn, ``[len(self), k]`` int32.
+
+        Nearest by the Euclidean distance of codes, the nearest first; the row itself is there only where its class has
+        no other. In a class of fewer rows the last entries have no meaning. Computed once for each ``k``.
+        """
+        if k not in self._neighbours:
+            table = torch.zeros(len(self), k, dtype=torch.int32, device="cpu")
+            for label, rows in enumerate(self.by_class.split(self.class_counts.tolist())):
+                if len(rows) == 1:
+                    table[self._places(rows), 0] = rows.int()
+                elif len(rows):
+                    width = min(k, len(rows) - 1)
+                    found = nearest_rows(rows, searched(rows, label), width, self.codes)
+                    table[self._places(rows), :width] = found.int()
+            self._neighbours[k] = table
+        return self._neighbours[k]
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Places of rows of the bank among those that may be drawn; the opposite of :meth:`at`."""
+        if self.rows is None:
+            return rows
+        places = torch.searchsorted(self.rows, rows.contiguous()).clamp_max(len(self) - 1)
+        if (missing := rows[self.rows[places] != rows]).numel():
+            raise ValueError(f"neighbours are known of the rows that may be drawn alone: row {int(missing[0])} may not")
+        return places
 
     @cached_property
     def classes(self) -> Tensor:
@@ -131,17 +172,39 @@ class Anyone(Setting):
 class SameClass(Setting):
     """A row of the sample's own class, so that the image alone is mixed. A soft label counts as its likeliest class.
 
+    With ``nearest``, any of the nearest rows of the class, each as likely, as in SMOTE: distances between all rows of a
+    class are computed once, before the first draw, and draws then read no code. Where a class has more than 20,000
+    rows, the nearest are looked for among 20,000 of them, the same in every process. ``Nearest(16, SameClass())`` needs
+    no such start: it takes the nearest of 16 rows that it draws from the class anew each time, which are seldom
+    neighbours.
+
+    Args:
+        nearest: Number of rows, by the Euclidean distance of codes, that partners are drawn from, from 1 to 1,024: the
+            sample itself is none of them unless its class has no other row, and in a class of fewer rows they are all
+            the others. None: any row of the class, the sample's own included.
+
+    Raises:
+        ValueError: ``nearest`` is out of its range.
+
+    Reference: SMOTE, Chawla et al. 2002 (arXiv 1106.1813), in the latent space.
+
     Example:
-        >>> SameClass().draw(torch.tensor([0, 2]), 1, bank, torch.Generator()).shape  # doctest: +SKIP
+        >>> SameClass(nearest=5).draw(torch.tensor([0, 2]), 1, bank, torch.Generator()).shape  # doctest: +SKIP
         torch.Size([2, 1])
     """
 
+    nearest: Annotated[int, Between(1, MAX_NEAREST)] | None = field(default=None, metadata=LATER)
+
     def check(self, bank: BankView) -> None:
-        """Raise ``ValueError`` where rows may have several classes."""
+        """Raise ``ValueError`` where rows may have several classes. Finds neighbours, before processes are forked."""
         bank.check_classes(self)
+        if self.nearest is not None:
+            bank.neighbours(self.nearest)
 
     def draw(self, rows: Tensor, count: int, bank: BankView, generator: torch.Generator) -> Tensor:
-        """``[k, count]``, uniform over the class."""
+        """``[k, count]``, uniform over the class or its nearest rows."""
+        if self.nearest is not None:
+            return bank.draw_neighbours(rows, count, self.nearest, generator)
         return bank.draw_of_class(bank.classes[rows][:, None].expand(-1, count), generator)
 
 
@@ -241,7 +304,8 @@ class _ByDistance(Setting):
 class Nearest(_ByDistance):
     """The nearest of some drawn candidates by the distance of their codes; more candidates are nearer.
 
-    The sample itself is chosen only where nothing else was drawn.
+    The sample itself is chosen only where nothing else was drawn. Each draw has candidates of its own: for the nearest
+    rows of the whole class, see ``SameClass(nearest=)``.
 
     Args:
         candidates: Number drawn for each partner, from 1.

@@ -308,7 +308,7 @@ class Policy(Setting):
         return self.finish(decode(latents, *given), draw), labels
 
     def finish(self, images: Tensor, draw: Draw) -> Tensor:
-        """Decoded images ``[k, C, R, R]`` in [-1, 1] after the low-pass."""
+        """Decoded images ``[k, C, H, W]`` in [-1, 1] after the low-pass."""
         return images if self.low_pass is None or draw.sigma is None else self.low_pass(images, draw.sigma)
 
     def label(self, labels: Tensor, draw: Draw, num_classes: int, images: Tensor | None = None) -> LabelPair:

@@ -23,6 +23,8 @@ class Between:
 
 Share: TypeAlias = Annotated[float, Between(0, 1)]
 
+LATER = {"later": True}  # of a field that 0.1 did not have: JSON without it says its default, as files of 0.1 do
+
 
 class Setting:
     """Base of a policy and its parts. Numbers are stored as ``int`` and ``float``, sequences as tuples.
@@ -58,6 +60,8 @@ def checked(annotation: Any, value: Any, name: str) -> Any:
     if value is None and NoneType in options:
         return None
     option = options[0]
+    if get_origin(option) is Annotated:
+        return checked(option, value, name)
     if option in (int, float):
         return _number(option, value, name)
     if get_origin(option) is tuple:
@@ -79,12 +83,14 @@ def checked(annotation: Any, value: Any, name: str) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """Settings as JSON can hold them: each part an object with its ``kind`` and all its fields."""
+    """Settings as JSON can hold them: each part an object with its ``kind`` and its fields, those at defaults too.
+
+    Fields that are :data:`LATER` are left out at their default.
+    """
     if is_dataclass(value):
-        return {
-            "kind": type(value).__name__,
-            **{each.name: as_json(getattr(value, each.name)) for each in fields(value)},
-        }
+        held = [(each, getattr(value, each.name)) for each in fields(value)]
+        said = {each.name: as_json(item) for each, item in held if item != each.default or "later" not in each.metadata}
+        return {"kind": type(value).__name__, **said}
     return [as_json(item) for item in value] if isinstance(value, tuple) else value
 
 

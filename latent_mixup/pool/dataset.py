@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +99,8 @@ class RenderedMixupDataset(Dataset[Any]):
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"folder needs to be the folder of a pool: got {type(folder).__name__}")
+        if isinstance(prob, Mapping):
+            raise TypeError("prob needs to be a number: a pool draws its entries whatever the class of the sample")
         if dataset is None and prob != 1:
             raise ValueError(f"prob={prob} needs dataset=, where the other samples come from")
         if dataset is not None:
@@ -130,11 +132,11 @@ class RenderedMixupDataset(Dataset[Any]):
 
     @property
     def images_uint8(self) -> Tensor:
-        """The pool's images as they were rendered, ``[N, C, R, R]`` uint8, mmapped; without refreshed ones."""
+        """The pool's images as they were rendered, ``[N, C, H, W]`` uint8, mmapped; without refreshed ones."""
         return self._pool.images
 
     def images(self, entries: Tensor) -> Tensor:
-        """Images of some entries of the pool in this epoch: ``[B, C, R, R]`` uint8."""
+        """Images of some entries of the pool in this epoch: ``[B, C, H, W]`` uint8."""
         images = self._pool.images[entries]
         return images if self._refreshed is None else self._refreshed.images(entries, images, self.epoch)
 

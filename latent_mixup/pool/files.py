@@ -1,7 +1,7 @@
 """The files of a pool of decoded mixes: an indexed folder, and how it is read and checked.
 
 A pool is a folder of three files. ``pool.images`` holds nothing but the images, one after the other, uint8
-``[N, C, R, R]``. ``pool.safetensors`` holds ``labels_a`` and ``labels_b``, int64 ``[N]`` or soft, float32
+``[N, C, H, W]``. ``pool.safetensors`` holds ``labels_a`` and ``labels_b``, int64 ``[N]`` or soft, float32
 ``[N, num_classes]``; ``lam``, float32 ``[N]``, the weight of ``labels_a``; and the bank rows that were mixed,
 ``sources``, int64 ``[N, num_sources]``. ``pool.index.json`` names the two with size and SHA-256, and holds in
 ``made_with`` the settings that decided the images.
@@ -72,7 +72,7 @@ class PoolIndex:
 
     Attributes:
         num_images: Number of mixes.
-        img_shape: ``[C, R, R]``.
+        img_shape: ``[C, H, W]``.
         num_classes: Number of the bank's classes.
         label_dtype: ``"int64"``, or ``"float32"`` where bank or policy has soft labels.
         num_sources: Number of bank rows in a mix.
@@ -138,7 +138,7 @@ class Pool:
     """A finished pool; pickles as its folder, which is then opened again.
 
     Attributes:
-        images: ``[N, C, R, R]`` uint8, mmapped; writes to it stay in memory.
+        images: ``[N, C, H, W]`` uint8, mmapped; writes to it stay in memory.
         columns: The tensors of ``pool.safetensors``, mmapped.
 
     Args:

@@ -103,7 +103,7 @@ class Renderer:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def images(self, entries: range, turn: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The images of some entries, uint8 ``[k, C, R, R]`` on the CPU, a batch at a time; and a Teacher's labels."""
+        """The images of some entries, uint8 ``[k, C, H, W]`` on the CPU, a batch at a time; and a Teacher's labels."""
         path = path_named(self.path)
         starts = range(0, len(entries), self.batch_size)
         sizes = [min(self.batch_size, len(entries) - start) for start in starts]
@@ -211,7 +211,7 @@ class PoolRun(ChunkFolder):
 
     def __init__(self, folder: Path, renderer: Renderer, n: int) -> None:
         generator = renderer.decoder.generator
-        self.img_shape = (generator.img_channels, generator.img_resolution, generator.img_resolution)
+        self.img_shape = generator.image_shape
         per_chunk = max(1, CHUNK_BYTES // (prod(self.img_shape) * POOL_BLOCK)) * POOL_BLOCK
         self.chunks = [range(start, min(start + per_chunk, n)) for start in range(0, n, per_chunk)]
         self.folder, self.renderer, self.n, self._made_with = folder, renderer, n, renderer.facts()

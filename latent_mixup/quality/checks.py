@@ -129,7 +129,7 @@ def check_prior(generator: Generator, draws: Tensor) -> CheckResult:
 
 def check_images(generator: Generator, images: Tensor) -> CheckResult:
     """``decode`` gives finite float32 images of the promised shape."""
-    size = [generator.img_channels, generator.img_resolution, generator.img_resolution]
+    size = [*generator.image_shape]
     if list(images.shape[1:]) != size or images.dtype != torch.float32:
         found = f"{list(images.shape[1:])} {_dtype(images)}, promised {size} float32"
         return CheckResult("images", False, found, "decode does not give what img_channels and img_resolution say")

@@ -6,6 +6,8 @@ samples and mixes look like the data; and does PCA with as many numbers do as we
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +44,7 @@ KINDS = ("reconstructions", "prior", "mixes_between", "mixes_within", "mixes", "
 
 @dataclass(frozen=True)
 class _Images:
-    """Images ``[N, C, R, R]`` uint8 on the CPU and their classes, ``[N]`` int64, -1 for none."""
+    """Images ``[N, C, H, W]`` uint8 on the CPU and their classes, ``[N]`` int64, -1 for none."""
 
     pixels: Tensor
     labels: Tensor
@@ -167,7 +169,7 @@ def _examined(
     if others is None:
         return real, _Images(_read(dataset, samples[rest], generator, format), labels[rest]), ours, labelled
     needed = real.labels if labelled else None
-    return real, _other_images(others, generator, needed, limit, seed, bank.multi_label), ours, labelled
+    return real, _other_images(others, generator, format, needed, limit, seed), ours, labelled
 
 
 def _samples_of(bank: LatentBank, dataset: Any, generator: Generator) -> Tensor:
@@ -225,7 +227,7 @@ def _first(rows: Tensor, order: Tensor, limit: int) -> Tensor:
 
 
 def _read(dataset: Any, indices: Tensor, generator: Generator, format: SampleFormat) -> Tensor:
-    """Images of some samples, ``[N, C, R, R]`` uint8 on the CPU; raises where one cannot be read."""
+    """Images of some samples, ``[N, C, H, W]`` uint8 on the CPU; raises where one cannot be read."""
     found = []
     for part in indices.split(BATCH):
         samples = read_samples(dataset, part.tolist(), generator, format)
@@ -236,11 +238,11 @@ def _read(dataset: Any, indices: Tensor, generator: Generator, format: SampleFor
 
 
 def _other_images(
-    others: Any, generator: Generator, needed: Tensor | None, limit: int, seed: int, multi_label: bool
+    others: Any, generator: Generator, like: SampleFormat, needed: Tensor | None, limit: int, seed: int
 ) -> _Images:
     """At most ``limit`` images of a data set; of those with a class of ``needed``, where it is given."""
     check_arguments(others, generator)
-    format, _ = probe(others, generator, multi_label=multi_label)
+    format = _format_of_others(others, generator, like)
     order = torch.randperm(len(others), generator=keyed_generator("check-others", seed), device="cpu")[:limit]
     parts = [read_samples(others, part.tolist(), generator, format) for part in order.split(BATCH)]
     images = torch.cat([to_uint8(part.images).cpu() for part in parts])
@@ -256,6 +258,16 @@ def _other_images(
     if len(read.labels) < MIN_ROWS:
         raise ValueError(f"others needs {MIN_ROWS} readable images or more: got {len(read.labels)}; leave it out")
     return read
+
+
+def _format_of_others(others: Any, generator: Generator, like: SampleFormat) -> SampleFormat:
+    """The form of samples, with image and label where the bank's data set has them if these are names."""
+    if isinstance(like.image_key, str):
+        with contextlib.suppress(ValueError):  # they are elsewhere
+            return probe(
+                others, generator, image_key=like.image_key, label_key=like.label_key, multi_label=like.multi_label
+            )[0]
+    return probe(others, generator, multi_label=like.multi_label)[0]
 
 
 def _drawn_partners(labels: Tensor | None, count: int, seed: int) -> dict[str, Tensor]:
@@ -357,8 +369,8 @@ def _fitted_pca(others: Tensor, numbers: int, pixels: Tensor) -> _Maker:
 
 def _trained_judge(other: _Images, labelled: bool, seed: int, progress: bool) -> tuple[FeatureCNN, dict[str, Any]]:
     """The judge and what the record says of it."""
-    resolution = other.pixels.shape[-1]
-    steps = round(max(LEAST_JUDGE_STEPS, JUDGE_STEPS * min(1, (JUDGE_SIZE / resolution) ** 2)))
+    share = JUDGE_SIZE**2 / math.prod(other.pixels.shape[2:])
+    steps = round(max(LEAST_JUDGE_STEPS, JUDGE_STEPS * min(1, share)))
     shown = other if labelled else _rotated(other.pixels)
     with Progress(steps, "judge", "steps", show=progress) as bar, torch.enable_grad():
         model, accuracy = train_judge(shown.pixels, shown.labels, steps=steps, seed=seed, on_step=bar.advance)
@@ -366,8 +378,11 @@ def _trained_judge(other: _Images, labelled: bool, seed: int, progress: bool) ->
 
 
 def _rotated(pixels: Tensor) -> _Images:
-    """Every image in its four rotations, one after the other, labelled by the number of quarter turns."""
-    turned = torch.stack([pixels.rot90(turns, (2, 3)) for turns in range(4)], 1)
+    """Every image, or its square middle, in its four rotations, labelled by the number of quarter turns."""
+    side = min(pixels.shape[2:])
+    top, left = ((each - side) // 2 for each in pixels.shape[2:])
+    square = pixels[..., top : top + side, left : left + side]
+    turned = torch.stack([square.rot90(turns, (2, 3)) for turns in range(4)], 1)
     return _Images(turned.flatten(0, 1), torch.arange(4, device="cpu").repeat(len(pixels)))
 
 

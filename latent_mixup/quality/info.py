@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from latent_mixup import hub
-from latent_mixup.generators.base import Generator, check_generator
+from latent_mixup.generators.base import Generator, check_generator, sides
 from latent_mixup.networks import weights_path
 from latent_mixup.quality.self_test import DRAWS, SelfTest, self_test_table
 from latent_mixup.sampling import keyed_generator
@@ -46,8 +46,7 @@ def generator_info(generator: Generator, folder: Path | None = None) -> dict[str
     """
     check_generator(generator)
     code = generator.sample_latents(1, keyed_generator("effort"))
-    size = (1, generator.img_channels, generator.img_resolution, generator.img_resolution)
-    image = torch.zeros(size, dtype=torch.float32, device=generator.device)
+    image = torch.zeros((1, *generator.image_shape), dtype=torch.float32, device=generator.device)
     counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in generator.named_children()}
     names = ("img_channels", "img_resolution", "latent_space", "latent_shape", "preferred_path", "has_encoder")
     return {
@@ -99,7 +98,7 @@ def _between(low: int, wanted: float, high: int) -> int:
 def info_text(info: dict[str, Any]) -> str:
     """:func:`generator_info`, one fact per line; control characters in the file's metadata are removed."""
     metadata, parameters = info["metadata"], info["parameters"]
-    size = " x ".join([str(info["img_resolution"])] * 2)
+    size = " x ".join(map(str, sides(info["img_resolution"])))
     channels = {1: "grey", 3: "RGB"}.get(info["img_channels"], f"{info['img_channels']} channels")
     shape = " x ".join(map(str, info["latent_shape"]))
     parts = [name for name, there in (("an encoder", info["has_encoder"]), ("features", info["has_features"])) if there]

@@ -114,14 +114,14 @@ def draw_page(record: dict[str, Any], values: dict[str, Tensor], looks: dict[str
     with matplotlib.style.context(["default", STYLE]):
         classes = _drawn_classes(record)
         columns = min(columns, max(len(look.rows) for look in looks.values()))
-        lines, edge = _num_lines(looks, columns), _image_edge(looks, columns)
+        lines, size_shown = _num_lines(looks, columns), _shown_size(looks, columns)
         words = _caption(record, values, len(classes)).replace(" %", "\N{NO-BREAK SPACE}%")
         caption = textwrap.wrap(words, CAPTION_CHARACTERS)
         heights = [
             HEAD_HEIGHT,
             PLOT_HEIGHT,
             max(PLOT_HEIGHT, CLASS_HEIGHT * len(classes) + 0.8),
-            0.3 + lines * (edge + LINE_GAP),
+            0.3 + lines * (size_shown[0] + LINE_GAP),
             CAPTION_LINE * len(caption),
         ]
         size = WIDTH, sum(heights) + 2 * MARGIN
@@ -137,7 +137,7 @@ def draw_page(record: dict[str, Any], values: dict[str, Tensor], looks: dict[str
         numbers.set_title(f"({letters['numbers']}) in numbers")
         table = {"family": "monospace", "fontsize": 6.5, "linespacing": 1.25}
         numbers.text(0, 1, report_table(record), va="top", transform=numbers.transAxes, in_layout=False, **table)
-        _draw_triptychs(images.subplots(), looks, edge, columns, letters["images"])
+        _draw_triptychs(images.subplots(), looks, size_shown, columns, letters["images"])
         foot.text(0, 1, "\n".join(caption), va="top", linespacing=1.35)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})  # neither when nor by what it was made
@@ -226,9 +226,11 @@ def _draw_classes(axes: Axes, classes: list[dict[str, Any]], letter: str, *, log
     axes.set(title=f"({letter}) MSE of each class", xlabel="MSE, [-1, 1] squared")
 
 
-def _draw_triptychs(axes: Axes, looks: dict[str, Look], edge: float, columns: int, letter: str) -> None:
+def _draw_triptychs(
+    axes: Axes, looks: dict[str, Look], size_shown: tuple[float, float], columns: int, letter: str
+) -> None:
     """A line of triptychs for each group of rows, several for the random ones; in one panel, which is quicker."""
-    width = edge * _images_each(looks)
+    edge, width = size_shown[0], size_shown[1] * _images_each(looks)
     axes.set_title(f"({letter}) " + " | ".join(IMAGE_NAMES[: _images_each(looks)]))
     axes.set(xlim=(0, WIDTH - 2 * MARGIN), ylim=(_num_lines(looks, columns) * (edge + LINE_GAP), 0), anchor="NW")
     axes.set(aspect="equal", autoscale_on=False)
@@ -253,14 +255,17 @@ def _num_lines(looks: dict[str, Look], columns: int) -> int:
 
 def _side_by_side(images: Tensor) -> Any:
     """uint8 ``[k, H, W, 3]`` to one array, with a white line between two images."""
-    spaced = F.pad(images, (0, 0, 0, max(1, images.shape[2] // 40)), value=255)
-    return np.concatenate(list(spaced.numpy()), axis=1)[:, : -max(1, images.shape[2] // 40)]
+    line = max(1, max(images.shape[1:3]) // 40)
+    spaced = F.pad(images, (0, 0, 0, line), value=255)
+    return np.concatenate(list(spaced.numpy()), axis=1)[:, :-line]
 
 
-def _image_edge(looks: dict[str, Look], columns: int) -> float:
-    """Width and height of an image, in inches; few columns do not make it huge."""
-    width = (WIDTH - 2 * MARGIN - NAMES_WIDTH - STRIP_GAP * (columns - 1)) / columns
-    return min(width / _images_each(looks), MAX_IMAGE)
+def _shown_size(looks: dict[str, Look], columns: int) -> tuple[float, float]:
+    """Height and width of an image, in inches; few columns do not make it huge."""
+    room = (WIDTH - 2 * MARGIN - NAMES_WIDTH - STRIP_GAP * (columns - 1)) / columns
+    height, width = looks["best"].images.shape[2:4]
+    scale = min(room / _images_each(looks) / width, MAX_IMAGE / max(height, width))
+    return scale * height, scale * width
 
 
 def _images_each(looks: dict[str, Look]) -> int:

@@ -56,7 +56,7 @@ def report(
         dataset: The data set the bank was made from; the bank may be a subset of it.
         generator: The generator the bank was made with.
         out: Folder for the two files; created where it is missing.
-        encoder: Images ``[B, C, R, R]`` in [-1, 1] to codes. None: the generator's own; without one, the page shows
+        encoder: Images ``[B, C, H, W]`` in [-1, 1] to codes. None: the generator's own; without one, the page shows
             original | inverted.
         columns: Triptychs in a line.
         seed: Seed of the random rows and of the checked sample.
@@ -133,13 +133,15 @@ def _look(source: BankImages, encoder: Encoder | None, rows: Tensor) -> Look:
 
 
 def _thumbnails(images: Tensor, size: int = 192) -> Tensor:
-    """``[B, C, R, R]`` in [-1, 1] to uint8 ``[B, H, W, 3]`` of about ``size`` pixels; small ones in whole zooms."""
+    """``[B, C, H, W]`` in [-1, 1] to uint8 ``[B, h, w, 3]``, the longer side about ``size``; small ones zoomed in."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"the page shows images of 1 or 3 channels: got {images.shape[1]}")
-    if images.shape[-1] > size:
-        scaled = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    longer = max(images.shape[2:])
+    if longer > size:
+        reduced = [max(1, round(side * size / longer)) for side in images.shape[2:]]
+        scaled = F.interpolate(images, size=reduced, mode="bilinear", antialias=True)
     else:
-        scaled = F.interpolate(images, scale_factor=size // images.shape[-1], mode="nearest")
+        scaled = F.interpolate(images, scale_factor=size // longer, mode="nearest")
     return to_uint8(scaled).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from latent_mixup.robustness.classifier import scored
 from latent_mixup.robustness.pgd import Norm
 from latent_mixup.robustness.ranges import Bounds, FromUnit, Range
 from latent_mixup.robustness.shared import check_eps, check_images, check_list, class_indices, per_image
+from latent_mixup.sampling import states_kept
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -73,7 +73,7 @@ def autoattack(
     labels = class_indices(labels, len(images))
     if attacks is not None:
         check_list("attacks", attacks)
-    with scored(model, gradient=True) as classifier, _forked(images.device):
+    with scored(model, gradient=True) as classifier, states_kept(images.device):
         with torch.no_grad():
             for part, own in zip(images.split(batch_size), labels.split(batch_size), strict=True):
                 classifier.logits(part, own)
@@ -90,13 +90,6 @@ def autoattack(
         unit = span.to_unit(images.detach()).float().clamp(0, 1)
         found: Tensor = attack.run_standard_evaluation(unit, labels.to(images.device), batch_size=batch_size)[0]
     return torch.where(per_image((found != unit).flatten(1).any(dim=1)), span.from_unit(found).to(images), images)
-
-
-def _forked(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The random states of the CPU and of ``device`` as they were, afterwards; no other device is touched."""
-    if device.type in ("cpu", "mps"):
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def _check_classes(num_classes: int, attacks: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ class EncoderTraining(Training):
         encoder: Trained in place.
         recipe: Settings.
         loss: Compares decodes with images, for ReStyle.
-        images_uint8: Real images ``[N, C, R, R]`` uint8, or None.
+        images_uint8: Real images ``[N, C, H, W]`` uint8, or None.
     """
 
     stateful = ("network", "optimizer")
@@ -110,7 +110,7 @@ class EncoderTraining(Training):
 
     @torch.no_grad()
     def batch(self) -> tuple[Tensor, Tensor]:
-        """This step's images ``[B, C, R, R]``, real ones first, and the codes of the generated ones that follow."""
+        """This step's images ``[B, C, H, W]``, real ones first, and the codes of the generated ones that follow."""
         recipe, generator = self.recipe, self.network.generator
         draw = keyed_generator("train-encoder", recipe.seed, self.step)
         learns_from_real = self.images is not None and isinstance(self.network, ReStyleEncoder)
@@ -172,7 +172,7 @@ def train_encoder(
         generator: Draws and decodes the codes.
         out: Folder of the run: see :class:`~latent_mixup.training.run.Run`.
         arch: ``"mlp"`` or ``"restyle"``.
-        images_uint8: Real images ``[N, C, R, R]`` uint8, of the generator's size; for the MLP, on its sheets only.
+        images_uint8: Real images ``[N, C, H, W]`` uint8, of the generator's size; for the MLP, on its sheets only.
         network: Arguments of :class:`~latent_mixup.encoders.MLPEncoder` or
             :class:`~latent_mixup.encoders.ReStyleEncoder`.
         recipe: See :class:`EncoderRecipe`.

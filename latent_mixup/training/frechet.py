@@ -60,7 +60,7 @@ def train_judge(
     """A frozen classifier whose features compare sets of images, and its accuracy on the last fifth of the images.
 
     Args:
-        images_uint8: ``[N, C, R, R]`` uint8. The last fifth, at most 2,000, is not trained on.
+        images_uint8: ``[N, C, H, W]`` uint8. The last fifth, at most 2,000, is not trained on.
         labels: ``[N]`` int64 from 0.
         steps: Training steps, of 128 images each, or of all where there are fewer.
         seed: Decides the first weights and the order of the images.
@@ -81,7 +81,7 @@ class FeatureDistance:
     """The Fréchet distance of images to those of a data set, in the features of a classifier trained on it.
 
     Args:
-        images_uint8: ``[N, C, R, R]`` uint8; the distance is from the first 10,000.
+        images_uint8: ``[N, C, H, W]`` uint8; the distance is from the first 10,000.
         labels: ``[N]`` int64.
         steps: Training steps of the classifier, of 128 images each.
         seed: Decides the first weights and the order of the images.
@@ -95,7 +95,7 @@ class FeatureDistance:
         self.real = self.moments(from_uint8(part) for part in images_uint8[:10_000].split(500))
 
     def __call__(self, images: Iterable[Tensor]) -> float:
-        """The distance of batches of images, ``[B, C, R, R]`` in [-1, 1], from the real ones."""
+        """The distance of batches of images, ``[B, C, H, W]`` in [-1, 1], from the real ones."""
         return frechet_distance(self.moments(images), self.real)
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ class Training(ABC):
     Args:
         network: The network that is kept in the end.
         recipe: Settings that decide the result.
-        images_uint8: ``[N, C, R, R]`` uint8; None: no images.
+        images_uint8: ``[N, C, H, W]`` uint8; None: no images.
         labels: ``[N]`` int64; None: no labels.
 
     Attributes:
@@ -298,19 +298,19 @@ def is_finite(state: Any) -> bool:
     return bool(state.isfinite().all()) if isinstance(state, Tensor) else True
 
 
-def check_images(images_uint8: Tensor, labels: Tensor | None = None) -> dict[str, int]:
-    """The ``img_channels`` and ``img_resolution`` of two square images or more, ``[N, C, R, R]`` uint8.
+def check_images(images_uint8: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+    """The ``img_channels`` and ``img_resolution`` of two images or more, ``[N, C, H, W]`` uint8.
+
+    Whether they need to be square, their generator says.
 
     Raises:
         ValueError: They are something else, or ``labels`` is not an int64 tensor with one label from 0 an image.
     """
     if not isinstance(images_uint8, Tensor) or images_uint8.ndim != 4 or images_uint8.dtype != torch.uint8:
         raise ValueError(
-            f"training needs its images in one tensor of shape [N, C, R, R] and dtype uint8: got {_told(images_uint8)}"
+            f"training needs its images in one tensor of shape [N, C, H, W] and dtype uint8: got {_told(images_uint8)}"
         )
     num_images, channels, height, width = images_uint8.shape
-    if height != width:
-        raise ValueError(f"images need to be square: got {height}x{width}; crop them")
     if num_images < 2:
         raise ValueError(f"training needs two images or more: got {num_images}")
     if labels is not None:
@@ -318,7 +318,7 @@ def check_images(images_uint8: Tensor, labels: Tensor | None = None) -> dict[str
             raise ValueError(f"labels need shape [{num_images}], one an image, and dtype int64: got {_told(labels)}")
         if labels.min() < 0:
             raise ValueError(f"labels need to be from 0: got {int(labels.min())}")
-    return {"img_channels": channels, "img_resolution": height}
+    return {"img_channels": channels, "img_resolution": height if height == width else (height, width)}
 
 
 def _told(value: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,25 @@ class Named(NamedTuple):
 
     image: torch.Tensor
     target: torch.Tensor
+
+
+class Rows(UserDict):
+    """A mapping as TensorDict is one: length, iterator and numbers are those of its rows."""
+
+    def __len__(self):
+        raise TypeError("it has no rows")
+
+    __iter__ = __len__
+
+    def keys(self):
+        return self.data.keys()
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return self.data[key]
+        if not self["image"].ndim == 4:
+            raise RuntimeError("it has no rows")
+        return Rows({name: part[key] for name, part in self.data.items()})
 
 
 IMAGES = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -63,6 +84,28 @@ def test_every_form_is_mixed_alike_and_keeps_its_fields(mix, batch, keys):
     if len(batch) > 2:
         assert (found["path"] if isinstance(found, dict) else found[2]) is PATHS
     assert type(found) is (tuple if type(batch) is list else type(batch))
+
+
+@pytest.mark.parametrize("kind", ["likeness", "itself"])
+def test_a_mapping_of_rows_is_a_batch_a_sample_and_a_data_set(linear_generator, toy_dataset, toy_bank, kind):
+    parts = {"image": toy_dataset.images, "label": toy_dataset.labels, "index": torch.arange(50)}
+    make = Rows
+    if kind == "itself":
+        make = partial(pytest.importorskip("tensordict").TensorDict, batch_size=[50])
+    rows, settings = make(parts), {"seed": 0, "prob": 1.0}
+    (images, targets), found = (
+        LatentMixupCollate(linear_generator, toy_bank, dataset=toy_dataset, **settings)(batch)
+        for batch in ((toy_dataset.images[:8], toy_dataset.labels[:8]), rows[:8])
+    )
+    assert type(found) is type(rows)
+    assert torch.equal(found["image"], images)
+    assert torch.equal(found["label"], targets)
+    assert torch.equal(found["index"], torch.arange(8))
+    assert rows["label"].shape == (50,)
+    sample = LatentMixupDataset([rows[index] for index in range(50)], linear_generator, toy_bank, **settings)[3]
+    pair = LatentMixupDataset(toy_dataset, linear_generator, toy_bank, **settings)[3]
+    assert torch.equal(sample["image"], pair[0])
+    assert torch.equal(sample["label"], pair[1])
 
 
 def test_the_batch_itself_is_not_changed(mix):

@@ -68,16 +68,39 @@ def test_after_another_mixup(collate, toy_dataset):
 
 
 def test_bad_batches(collate, toy_dataset):
-    with pytest.raises(TypeError, match=r"a batch needs images and labels: got a dict of \['image'\]"):
+    with pytest.raises(TypeError, match=r"sample 0 needs images and labels: got a dict of \['image'\]"):
         collate()([{"image": torch.zeros(1, 4, 4)}])
-    with pytest.raises(TypeError, match="two tensors: got Tensor and tuple"):
+    with pytest.raises(TypeError, match=r"a label needs to be an int, or soft, .*: got str"):
         collate()([(torch.zeros(1, 4, 4), "shirt")])
-    with pytest.raises(TypeError, match="two tensors: got Tensor and list; soft labels need to be tensors as well"):
-        collate(collate_fn=default_collate)([(torch.zeros(1, 4, 4), [0.5, 0.5, 0.0])])
     with pytest.raises(ValueError, match=r"sample 0: a soft label needs numbers from 0 that sum to 1: it sums to 1.1"):
         collate()([(torch.zeros(1, 4, 4), [0.5, 0.6, 0.0])])
     with pytest.raises(ValueError, match="label 3 is outside num_classes=3"):
         collate()([(torch.zeros(1, 4, 4), 3)])
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])  # as many samples as classes among them
+@pytest.mark.filterwarnings("ignore::latent_mixup.images.RangeMismatchWarning")
+def test_labels_in_lists_are_those_of_the_samples_after_torchs_collate_as_well(collate, count):
+    labels = [[0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [0.25, 0.0, 0.75], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]][:count]
+    samples = [(torch.zeros(1, 4, 4), label) for label in labels]
+    for collate_fn in (None, default_collate):
+        assert collate(collate_fn=collate_fn, prob=0.0)(samples)[1].tolist() == labels
+
+
+class Own:
+    """A sample of somebody's own class."""
+
+    def __init__(self, image, label) -> None:
+        self.image, self.label = image, label
+
+
+def test_a_collate_function_of_the_users_gets_samples_of_any_class(collate, toy_dataset):
+    samples = [Own(*toy_dataset[index]) for index in range(8)]
+
+    def stack(samples):
+        return torch.stack([each.image for each in samples]), torch.tensor([each.label for each in samples])
+
+    assert collate(collate_fn=stack, prob=0.0)(samples)[0].equal(toy_dataset.images[:8])
 
 
 def test_a_batch_that_comes_twice_is_drawn_anew_or_it_is_said(collate, toy_dataset):

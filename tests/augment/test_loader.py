@@ -1,13 +1,14 @@
 import copy
 import pickle
 import threading
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Subset
 from torchvision.transforms import v2
 
 from latent_mixup.augment import LatentMixupCollate, LatentMixupLoader
@@ -96,6 +97,23 @@ def test_any_iterable_will_do(wrap, toy_dataset):
     assert [len(images) for images, _ in loader] == [5, 45]
     with pytest.raises(AttributeError, match="dataset"):
         _ = loader.dataset
+
+
+class Batches(IterableDataset):
+    """A stream that gives batches, as WebDataset's loader is one."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_a_stream_of_batches_is_a_loader(wrap, toy_dataset):
+    batches = [(toy_dataset.images[:5], toy_dataset.labels[:5]), (toy_dataset.images[5:], toy_dataset.labels[5:])]
+    expected, found = pull(wrap(batches)), pull(wrap(Batches(batches)))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 def test_at_most_prefetch_batches_are_read_ahead(wrap, toy_dataset):
@@ -296,8 +314,12 @@ def test_the_side_stream_waits_and_is_waited_for(monkeypatch):
     """The order that makes work on two streams safe: nobody reads, or frees, what the other one is still at."""
     log = Queued.log
     log.clear()
-    monkeypatch.setattr(torch, "Stream", lambda device: Recorder("side", log))
-    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: Recorder("main", log))
+    streams = SimpleNamespace(
+        Stream=lambda device: Recorder("side", log),
+        stream=lambda stream: stream,
+        current_stream=lambda device: Recorder("main", log),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: streams)
     monkeypatch.setattr(ahead, "WITH_STREAMS", ("cpu",))
 
     def queued(role):
@@ -462,7 +484,7 @@ def test_bad_input(wrap, toy_dataset):
         wrap(autocast=torch.float32)
     with pytest.raises(ValueError, match="alpha needs to be above 0"):
         wrap(alpha=0)
-    with pytest.raises(TypeError, match="two tensors: got int"):
+    with pytest.raises(TypeError, match="an image needs to be a PIL image, an array or a tensor: got 1"):
         list(wrap([{"image": 1, "label": 2}]))
     images_only = [[toy_dataset.images]]
     with pytest.raises(TypeError, match="a batch needs images and labels: got a list of Tensor; no labels"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from systems import WORKERS
 from torch.utils.data import DataLoader, default_collate
 from torchvision import tv_tensors
 
@@ -109,7 +110,8 @@ def test_the_samples_themselves_are_not_changed(toy_dataset, linear_generator, t
 def test_a_loader_collates_them(toy_dataset, linear_generator, toy_bank, workers):
     data = Samples(toy_dataset, lambda image, label, index: {"img": image, "label": label, "id": index})
     wrapper = LatentMixupDataset(data, linear_generator, toy_bank, seed=0)
-    batch = next(iter(DataLoader(wrapper, 8, num_workers=workers, multiprocessing_context="fork" if workers else None)))
+    context = WORKERS if workers else None
+    batch = next(iter(DataLoader(wrapper, 8, num_workers=workers, multiprocessing_context=context)))
     assert batch["img"].shape == (8, 1, 4, 4)
     assert batch["label"].shape == (8, 3)
     assert batch["id"].tolist() == [*range(8)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from systems import needs_fork, needs_proc
 from torch.utils.data import DataLoader
 
 from latent_mixup.augment import LatentMixupLoader
@@ -161,7 +162,7 @@ def test_one_core_for_the_decoding_thread_alone():
     assert found.stdout.strip() == "{3} {1} 3", found.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 @pytest.mark.parametrize("decode_batches", [1, 2])
 def test_a_forked_child_that_goes_on_with_its_parents_iterator_is_told(
     toy_dataset, linear_generator, toy_bank, decode_batches
@@ -183,7 +184,7 @@ def test_a_forked_child_that_goes_on_with_its_parents_iterator_is_told(
     assert len(list(batches)) == 12
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to look for threads")
+@needs_proc
 def test_after_a_pass_its_thread_has_left_the_process(toy_dataset, linear_generator, toy_bank):
     """Python joins a thread before it is gone, and a fork in between copies the locks that it holds."""
     loader = LatentMixupLoader(DataLoader(toy_dataset, 8), linear_generator, toy_bank, prefetch=2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LabelledImages, LinearGenerator
+from systems import needs_fork, needs_posix, needs_proc
 from torch.utils.data import ConcatDataset, DataLoader, get_worker_info
 
 from latent_mixup import LatentBank, LatentMixupCollate, LatentMixupDataset, LatentMixupLoader, RenderedMixupDataset
@@ -52,10 +53,10 @@ def pull(chain, epochs=(0, 1)):
 @pytest.mark.parametrize(
     ("method", "workers", "persistent", "pinned"),
     [
-        ("fork", 2, True, True),
-        ("fork", 4, False, False),
+        pytest.param("fork", 2, True, True, marks=needs_fork),
+        pytest.param("fork", 4, False, False, marks=needs_fork),
         ("spawn", 2, True, False),  # workers of these two import torch first: seconds
-        ("forkserver", 2, True, False),
+        pytest.param("forkserver", 2, True, False, marks=needs_posix),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")  # there may be no accelerator to pin it for
@@ -102,7 +103,7 @@ print(len(list(LatentMixupLoader(inner, generator, bank, prefetch=int(sys.argv[4
 """
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to look for orphans")
+@needs_proc
 @pytest.mark.parametrize(("persistent", "prefetch"), [("persistent", "0"), ("new", "2")])
 def test_a_killed_worker_is_an_error_without_hang_or_orphan(tmp_path, persistent, prefetch):
     """In a process of its own: torch tells of a dead worker by a signal handler, whatever is at work just then."""
@@ -128,13 +129,16 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_a_worker_that_hangs_is_an_error_at_the_timeout(toy_dataset, toy_bank):
-    class Slow(LabelledImages):
-        def __getitem__(self, index: int):
-            time.sleep(60 if get_worker_info() is not None else 0)
-            return super().__getitem__(index)
+class Slow(LabelledImages):
+    def __getitem__(self, index: int):
+        time.sleep(60 if get_worker_info() is not None else 0)
+        return super().__getitem__(index)
 
+
+def test_a_worker_that_hangs_is_an_error_at_the_timeout(toy_dataset, toy_bank):
     inner = DataLoader(Slow(toy_dataset.images, toy_dataset.labels), 8, num_workers=1, timeout=1)
     with pytest.raises(RuntimeError, match="DataLoader timed out after 1 seconds"):
         list(LatentMixupLoader(inner, LinearGenerator(), toy_bank, prefetch=2))
+    for worker in multiprocessing.active_children():  # told to end by torch, which does not wait for it
+        worker.join(30)
     assert multiprocessing.active_children() == []

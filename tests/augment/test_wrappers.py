@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import LabelledImages, LinearGenerator, SoftImages, one_hot_bank, with_labels
 from speed.calls import count_calls
+from systems import WORKERS
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate, random_split
 
 import latent_mixup as lm
@@ -18,8 +19,10 @@ from latent_mixup import LatentMixupCollate, LatentMixupDataset, LatentMixupLoad
 from latent_mixup.augment.base import DEFAULTS
 from latent_mixup.bundled import BundledImages
 from latent_mixup.images import RangeMismatchWarning, from_uint8
+from latent_mixup.policies import Nearest, Policy, SameClass
 
 WRAPPERS = ["dataset", "collate", "loader"]
+NEAR = Policy(partners=Nearest(2, SameClass(nearest=4)))
 
 
 @pytest.fixture(params=WRAPPERS)
@@ -29,7 +32,7 @@ def wrap(request, toy_dataset, linear_generator, toy_bank):
     def make(data=None, bank=None, batch_size=8, workers=0, generator=None, **settings):
         data, bank, settings = data or toy_dataset, bank or toy_bank, {"seed": 0, **settings}
         generator = generator or linear_generator
-        options = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+        options = {"num_workers": workers, "multiprocessing_context": WORKERS if workers else None}
         if request.param == "dataset":
             return DataLoader(LatentMixupDataset(data, generator, bank, **settings), batch_size, **options)
         if request.param == "collate":
@@ -110,14 +113,17 @@ def test_images_can_be_trained_on(wrap):
 # ---- random draws ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "settings", [{"prob": 0.7}, {"prob": {0: 0.9, 2: 0.5}, "policy": NEAR}], ids=["plain", "named"]
+)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_seed_names_the_draws(wrap, workers, monkeypatch):
-    first = pull(wrap(prob=0.7))
-    assert all(map(torch.equal, pull(wrap(prob=0.7, workers=workers)), first))
-    assert not torch.equal(pull(wrap(prob=0.7, seed=1, workers=workers))[1], first[1])
+def test_a_seed_names_the_draws(wrap, workers, settings, monkeypatch):
+    first = pull(wrap(**settings))
+    assert all(map(torch.equal, pull(wrap(**settings, workers=workers)), first))
+    assert not torch.equal(pull(wrap(**settings, seed=1, workers=workers))[0], first[0])
     monkeypatch.setenv("RANK", "1")
-    assert not torch.equal(pull(wrap(prob=0.7, workers=workers))[1], first[1])
-    assert torch.equal(pull(wrap(prob=0.7, rank=0, workers=workers))[1], first[1])
+    assert not torch.equal(pull(wrap(**settings, workers=workers))[0], first[0])
+    assert torch.equal(pull(wrap(**settings, rank=0, workers=workers))[0], first[0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -167,7 +173,7 @@ SPLITS = {
 @pytest.mark.parametrize("split", SPLITS)
 def test_images_outside_of_a_split_are_never_mixed(wrap, toy_dataset, split):
     data = SPLITS[split](toy_dataset)
-    for settings in ({}, {"prob": 0.5}, {"seed": None}):
+    for settings in ({}, {"prob": 0.5}, {"seed": None}, {"prob": {0: 0.5}}, {"policy": NEAR}):
         _, targets = pull(wrap(data, **settings))
         assert torch.equal(targets, F.one_hot(torch.zeros(len(data), dtype=torch.int64), 3).float())
     inside = torch.stack([image for image, _ in data]).flatten(1)

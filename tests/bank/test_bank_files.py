@@ -22,6 +22,7 @@ from banks import COLUMNS, INDEX, KINDS, assert_same, edit_index, make_bank, rea
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from systems import FORK, endless, link, needs_posix, pipe
 
 from latent_mixup import LatentBank, files
 from latent_mixup.bank import BankFormatError
@@ -160,9 +161,9 @@ def sums(bank: LatentBank) -> tuple[float, list[int]]:
     return float(bank[:][0].double().sum()), bank.labels.tolist()
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("method", ["spawn", FORK])
 def test_another_process_opens_the_folder_itself(folder, method, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     bank = LatentBank.from_pretrained(folder)
     with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
         for sent in (bank, bank.subset([3, 9])):
@@ -405,13 +406,13 @@ def test_a_hostile_name_in_the_index(folder, name):
 def test_a_shard_that_is_a_link_out_of_the_folder(folder, tmp_path):
     name = names(folder)[0]
     shutil.move(folder / name, tmp_path / name)
-    (folder / name).symlink_to(tmp_path / name)
+    link(folder / name, tmp_path / name)
     with pytest.raises(BankFormatError, match="link that leaves its folder"):
         LatentBank.from_pretrained(folder)
 
 
 def test_a_link_to_the_folder_is_fine(folder, tmp_path):
-    (tmp_path / "link").symlink_to(folder)
+    link(tmp_path / "link", folder)
     assert_same(LatentBank.from_pretrained(tmp_path / "link"), make_bank())
 
 
@@ -419,11 +420,11 @@ def spoil(path: Path, how: str) -> None:
     """Put something that is no regular file of the folder in the place of a file."""
     path.unlink(missing_ok=True)
     if how == "fifo":
-        os.mkfifo(path)
+        pipe(path)
     elif how == "folder":
         path.mkdir()
     else:
-        path.symlink_to({"device": "/dev/zero", "loop": path, "nowhere": path.with_name("nowhere")}[how])
+        link(path, {"device": endless, "loop": lambda: path, "nowhere": lambda: path.with_name("nowhere")}[how]())
 
 
 @pytest.mark.parametrize("how", ["fifo", "folder", "device", "loop", "nowhere"])
@@ -537,6 +538,7 @@ def test_a_damaged_file_of_images_set_aside(tmp_path, change, message):
 # --- files: writes that fail
 
 
+@needs_posix
 def test_a_full_disk_leaves_the_old_bank(folder):
     code = (
         "import resource, signal, sys, torch; from latent_mixup.bank import LatentBank\n"
@@ -571,6 +573,7 @@ def ends_before(call: int, save) -> bool:
         try:
             save()
         except Killed:
+            patch.undo()  # the lock is free again, as the system frees that of a killed process
             return True
     return False
 

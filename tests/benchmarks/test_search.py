@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import optuna
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,11 +15,13 @@ from paper import methods as methods_module
 from paper import small_images, trials
 from paper.settings import Setting, searched
 from record import RESULTS
-from search import search
 from tables import rows as rows_module
 
 from latent_mixup.demo.comparison import Budget
 from latent_mixup.policies import NAMED, Beta, LowPass, Noise, Policy, SameClass
+
+optuna = pytest.importorskip("optuna")
+search = importlib.import_module("search.search")
 
 STANDARD = {"accuracy": 0.92, "deepfool_score": 1.0, "blurred_accuracy": 0.65}
 FULL = Setting(0.4, Policy(Beta(0.5), SameClass(), unmixed=0.5, noise=Noise(0.3), low_pass=LowPass(0, 2)))

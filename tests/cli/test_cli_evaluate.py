@@ -16,6 +16,7 @@ from torch import nn
 
 from latent_mixup import robustness
 from latent_mixup.bundled import BundledImages
+from latent_mixup.cli import shared
 
 CLASSIFIER = """
 import torch
@@ -60,6 +61,21 @@ def test_a_model_of_ones_own_is_scored_as_in_python(classifier, data_root):
     signed = robustness.accuracy(make(), [(images * 2 - 1, labels)])
     assert (usual["mean"], usual["std"], usual["accuracy"]) == ([0.5], [0.5], signed)
     assert json_of(*arguments[:-8], *NONE, "--train", "--images", 30)["test_images"] == 30
+
+
+def test_columns_are_those_that_are_named(classifier, data_root, monkeypatch):
+    test = BundledImages("fashion-mnist", train=False)
+    images, labels = test.data[40:60, 0].numpy(), test.targets[40:60].tolist()
+    columns = {"image": 9, "photo": 0, "label": 0, "kind": 0}
+    rows = [
+        columns | {"photo": Image.fromarray(image), "kind": label} for image, label in zip(images, labels, strict=True)
+    ]
+    monkeypatch.setattr(shared.hub_data, "hub_dataset", lambda text, **where: rows)
+    keys = ("--image-key", "photo", "--label-key", "kind")
+    found = json_of("evaluate", "tiny_classifier:make", "hf:any", *keys, *NONE)
+    expected = json_of("evaluate", "tiny_classifier:make", "fashion-mnist", "--data-root", data_root, *NONE)
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["test_images"] == 20
 
 
 def test_a_table_is_printed(classifier, data_root):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from re import escape
 
 import numpy as np
 import pytest
@@ -93,6 +93,7 @@ def test_a_rank_is_a_shard_on_its_own_device(monkeypatch):
     assert part_of(None, "cuda") == Part((0, 1), "cuda", True)  # somebody else's variables
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert part_of(None, "cuda") == Part((5, 8), "cuda:1", False)
+    assert part_of(None, "xpu") == Part((5, 8), "xpu:1", False)
     assert part_of(None, "cpu") == Part((5, 8), "cpu", False)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert part_of(None, "cpu") == Part((5, 8), "cpu", True)
@@ -119,14 +120,14 @@ def test_a_signal_ends_the_run_with_one_sentence(tmp_path, data_root, monkeypatc
 
         def __getitem__(self, index):
             if index == 20:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
             return images[index]
 
     with monkeypatch.context() as patch:
         patch.setattr(shared, "torchvision_dataset", lambda *_, train: Stopping())
         sentence = f"{says}1 of 3 chunks lie finished in {out}; run it again to go on\n"
         assert call(*command(data_root), "--out", out) == (code, sentence)
-        patch.setattr(os, "kill", lambda *_: None)
+        patch.setattr(signal, "raise_signal", lambda *_: None)
         output_of(*command(data_root), "--out", out)
         output_of(*command(data_root), "--out", tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
@@ -211,7 +212,7 @@ def test_images_that_are_set_aside_are_a_note(tmp_path, data_root):
 
 def test_a_missing_data_set_names_the_folder_that_is_wanted(tmp_path):
     for name, folder in (("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw")):
-        with pytest.raises(FileNotFoundError, match=f"expected {tmp_path / folder}; pass --data-root"):
+        with pytest.raises(FileNotFoundError, match=rf"expected {escape(str(tmp_path / folder))}; pass --data-root"):
             torchvision_dataset(name, tmp_path, train=True)
 
 
@@ -227,7 +228,7 @@ def test_the_summary_counts_what_failed(tmp_path, capsys):
         "1 failed; the last shard writes the bank",
     ]
     bank.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"1 images have no finite code: their rows have status 1 in {tmp_path}"):
+    with pytest.raises(ValueError, match=rf"1 images have no finite code: .* status 1 in {escape(str(tmp_path))}"):
         say_what_was_done(bank, tmp_path, (1, 3), meter)
     bank.subset([3]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="1 images have no finite code"):

@@ -259,6 +259,24 @@ def test_a_csv_names_images_and_labels(photos, labels, targets, classes, heading
 
 
 @pytest.mark.parametrize(
+    ("keys", "targets"),
+    [
+        ({}, [-1, 0]),  # the usual two, among others
+        ({"image_key": "File", "label_key": "kind"}, [1, 0]),
+        ({"image_key": "file", "label_key": "none"}, None),
+        ({"label_key": "kind"}, [1, 0]),
+    ],
+)
+def test_columns_of_a_csv_go_by_their_heading(photos, keys, targets):
+    lines = ["kind,path,size,label,file", "dog,photos/03.png,9,,photos/01.png", "cat,photos/02.png,8,0,photos/00.png"]
+    photos.write_text("\n".join(lines))
+    dataset = open_data(str(photos), **keys)
+    named = [1, 0] if "image_key" in keys else [3, 2]
+    assert [dataset[row][0].getpixel((0, 0)) for row in range(2)] == [64 * index for index in named]
+    assert dataset.targets == targets
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "list.csv has no lines: expected one path,label for each image"),
@@ -276,6 +294,17 @@ def test_a_csv_that_is_wrong(photos, text, message):
     photos.write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_data(str(photos))
+
+
+def test_columns_that_are_not_there(photos, data_root):
+    photos.write_text("path,kind\nphotos/00.png,1\nphotos/01.png,1,2\n")
+    with pytest.raises(ValueError, match="needs a heading with path and sort: its first line is path,kind"):
+        open_data(str(photos), label_key="sort")
+    with pytest.raises(ValueError, match="line 3: expected path,kind with a class"):
+        open_data(str(photos), label_key="kind")
+    for text in (str(photos.parent / "photos"), "fashion-mnist"):
+        with pytest.raises(ValueError, match=f"--label-key goes with hf:NAME and CSV files, .*: got {text}"):
+            open_data(text, data_root, label_key="kind")
 
 
 def test_invert_takes_a_csv(tmp_path, decoder):
@@ -352,6 +381,41 @@ def test_a_data_set_that_the_library_saved(tmp_path, decoder, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match="nobody/nothing is not in the cache of datasets"):
         open_data("hf:nobody/nothing")
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library itself
+@pytest.mark.parametrize("kind", ["saved", "parquet"])
+def test_columns_of_any_name(tmp_path, decoder, monkeypatch, kind):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({"photo": datasets.Image(), "note": datasets.Value("string"), "kind": names})
+    pictures = [Image.fromarray(array) for array in draw(generator_named("tiny_decoder:make"), 4)]
+    rows = {"photo": pictures, "note": ["a"] * 4, "kind": [1, 0, 0, 1]}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    if kind == "saved":
+        whole.save_to_disk(tmp_path / "data")
+    else:
+        whole.to_parquet(tmp_path / "data" / "train.parquet")
+    data = ("--dataset", f"hf:{tmp_path / 'data'}", "--image-key", "photo")
+    arguments = ("invert", "tiny_decoder:make", *data, *QUICK, "--steps", 1)
+    output_of(*arguments, "--label-key", "kind", "--out", tmp_path / "bank")
+    bank = LatentBank.from_pretrained(tmp_path / "bank")
+    assert (bank.labels.tolist(), bank.metadata["classes"]) == ([1, 0, 0, 1], ["cat", "dog"])
+    found = bank.rows_of_data(whole, generator_named("tiny_decoder:make"))  # the columns are in its metadata
+    assert found.tolist() == [0, 1, 2, 3]
+
+    given = ("refine", tmp_path / "bank", "--generator", "tiny_decoder:make", *data, *QUICK, "--steps", 1)
+    output_of(*given, "--out", tmp_path / "fine")
+    message = "--label-key note: the bank was made with 'kind'; leave --label-key out"
+    assert message in error_of(*given, "--label-key", "note", "--out", tmp_path / "other")
+
+    output_of(*arguments, "--label-key", "none", "--out", tmp_path / "bare")
+    assert LatentBank.from_pretrained(tmp_path / "bare").labels.tolist() == [-1] * 4
+    assert "no label among ['photo', 'note', 'kind']" in error_of(*arguments, "--out", tmp_path / "other")
+    output = error_of(*arguments, "--label-key", "sort", "--out", tmp_path / "other")
+    assert "has no such column, choose from photo, note, kind" in output
+    assert not (tmp_path / "other").exists()
 
 
 def test_torchvision_downloads_when_it_is_asked_to(tmp_path, monkeypatch):

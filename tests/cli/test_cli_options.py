@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 from commands import call, json_of, output_of
 
@@ -31,10 +34,20 @@ def test_every_command_has_both(command):
     }
 
 
-def test_help_imports_nothing_heavy():
-    code = "import sys; from latent_mixup.cli import main; main(['evaluate', '--help'], standalone_mode=False); "
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["evaluate", "--help"], {}),
+        ([], {"_X_COMPLETE": "bash_complete", "COMP_WORDS": "latent-mixup evaluate --wei", "COMP_CWORD": "2"}),
+    ],
+    ids=["help", "completion"],
+)
+def test_help_and_completion_import_nothing_heavy(words, asked):
+    code = "import contextlib, sys; from latent_mixup.cli import main\nwith contextlib.suppress(SystemExit):\n"
+    code += f"    main({words}, complete_var='_X_COMPLETE')\n"
     code += "print({'torch', 'torchvision', 'timm', 'datasets', 'PIL', 'numpy'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **asked})
     assert done.stdout.splitlines()[-1] == "set()"
 
 
@@ -45,6 +58,29 @@ def test_a_shell_completes_commands_and_options():
     ):
         asked = {"_LATENT_MIXUP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         assert completed in CliRunner().invoke(main, env=asked, prog_name="latent-mixup").output.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("best", "there", "said"),
+    [
+        ("cuda", "cuda", "device: cuda\n"),
+        ("cpu", "mps", "device: cpu; this machine has mps as well, --device mps\n"),
+        ("cpu", None, ""),
+    ],
+)
+def test_auto_says_what_it_took_where_there_is_a_choice(tmp_path, monkeypatch, best, there, said):
+    monkeypatch.setattr("latent_mixup.networks.best_device", lambda: best)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(there))
+    command = ["info", "nothing", "--config", str(write(tmp_path / "run.toml", 'device = "auto"'))]
+    for asked, wanted in ((command, said), ([*command, "--device", "cpu"], "")):
+        assert CliRunner().invoke(main, asked).stderr.partition("Error")[0] == wanted
+
+
+def test_a_letter_that_the_terminal_lacks_ends_no_command(monkeypatch):
+    say = click.Command("say", callback=lambda: click.echo("Fréchet distance ±1"))
+    monkeypatch.setitem(main.commands, "say", say)
+    assert CliRunner(charset="cp1251").invoke(main, ["say"]).output == "Fr?chet distance ±1\n"
 
 
 # ---- JSON --------------------------------------------------------------------------------------------

@@ -179,7 +179,8 @@ def test_a_transformers_images_are_those_of_diffusers():
     theirs.set_progress_bar_config(disable=True)
     ours = DiffusersPipeline(theirs, classes=7, guidance=3.0, strength=1, steps=4)
     streams = ours._streams(codes())
-    images = theirs([7] * 3, 3.0, streams, num_inference_steps=4, output_type="pt").images
+    images = theirs([7] * 3, 3.0, streams, num_inference_steps=4, output_type="np").images
+    images = torch.from_numpy(images).movedim(3, 1)
     torch.testing.assert_close(ours.decode(codes()), images * 2 - 1, rtol=1e-3, atol=1e-4)
     assert (images - images.flip(0)).abs().max() > 0.01
 
@@ -197,6 +198,16 @@ def test_without_strength_it_is_the_autoencoder(kind):
     assert generator.coder.digest() == vae.digest()
     assert (generator.latent_shape, generator.latent_space, generator.preferred_path) == ((4, 4, 4), "vae", "slerp")
     assert generator.has_encoder
+
+
+def test_images_that_are_not_square():
+    generator = DiffusersPipeline(parts(), steps=4, img_resolution=(48, 32))
+    assert (generator.img_size, generator.latent_shape) == ((48, 32), (4, 6, 4))
+    latents = torch.randn(2, 4, 6, 4, generator=torch.Generator().manual_seed(7))
+    images = generator.decode(latents)
+    assert images.shape == (2, 3, 48, 32)
+    assert generator.encode(images).shape == latents.shape
+    assert DiffusersPipeline(parts(), img_resolution=(32, 32)).img_resolution == 32
 
 
 @pytest.mark.parametrize("kind", ["plain", "classed", "dit"])
@@ -397,7 +408,9 @@ def test_the_cost_grows_with_the_steps_that_are_taken():
         ("dit", {"classes": 5}, "classes needs integers from 0 to 4, which the model knows: got 5"),
         ("classed", {}, "classes is needed: this UNet2DModel knows 5 classes"),
         ("dit", {"img_resolution": 64}, "takes codes of 4 x 4: got 8 x 8"),
-        ("plain", {"img_resolution": 24}, "takes codes whose height is a multiple of 2: got 3 x 3"),
+        ("dit", {"img_resolution": (32, 64)}, "takes codes of 4 x 4: got 4 x 8"),
+        ("plain", {"img_resolution": (32, 24)}, "are multiples of 2: got 4 x 3"),
+        ("plain", {"img_resolution": 24}, "takes codes whose height and width are multiples of 2: got 3 x 3"),
     ],
 )
 def test_settings_that_cannot_be(kind, settings, message):

@@ -81,13 +81,30 @@ def test_noise_is_a_function_of_the_code_and_of_the_asked_size(tmp_path):
         (images(10), 10, r"latent_dim needs to be in \[1, 9\] for 10 images of 36 numbers: got 10"),
         (images(100), 37, r"latent_dim needs to be in \[1, 36\]"),
         (images(10), 0, r"latent_dim needs to be in \[1, 9\]"),
-        (images(10)[..., :4], 2, r"fit needs square float images .* got torch.float32 \[10, 1, 6, 4\]"),
-        (torch.zeros(10, 1, 6, 6, dtype=torch.uint8), 2, "fit needs square float images .* got torch.uint8"),
+        (images(10)[0], 2, r"fit needs float images .* got torch.float32 \[1, 6, 6\]"),
+        (torch.zeros(10, 1, 6, 6, dtype=torch.uint8), 2, "fit needs float images .* got torch.uint8"),
     ],
 )
 def test_what_cannot_be_fitted(given, latent_dim, message):
     with pytest.raises(ValueError, match=message):
         Linear.fit(given, latent_dim)
+
+
+def test_images_that_are_not_square(tmp_path):
+    """The same numbers in another shape give the same directions."""
+    square = images(channels=3)
+    long, whole = Linear.fit(square.view(60, 3, 4, 9), 5), Linear.fit(square, 5)
+    assert (long.img_size, long.img_resolution, long.arguments()["img_resolution"]) == ((4, 9), (4, 9), [4, 9])
+    codes = whole.encode(square)
+    assert long.encode(square.view(60, 3, 4, 9)).equal(codes)
+    assert long.decode(codes).equal(whole.decode(codes).view(60, 3, 4, 9))
+    assert Linear.from_pretrained(long.save_pretrained(tmp_path)).decode(codes).equal(long.decode(codes))
+
+
+@pytest.mark.parametrize("size", [(4,), (4, 0), (4, 5, 6), "28", 2.0, True])
+def test_a_size_is_one_or_two_counts(size):
+    with pytest.raises(ValueError, match=r"img_resolution needs an integer from 1, or \(height, width\): got"):
+        Linear(img_resolution=size)
 
 
 def test_noise_needs_a_size():

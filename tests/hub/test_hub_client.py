@@ -12,7 +12,8 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
-from loopback_hub import WRITER, environment
+from loopback_hub import WRITER, answers, environment
+from systems import link
 
 from latent_mixup import files, hub
 from latent_mixup.bank import LatentBank
@@ -323,6 +324,35 @@ def test_a_push_to_a_branch_and_a_pull_request_leave_main_alone(hub_server, writ
         assert load_generator(f"org/new@{revision}").digest() == make_generator(seed=seed).digest()
 
 
+def test_a_tag_names_the_commit_and_does_not_move(hub_server, writer):
+    first = make_generator().push_to_hub("org/new", tag="v1")
+    with pytest.raises(hub.HubError, match="it has a tag 'v1', which does not move, choose another one"):
+        make_generator(seed=1).push_to_hub("org/new", tag="v1")
+    second = make_generator(seed=1).push_to_hub("org/new", tag="v2")
+    assert hub_server.repo("model", "org/new").refs == {"main": second.oid, "v1": first.oid, "v2": second.oid}
+    assert load_generator("org/new@v1").digest() == make_generator().digest()
+    with pytest.raises(ValueError, match="leave out tag='v3' until the pull request is merged"):
+        make_generator().push_to_hub("org/new", create_pr=True, tag="v3")
+
+
+def test_a_push_that_was_stopped_sends_what_the_hub_has_not(hub_server, writer, tmp_path):
+    make_bank().save_pretrained(tmp_path, max_shard_bytes=48)
+    shards = {files.sha256(path) for path in tmp_path.glob("*.safetensors")}
+    assert len(shards) == 3
+    store, (last, *_) = hub_server.elsewhere, sorted(shards)
+    store.play(f"PUT /stored/{last}", answers(403), times=1)
+    with pytest.raises(hub.HubError):
+        hub.push_folder(tmp_path, "org/bank", "bank")
+    repo = hub_server.repo("dataset", "org/bank")
+    assert "bank.index.json" not in repo.commits[repo.refs["main"]]
+    there = {*store.stored}
+    store.requests.clear()
+    hub.push_folder(tmp_path, "org/bank", "bank")
+    sent = [request.path.rpartition("/")[2] for request in store.requests if request.method == "PUT"]
+    assert sorted(sent) == sorted(shards - there)
+    assert LatentBank.from_pretrained("org/bank", verify=True).digest() == make_bank().digest()
+
+
 def test_a_smaller_bank_takes_the_place_of_a_larger_one(hub_server, writer, bank_commit):
     hub_server.repo("dataset").commits[bank_commit].update({"README.md": b"kept", "bank-notes.txt": b"kept"})
     make_bank().subset(slice(0, 4)).push_to_hub("org/repo")
@@ -435,7 +465,7 @@ def test_what_a_killed_save_left_under_another_name_is_pushed_under_its_own(hub_
 def test_a_link_out_of_the_folder_is_not_pushed(hub_server, tmp_path):
     make_generator().save_pretrained(tmp_path / "out")
     (tmp_path / "secret").write_text("secret")
-    (tmp_path / "out" / "LICENSE").symlink_to(tmp_path / "secret")
+    link(tmp_path / "out" / "LICENSE", tmp_path / "secret")
     with pytest.raises(files.FormatError, match=r"LICENSE is a link that leaves its folder"):
         hub.push_folder(tmp_path / "out", "org/new", "generator")
     assert hub_server.requests == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import one_hot_bank
 from timm.data import FastCollateMixup, create_loader
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
@@ -120,6 +121,7 @@ def test_our_lines_at_their_places(timm_loader, prefetcher):
     here = {"args": arguments_of(prefetcher), "loader_train": loader, "data_config": {"mean": MEAN, "std": STD}}
     exec(f"{imported}\n{line.strip()}", here)
     assert here["mixup_active"]
+    assert here["args"].mixup > 0  # by which train.py of timm 1.0.31 chooses its loss
     assert (here["mixup_fn"] is None) == prefetcher
     for images, targets in here["loader_train"]:
         if not prefetcher:
@@ -136,6 +138,21 @@ def test_it_is_the_wrapper_with_timms_settings(bundled, timm_loader):
     for found, wanted in zip(mixed, expected, strict=True):
         assert torch.equal(found[0], wanted[0])
         assert torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("prefetcher", [True, False])
+def test_its_multi_label_task_is_ours(bundled, timm_loader, prefetcher):
+    arguments = arguments_of(prefetcher, 0.0)
+    arguments.task = "multilabel"
+    generator, bank = bundled
+    loader, mixup_fn, _ = use_latent_mixup(
+        timm_loader(use_prefetcher=prefetcher),
+        arguments,
+        {"mean": MEAN, "std": STD},
+        generator,
+        one_hot_bank(bank),
+    )
+    assert "multi_label=True" in repr(loader if prefetcher else mixup_fn)
 
 
 @pytest.mark.parametrize(("prefetcher", "smoothing"), [(True, 0.1), (False, 0.0)])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Killer, LabelledImages, LinearGenerator
 from reference import invert_one_image
+from systems import link, needs_fork
 
 import latent_mixup as lm
 from latent_mixup import LatentBank, invert, refine
@@ -498,7 +499,7 @@ def test_the_banks_own_folder_is_refused(bank, linear_generator, toy_dataset, tm
     part = invert(toy_dataset, linear_generator, **arguments, out=tmp_path / "bank", shard=(0, 2))
     returned = invert(toy_dataset, linear_generator, **arguments, out=tmp_path / "bank")
     before = contents(tmp_path / "bank")
-    (tmp_path / "link").symlink_to(tmp_path / "bank")
+    link(tmp_path / "link", tmp_path / "bank")
     opened = LatentBank.from_pretrained(tmp_path / "bank")
     for of_folder in (opened, opened.subset(range(40)), returned, part):
         for out in (tmp_path / "bank", tmp_path / "link"):
@@ -607,6 +608,7 @@ def run_until_killed(out: Path, at: int, number: int) -> None:
         refine(bank, dataset, LinearGenerator(), **{**STAGES, "loss": Watched()}, out=out)
 
 
+@needs_fork
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
     """SIGKILL in the steps of a chunk, before a file is renamed into place, and after it."""
     script = f"""

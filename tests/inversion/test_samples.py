@@ -251,7 +251,8 @@ def by_file(samples: Samples, dataset) -> tuple[Tensor, list[int]]:
 def test_an_image_folder_of_several_modes(tmp_path, channels, target, modes):
     write_folder(tmp_path, channels, modes)
     kept = ImageFolder(str(tmp_path), loader=lazy)
-    assert {kept[index][0].mode for index in range(N)} == {KEPT[mode] for mode in modes}
+    found = {kept[index][0].mode for index in range(N)}
+    assert {"I;16" if mode == "I" else mode for mode in found} == {KEPT[mode] for mode in modes}  # I: Pillow before 11
     samples = read(kept, Sized(target))
     images, labels = by_file(samples, kept)
     assert images.equal(from_uint8(pictures(channels)).expand(-1, target, -1, -1))

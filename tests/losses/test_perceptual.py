@@ -19,6 +19,7 @@ from conftest import LabelledImages
 from defaults import default_dtype
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torchvision import models
 
 from latent_mixup import files, hub, invert
@@ -29,6 +30,13 @@ from latent_mixup.losses.chosen import default_loss
 from latent_mixup.losses.perceptual import BACKBONES
 
 LPIPS_URL = "https://download.pytorch.org/models/"
+SAFE_SINCE = perceptual.SAFE_SINCE
+
+
+@pytest.fixture(autouse=True)
+def _own_files(monkeypatch):
+    """The files of these tests are their own: each torch may read them."""
+    monkeypatch.setattr(perceptual, "SAFE_SINCE", "0")
 
 
 def pairs(n: int = 3, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -371,6 +379,43 @@ class Code:
 
     def __reduce__(self):
         return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def sources(cache, monkeypatch, tmp_path, squeezenet) -> list[dict]:
+    """Arguments that name a ``.pth``: its path, torchvision's in torch's cache by default, and the path of that."""
+    monkeypatch.setattr(perceptual, "SAFE_SINCE", SAFE_SINCE)
+    torch.save(squeezenet, tmp_path / "net.pth")
+    save_file(squeezenet, tmp_path / "net.safetensors")
+    cached = put_into(cache, monkeypatch, (tmp_path / "net.pth").read_bytes())
+    return [{"weights": tmp_path / "net.pth"}, {}, {"download": True}, {"weights": str(cached)}]
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.9.1+cu128", "2.10.0a0+git1"])
+def test_an_older_torch_reads_no_pth(monkeypatch, tmp_path, sources, version):
+    """CVE-2026-24747: a hostile file corrupts its memory, also with ``weights_only=True``."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    LPIPS("squeeze", weights=tmp_path / "net.safetensors")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    for source in sources:
+        with pytest.raises(
+            RuntimeError, match=rf"\.pth on torch 2\.10 or .* {re.escape(version)}, .*, name a \.safetensors file"
+        ):
+            LPIPS("squeeze", **source)
+
+
+def test_an_older_torch_downloads_no_pth(cache, monkeypatch):
+    monkeypatch.setattr(perceptual, "SAFE_SINCE", SAFE_SINCE)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("it was downloaded"))
+    with pytest.raises(RuntimeError, match=r"vgg16-397923af\.pth on torch 2\.10"):
+        LPIPS(download=True)
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.10.0+cpu", "2.14.1+cu130"])
+def test_a_newer_torch_reads_a_pth(monkeypatch, sources, version):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    assert len({callable_id(LPIPS("squeeze", **source)) for source in sources}) == 1
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])

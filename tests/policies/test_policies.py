@@ -58,6 +58,7 @@ WEIGHTS = [
 PARTNERS = [
     Anyone(),
     SameClass(),
+    SameClass(nearest=3),
     OtherClass(),
     ClassPairs([[0, 1, 1], [1, 0, 0], [0.5, 0, 3]]),
     Nearest(8),
@@ -598,6 +599,8 @@ def test_probabilities_in_the_place_of_logits_are_told_once():
         (Scheduled, "epochs", 5, "Scheduled.epochs needs a list: got 5"),
         (Scheduled, "epochs", (0, 1.5), r"Scheduled.epochs\[1\] needs to be an integer: got 1.5"),
         (Scheduled, "strengths", "01", "Scheduled.strengths needs a list: got '01'"),
+        (SameClass, "nearest", 2.5, "SameClass.nearest needs to be an integer: got 2.5"),
+        (SameClass, "nearest", True, "SameClass.nearest needs to be an integer: got True"),
         (Nearest, "candidates", 2.5, "Nearest.candidates needs to be an integer: got 2.5"),
         (Nearest, "among", Nearest(2), "Nearest.among needs to be Anyone, SameClass, OtherClass or ClassPairs"),
         (Farthest, "among", Anyone, "got <class .*make one, .*Anyone"),
@@ -677,6 +680,8 @@ def test_whatever_json_holds_the_error_is_a_short_value_error(config):
         (lambda: ClassPairs([[1, 0], [0, 0]]), "row 1 of the class-pair matrix"),
         (lambda: Nearest(0), "candidates needs to be in .1, 65535.: got 0"),
         (lambda: Farthest(0), "candidates needs to be in .1, 65535.: got 0"),
+        (lambda: SameClass(0), "nearest needs to be in .1, 1024.: got 0"),
+        (lambda: SameClass(1025), "nearest needs to be in .1, 1024.: got 1025"),
         (lambda: Layers(0), "coarse needs to be at least 1 layer: got 0"),
         (lambda: Layers(2, 1.5), r"label_share needs to be in \[0, 1\]: got 1.5"),
         (lambda: Layers(2, mixed="none"), 'mixed needs to be "both", "coarse" or "fine": got \'none\''),
@@ -701,7 +706,7 @@ def test_whatever_json_holds_the_error_is_a_short_value_error(config):
         ),
         (lambda: from_config({"weights": "Beta"}), "got 'Beta'"),
         (lambda: from_config({"noise": {"kind": "Noise", "sigma": 1}}), "Noise has no setting 'sigma'"),
-        (lambda: from_config({"partners": {"kind": "SameClass", "n": 1}}), "expected some of none"),
+        (lambda: from_config({"partners": {"kind": "OtherClass", "n": 1}}), "expected some of none"),
         (lambda: from_config({"labels": {"kind": "Curve"}}), "Curve needs the setting 'points', which is missing"),
         (
             lambda: from_config({"weights": {"kind": "Beta", "alpha": "1"}}),
@@ -776,7 +781,7 @@ def test_a_data_set_refuses_one_lam_a_batch(linear_generator, toy_bank):
 def test_what_is_known_of_a_bank_stays_in_its_process(bank):
     rows = BankView(bank)
     drawn(Policy(partners=Nearest(4), noise=Noise(0.1)), rows)
-    assert set(vars(pickle.loads(pickle.dumps(rows)))) == {"bank", "rows", "num_rows"}  # noqa: S301
+    assert set(vars(pickle.loads(pickle.dumps(rows)))) == {"bank", "rows", "num_rows", "_neighbours"}  # noqa: S301
 
 
 def test_widths_of_a_low_pass_are_uniform_between_its_ends():

@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
 from pathlib import Path
+from re import escape
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from conftest import LabelledImages, LinearGenerator, one_hot_bank
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from systems import FORK, KILLED, link, pipe
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
@@ -181,9 +182,10 @@ def test_what_is_finished_is_not_done_again(make, small_chunks, tmp_path, monkey
 @pytest.mark.parametrize(("at", "chunks"), [(4, 2), (7, 4), (8, 4)])  # a chunk, the columns, the index
 def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path, at, chunks):
     script = f"""
-        import os, signal, sys
+        import os, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         import torch
+        from systems import KILL
         from conftest import LinearGenerator
         from latent_mixup import LatentBank
         import latent_mixup.pool.render
@@ -194,7 +196,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path, at
         def killing(*names):
             renamed.append(names)
             if len(renamed) == {at}:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), KILL)
             replace(*names)
         os.replace = killing
         rendering.render(LinearGenerator(), bank, sys.argv[2], n=60, progress=False)
@@ -205,7 +207,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(make, small_chunks, tmp_path, at
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), tmp_path / "bank", out], capture_output=True, text=True
     )
-    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert found.returncode == KILLED, found.stderr
     assert len(list((out / "chunks").glob("chunk-*.safetensors"))) == chunks  # the settings were the first file
     assert not (out / INDEX_FILE).exists()
     expected = contents(make("whole", bank=bank))
@@ -500,7 +502,7 @@ def test_each_field_of_the_index_is_checked(make, field, value, message):
     if value is ...:
         del held[last]
     (folder / INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(PoolFormatError, match=f"{folder}.*{message}"):
+    with pytest.raises(PoolFormatError, match=rf"{escape(str(folder))}.*{message}"):
         lm.RenderedMixupDataset(folder)
 
 
@@ -521,7 +523,7 @@ def test_numbers_that_no_mix_has_are_refused(make, column, change, message):
     for entry, value in change.items():
         columns[column][entry] = value
     save_file(columns, folder / COLUMNS_FILE)
-    with pytest.raises(PoolFormatError, match=f"{folder / COLUMNS_FILE}: {message}.*render it again"):
+    with pytest.raises(PoolFormatError, match=rf"{escape(str(folder / COLUMNS_FILE))}: {message}.*render it again"):
         lm.RenderedMixupDataset(folder)
 
 
@@ -534,15 +536,15 @@ def test_odd_files_are_not_opened(make, tmp_path, name, kind):
     if kind == "folder":
         (folder / name).mkdir()
     elif kind == "pipe":
-        os.mkfifo(folder / name)
+        pipe(folder / name)
     elif kind == "link":
         (tmp_path / "elsewhere").write_bytes(bytes(size))
-        (folder / name).symlink_to(tmp_path / "elsewhere")
+        link(folder / name, tmp_path / "elsewhere")
     else:
         (folder / name).write_bytes(bytes(size))
     if kind == "zeros" and name == IMAGES_FILE:
         lm.RenderedMixupDataset(folder)  # black images; verify=True tells
-    with pytest.raises((PoolFormatError, FileNotFoundError), match=str(folder / name)):
+    with pytest.raises((PoolFormatError, FileNotFoundError), match=escape(str(folder / name))):
         lm.RenderedMixupDataset(folder, verify=kind == "zeros")
 
 
@@ -667,6 +669,7 @@ def test_modes_of_the_caller_do_not_matter(make, images):
         ({"refresh": 0.5, "generator": "fashion-mnist", "bank": "fashion-mnist"}, ValueError, "pool"),
         ({"verify": True, "prob": "0.5"}, (TypeError, ValueError), "prob"),
         ({"prob": 0.5}, ValueError, r"prob=0.5 needs dataset="),
+        ({"prob": {0: 0.5}}, TypeError, "prob needs to be a number: a pool draws its entries whatever the class"),
         ({"num_classes": 2}, ValueError, "label 2 is outside num_classes=2"),
         ({"normalize": 0.5}, ValueError, r"normalize needs to be \(mean, std\): got 0.5"),
         ({"normalize": ((0.1, 0.2), (1, 1))}, ValueError, r"mean and std need one number, .*: got \(0.1, 0.2\)"),
@@ -755,7 +758,7 @@ def test_a_resumed_run_has_the_same_entries(refreshed):
         assert all(map(torch.equal, pull(dataset), pull(other)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", [FORK, "spawn"])
 def test_refreshed_entries_reach_workers(refreshed, method):
     dataset = refreshed()
     loader = DataLoader(dataset, 8, num_workers=1, persistent_workers=True, multiprocessing_context=method)

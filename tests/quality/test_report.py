@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import foreign
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -27,6 +26,7 @@ from latent_mixup.inversion import pixel_mse, report
 from latent_mixup.inversion.samples import probe
 from latent_mixup.quality import page
 
+matplotlib = pytest.importorskip("matplotlib")
 module = importlib.import_module("latent_mixup.quality.report")
 FILES = {"report.json", "report.png"}
 

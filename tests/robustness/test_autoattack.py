@@ -14,7 +14,7 @@ from classifier import Sees, noisy_patterns
 from torch import Tensor, nn
 
 from latent_mixup.robustness import accuracy, autoattack, pgd_accuracy
-from latent_mixup.robustness.autoattack import _forked
+from latent_mixup.sampling import states_kept
 
 BOUNDS = (-2.0, 2.0)
 
@@ -90,9 +90,10 @@ def test_only_the_random_states_in_use_are_saved(monkeypatch):
     """Saving that of every GPU would start them all."""
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(torch.random, "fork_rng", lambda **how: asked.append(how) or contextlib.nullcontext())
-    for device in ("cpu", "cuda:1"):
-        _forked(torch.device(device))
-    assert asked == [{"devices": []}, {"devices": [torch.device("cuda:1")], "device_type": "cuda"}]
+    for device in ("cpu", "mps", "cuda:1", "xpu:0"):
+        states_kept(torch.device(device))
+    kept = [{"devices": [torch.device(name)], "device_type": name[:-2]} for name in ("cuda:1", "xpu:0")]
+    assert asked == [{"devices": []}, {"devices": []}, *kept]
 
 
 def test_autoattack_missing_names_the_extra(monkeypatch, trained):

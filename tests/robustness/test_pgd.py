@@ -134,7 +134,7 @@ def test_random_starts_fill_the_ball(norm):
 
 
 def test_restarts_only_add(trained, data):
-    how = {"eps": RADII["linf"], "steps": 2, "bounds": BOUNDS}
+    how = {"eps": 0.26, "steps": 2, "bounds": BOUNDS}  # where for several images the start decides
     once, thrice = (pgd(trained, *data, restarts=n, **how) for n in (1, 3))
     assert thrice.fooled[once.fooled].all()
     assert thrice.fooled.sum() > once.fooled.sum()
