@@ -54,6 +54,7 @@ def test_tests_run_on_three_systems_and_the_parts_are_those_of_ci():
     assert ".ci/run tests" in commands(jobs["tests"])
     assert commands(jobs["lowest"]) == [".ci/run lowest"]
     assert commands(jobs["style"]) == [".ci/run style"]
+    assert commands(jobs["site"]) == [".ci/run site"]
 
 
 def test_a_release_is_a_tag_and_needs_no_password():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -147,6 +148,25 @@ def test_no_two_purposes_share_a_random_stream():
     assert not wrong, "\n".join(wrong)
     shared = {word: found for word, found in places.items() if len(found) > 1}
     assert not shared, "\n".join(f"{word!r}: {'; '.join(found)}" for word, found in shared.items())
+
+
+def test_nothing_is_unpickled():
+    """``SECURITY.md`` says so: no unpickling, ``torch.load`` of weights alone, arrays of numbers alone."""
+    wrong = []
+    for path in files(PACKAGE):
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if (
+                re.match(r"(pickle|marshal|shelve|joblib|dill)\.(load|loads|open|Unpickler)$", called)
+                or (called == "torch.load" and said.get("weights_only") != "True")
+                or (called == "np.load" and said.get("allow_pickle") != "False")
+                or said.get("allow_pickle") == "True"
+            ):
+                wrong.append(f"{name(path)}, line {node.lineno}: {called}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_test_files_have_names_of_their_own():

@@ -106,13 +106,16 @@ def test_licences_of_code_and_data_are_declared():
         assert words in notice, words
 
 
+WITH_SNIPPETS = ("README.md", *(f"docs/{name}.md" for name in ("start", "policies", "robust-training", "inversion")))
+
+
 def snippets(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(
     ("page", "number"),
-    [(page, number) for page in ("README.md", "docs/policies.md") for number in range(len(snippets(page, "python")))],
+    [(page, number) for page in WITH_SNIPPETS for number in range(len(snippets(page, "python")))],
 )
 def test_snippets_run(page, number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

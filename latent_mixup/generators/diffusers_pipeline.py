@@ -43,7 +43,7 @@ Term: TypeAlias = tuple[Tensor, Tensor | None]  # weights [B] and rows of condit
 class DiffusersPipeline(Generator):
     """A latent diffusion model of diffusers, which makes a mix of codes look like one of its images.
 
-    A code is that of :class:`DiffusersVAE` (in :attr:`vae`). ``decode`` adds noise to it, as much as an image has
+    A code is that of :class:`DiffusersVAE` (in ``vae``). ``decode`` adds noise to it, as much as an image has
     ``strength * steps`` steps before the end of ``steps``, lets the model remove it in these steps, and decodes what
     comes out by the autoencoder. With ``strength=0`` that is the autoencoder's own decode; with 1 little of the code is
     left. A mix costs ``strength * steps`` evaluations of the network: render a pool, on a GPU.
@@ -51,7 +51,7 @@ class DiffusersPipeline(Generator):
     Noise is drawn for each code by itself. It depends on ``seed`` and on the code, up to its rounding: the same code
     gives the same image, in any batch.
 
-    Inversion is the autoencoder's: :attr:`coder` is :attr:`vae`, so that a bank fits any strength. ``decode`` itself
+    Inversion is the autoencoder's: :attr:`coder` is ``vae``, so that a bank fits any strength. ``decode`` itself
     has no gradient.
 
     The model may be a ``UNet2DConditionModel`` with a CLIP text encoder (Stable Diffusion 1 and 2), a
