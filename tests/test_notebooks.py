@@ -32,11 +32,14 @@ def test_a_notebook_runs(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_holds_what_one_run_of_it_gave(path):
+def test_a_notebook_holds_what_one_run_of_it_gave_or_nothing(path):
     assert path.stat().st_size < MAX_BYTES
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    if path.stem != "quickstart" and not outputs:
+        assert all(cell["execution_count"] is None for cell in cells)
+        return
     assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
-    kinds = [output["output_type"] for cell in cells for output in cell["outputs"]]
-    assert "error" not in kinds
-    assert not any(output.get("name") == "stderr" for cell in cells for output in cell["outputs"])
-    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+    assert "error" not in [output["output_type"] for output in outputs]
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
